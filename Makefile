@@ -1,0 +1,39 @@
+# Two commands do everything on a fresh machine: `make run` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: run test test-slow lint protos bench-deps clean
+
+# A stamp per set of extras: nothing is installed twice.
+$(VENV)/.stamp-%: pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing shardline[$*] into $(VENV) (the first time takes a few minutes)"
+	@$(PIP) install --editable '.[$(subst -,$(comma),$*)]'
+	@touch $@
+
+comma := ,
+
+run: $(VENV)/.stamp-demo
+	@$(BIN)/python -m shardline.demo $(if $(RUN_ONCE),--once)
+
+test: lint
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/.stamp-dev-demo
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.stamp-dev-demo
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m protos.generate --check
+	$(BIN)/python -m mypy
+
+protos: $(VENV)/.stamp-dev-demo
+	$(BIN)/python -m protos.generate
+
+bench-deps: $(VENV)/.stamp-dev-demo $(VENV)/.stamp-bench
+
+clean:
+	rm -rf $(VENV) models build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,1 @@
+"""The wire contracts and their generated code. `python -m protos.generate` writes the code again."""
