@@ -1,0 +1,177 @@
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.model_yaml import (
+    BatchingSection,
+    ModelYaml,
+    ModelYamlError,
+    known_keys,
+    model_yaml_text,
+    parse_model_yaml,
+    read_model_yaml,
+    write_model_yaml,
+)
+
+
+def refusal(text: str) -> str:
+    with pytest.raises(ModelYamlError) as caught:
+        parse_model_yaml(text.encode(), "model.yaml")
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "# only a comment\n", "null\n", "{}"])
+def test_an_empty_file_means_the_defaults(text: str) -> None:
+    assert parse_model_yaml(text.encode(), "model.yaml") == ModelYaml()
+
+
+def test_every_key_can_be_given() -> None:
+    model = parse_model_yaml(
+        b"""
+handler: package.module:Handler
+versions: [1, 3]
+stages: 2
+replicas: [2, 1]
+cpus: 0.5
+device: cuda:1
+runtime: eager
+batching: {max_rows: 8, max_wait_ms: 0, max_bytes: 4096, max_padding: 0.25}
+deadline_s: 5
+limits: {max_inflight: 10, max_inflight_per_replica: 4, max_queue_rows: 100}
+drain_s: 1.5
+""",
+        "model.yaml",
+    )
+    assert model.versions == (1, 3)
+    assert model.stage_replicas == (2, 1)
+    assert model.batching == BatchingSection(max_rows=8, max_wait_ms=0, max_bytes=4096, max_padding=0.25)
+    assert model.limits.max_queue_rows == 100
+    assert model.threads == 1
+
+
+def test_one_replica_count_stands_for_every_stage() -> None:
+    assert parse_model_yaml(b"{stages: 3, replicas: 2}", "model.yaml").stage_replicas == (2, 2, 2)
+
+
+def test_threads_are_the_whole_cpus_that_a_replica_takes() -> None:
+    assert [ModelYaml(cpus=cpus).threads for cpus in (0.5, 1.0, 2.9, 4.0)] == [1, 1, 2, 4]
+
+
+def test_an_unknown_key_is_refused_with_its_line_and_the_nearest_known_key() -> None:
+    assert refusal("stages: 2\n\nreplica: 3\n") == "model.yaml:3: replica: unknown key; did you mean replicas?"
+    assert refusal("batching:\n  # rows\n  max_row: 3\n") == (
+        "model.yaml:3: batching.max_row: unknown key; did you mean max_rows?"
+    )
+
+
+def test_an_unknown_key_that_is_like_no_other_shows_all_that_are_known() -> None:
+    assert refusal("limits:\n  zz: 3\n") == (
+        "model.yaml:2: limits.zz: unknown key; known here: max_inflight, max_inflight_per_replica, max_queue_rows"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("batching:\n  max_rows: 0", "2: batching.max_rows: expected greater than or equal to 1, got 0"),
+        ("\ncpus: yes", "2: cpus: expected a valid number, got True"),
+        ("stages: 2.0", "1: stages: expected a valid integer, got 2.0"),
+        ("runtime: fast", "1: runtime: expected 'fastest' or 'eager', got 'fast'"),
+        ("drain_s: .nan", "1: drain_s: expected a finite number, got nan"),
+        (
+            "stages: 2\nreplicas: [1]",
+            "2: replicas: expected 2 numbers, one for each stage, or a single number, got [1]",
+        ),
+        ("batching: 4", "1: batching: expected keys below it: max_rows, max_wait_ms, max_bytes, max_padding, got 4"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_line_key_expected_and_got(text: str, message: str) -> None:
+    assert refusal(text) == f"model.yaml:{message}"
+
+
+@pytest.mark.parametrize("value", ["[0]", "[]", "[1, 1]", "latest", "3", "[true]"])
+def test_versions_are_newest_or_a_list_of_numbers(value: str) -> None:
+    assert refusal(f"versions: {value}").startswith("model.yaml:1: versions: expected ")
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "[]", "[2, 0]", "9999", "two"])
+def test_replicas_are_positive_and_bounded(value: str) -> None:
+    assert refusal(f"replicas: {value}").startswith("model.yaml:1: replicas: expected a whole number from 1")
+
+
+@pytest.mark.parametrize("value", ["os.system", "a:b:c", "':Class'", "a/b:C"])
+def test_a_handler_is_a_module_and_a_class(value: str) -> None:
+    assert "model.yaml:1: handler: expected module:Class" in refusal(f"handler: {value}")
+
+
+def test_every_problem_is_told_at_once_in_the_order_of_the_file() -> None:
+    lines = refusal("drain_s: -1\nstagess: 2\nruntime: x").splitlines()
+    assert [line.split(" ")[0] for line in lines] == ["model.yaml:1:", "model.yaml:2:", "model.yaml:3:"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("stages: 1\nstages: 2", "model.yaml:2: stages: given twice"),
+        ("a: &x 1\nb: *x", "model.yaml:2: *x: aliases are not taken; write the value out"),
+        ("[" * 50, "model.yaml:1: nested more than 8 deep; no key of model.yaml is"),
+        ("- 1", "model.yaml:1: expected keys such as `stages: 2`, got [1]"),
+        ("[1]: 2", "model.yaml:1: expected a key, got a list or a mapping"),
+    ],
+)
+def test_what_yaml_allows_and_we_do_not_is_refused_with_its_line(text: str, message: str) -> None:
+    assert refusal(text) == message
+
+
+@pytest.mark.parametrize(
+    "text", ["stages: {", "a: b: c", "\x00", "stages: !!python/object/apply:os.system [ls]", "deadline_s: 2024-13-45"]
+)
+def test_text_that_is_not_plain_yaml_is_refused(text: str) -> None:
+    assert refusal(text).startswith("model.yaml:1: ")
+
+
+def test_a_missing_file_says_that_an_empty_one_is_enough(tmp_path: Path) -> None:
+    with pytest.raises(ModelYamlError, match="an empty file is enough"):
+        read_model_yaml(tmp_path / "model.yaml")
+
+
+def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "model.yaml").write_bytes(b"#" * 100_000)
+    with pytest.raises(ModelYamlError, match="larger than 65536 bytes"):
+        read_model_yaml(tmp_path / "model.yaml")
+
+
+def test_what_is_written_is_read_back_and_says_each_unit(tmp_path: Path) -> None:
+    model = ModelYaml(handler="worker.text:Embed", versions=(1, 2), stages=2, replicas=(2, 1), cpus=0.5, drain_s=7)
+    path = tmp_path / "model.yaml"
+    write_model_yaml(path, model)
+    assert read_model_yaml(path) == model
+    lines = path.read_text().splitlines()
+    for key in known_keys():
+        at = next(number for number, line in enumerate(lines) if line.strip().startswith(key.split(".")[-1] + ":"))
+        assert lines[at - 1].strip().startswith("# ")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model.yaml"]
+
+
+@given(
+    st.builds(
+        ModelYaml,
+        stages=st.just(2),
+        replicas=st.one_of(st.integers(1, 9), st.tuples(st.integers(1, 9), st.integers(1, 9))),
+        versions=st.one_of(st.just("newest"), st.lists(st.integers(1, 99), min_size=1, unique=True).map(tuple)),
+        cpus=st.floats(0.01, 64),
+        deadline_s=st.floats(1e-3, 1000),
+        handler=st.one_of(st.none(), st.just("true:Null")),
+    )
+)
+def test_any_model_survives_writing_and_reading(model: ModelYaml) -> None:
+    assert parse_model_yaml(model_yaml_text(model).encode(), "model.yaml") == model
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_crash_the_reader(data: bytes) -> None:
+    with suppress(ModelYamlError):
+        parse_model_yaml(data, "model.yaml")
