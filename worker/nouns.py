@@ -111,6 +111,11 @@ class Work:
     traceparent: str = ""
 
     @property
+    def rows(self) -> int:
+        """Length of the first axis of the first tensor; 1 where there is none."""
+        return self.tensors[0].shape[0] if self.tensors and self.tensors[0].shape else 1
+
+    @property
     def remaining(self) -> float:
         """Seconds until the deadline; negative when it has passed."""
         return self.deadline - time.monotonic()

@@ -1,0 +1,262 @@
+"""One long-lived stream to one replica: connects, authenticates, numbers the requests and matches the replies.
+
+When the connection is lost, everything outstanding fails at once with `Lost`, and the stream connects again, with a
+growing pause, until it is closed.
+"""
+
+import asyncio
+import itertools
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import grpc
+import grpc.aio
+
+from worker.errors import DeadlineExceeded
+from worker.frames import (
+    MAX_MESSAGE_BYTES,
+    FrameError,
+    Incoming,
+    IncomingReply,
+    Unpacker,
+    cancel_frame,
+    request_frame,
+)
+from worker.nouns import Answer, Load, Work
+from worker.stream_writer import StreamWriter, first_to_end
+
+METHOD = "/shardline.v1.Worker/Stream"
+
+_Call: TypeAlias = grpc.aio.StreamStreamCall[bytes, bytes]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class StreamTimings:
+    """Seconds.
+
+    keepalive_s: a silent connection is probed this often.
+    keepalive_timeout_s: an unanswered probe ends the connection after this; with `keepalive_s` it bounds how long a
+        frozen replica goes unnoticed.
+    connect_s: longest wait for a connection and the replica's first message.
+    retry_min_s, retry_max_s: pause before the first and before every later new connection.
+    """
+
+    keepalive_s: float = 1.0
+    keepalive_timeout_s: float = 2.0
+    connect_s: float = 5.0
+    retry_min_s: float = 0.05
+    retry_max_s: float = 1.0
+
+
+class Lost(Exception):
+    """The replica's connection ended while it owed the answer."""
+
+
+class Refused(Exception):
+    """The replica gave the request back uncomputed."""
+
+
+@dataclass(slots=True)
+class _Outstanding:
+    future: asyncio.Future[Answer]
+    rows: int
+
+
+class ReplicaStream:
+    """Belongs to the event loop it was made on; owns one task until `close` or `finish`."""
+
+    def __init__(self, address: str, token: str, timings: StreamTimings, changed: Callable[[], None]) -> None:
+        self.address = address
+        self.ready = False
+        self._token = token
+        self._timings = timings
+        self._changed = changed
+        self._ids = itertools.count(1)
+        self._outstanding: dict[int, _Outstanding] = {}
+        self._rows = 0
+        self._others_rows = 0
+        self._load = Load()
+        self._load_at = time.monotonic()
+        self._writer: StreamWriter | None = None
+        self._unpacker = Unpacker()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._task = asyncio.create_task(self._stay_connected(), name=f"stream to {address}")
+
+    @property
+    def inflight(self) -> int:
+        return len(self._outstanding)
+
+    def expected_wait(self, now: float) -> float:
+        """Seconds that one more row would take here: what waits there times what a row takes there.
+
+        The replica's own figure loses half its weight each second, so that one slow answer is not held against a
+        replica that gets nothing to prove itself with.
+        """
+        seconds_per_row = self._load.seconds_per_row * math.exp2(self._load_at - now) + 1e-6
+        return (self._rows + self._others_rows + 1) * seconds_per_row
+
+    async def call(self, work: Work) -> Answer:
+        """Raises `Lost`, `Refused`, `DeadlineExceeded` or the replica's own `ShardlineError`."""
+        if self._writer is None:
+            raise Lost(f"no connection to {self.address}")
+        remaining = work.remaining
+        if remaining <= 0:
+            raise DeadlineExceeded("the deadline passed before the request was sent")
+        loop = asyncio.get_running_loop()
+        frame_id = next(self._ids)
+        outgoing = request_frame(frame_id, work)
+        future: asyncio.Future[Answer] = loop.create_future()
+        self._begin(frame_id, _Outstanding(future, work.rows))
+        timer = loop.call_later(remaining, _expire, future)
+        try:
+            self._writer.send(outgoing)
+            return await future
+        except (asyncio.CancelledError, DeadlineExceeded):
+            self._give_up(frame_id)
+            raise
+        finally:
+            timer.cancel()
+            self._end(frame_id)
+
+    async def finish(self) -> None:
+        """Takes nothing new, waits for what is outstanding (each has a deadline), and closes."""
+        self.ready = False
+        try:
+            await self._idle.wait()
+        finally:
+            await self.close()
+
+    async def close(self) -> None:
+        """Ends the connection; what is outstanding fails with `Lost`."""
+        self.ready = False
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    def _begin(self, frame_id: int, outstanding: _Outstanding) -> None:
+        self._outstanding[frame_id] = outstanding
+        self._rows += outstanding.rows
+        self._idle.clear()
+
+    def _end(self, frame_id: int) -> None:
+        outstanding = self._outstanding.pop(frame_id, None)
+        if outstanding is None:
+            return
+        self._rows -= outstanding.rows
+        if not self._outstanding:
+            self._idle.set()
+        self._changed()
+
+    def _give_up(self, frame_id: int) -> None:
+        """Tells the replica that nobody waits; unless it has just answered or is gone."""
+        if frame_id in self._outstanding and self._writer is not None:
+            self._writer.discard(frame_id)
+            self._unpacker.forget(frame_id)
+            self._writer.send(cancel_frame(frame_id))
+
+    async def _stay_connected(self) -> None:
+        pause = self._timings.retry_min_s
+        while True:
+            connected_at = time.monotonic()
+            reason = await self._connect_and_read()
+            self._disconnected(reason)
+            if time.monotonic() - connected_at > self._timings.connect_s:
+                pause = self._timings.retry_min_s
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, self._timings.retry_max_s)
+
+    async def _connect_and_read(self) -> str:
+        """Serves one connection to its end and returns why it ended."""
+        try:
+            async with grpc.aio.insecure_channel(self.address, options=_channel_options(self._timings)) as channel:
+                call: _Call = channel.stream_stream(METHOD)(metadata=(("authorization", f"Bearer {self._token}"),))
+                self._unpacker = Unpacker()
+                async with asyncio.timeout(self._timings.connect_s):
+                    self._receive(await call.read())
+                writer = StreamWriter(call.write, lambda: None)
+                self._writer = writer
+                self._set_ready(not self._load.draining)
+                await first_to_end(self._read(call), writer.run())
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError, _Closed, FrameError, TimeoutError) as error:
+            return _why(error)
+        return "the stream ended"
+
+    async def _read(self, call: _Call) -> None:
+        while True:
+            self._receive(await call.read())
+
+    def _receive(self, message: object) -> None:
+        if not isinstance(message, bytes):
+            raise _Closed("the replica closed the stream")
+        incoming = self._unpacker.feed(message)
+        load = self._unpacker.load
+        for one in incoming:
+            self._answered(one)
+        if load is not None:
+            self._unpacker.load = None
+            self._load, self._load_at = load, time.monotonic()
+            self._others_rows = max(0, load.queued_rows - self._rows)
+            if load.draining and self.ready:
+                self._set_ready(False)
+
+    def _answered(self, incoming: Incoming) -> None:
+        if not isinstance(incoming, IncomingReply):
+            raise FrameError("a replica sends replies only")
+        outstanding = self._outstanding.get(incoming.id)
+        if outstanding is None or outstanding.future.done():
+            return
+        if incoming.error is None:
+            outstanding.future.set_result(incoming.answer)
+        elif incoming.retriable:
+            self._set_ready(False)
+            outstanding.future.set_exception(Refused(str(incoming.error)))
+        else:
+            outstanding.future.set_exception(incoming.error)
+
+    def _set_ready(self, ready: bool) -> None:
+        self.ready = ready
+        self._changed()
+
+    def _disconnected(self, reason: str) -> None:
+        if self._writer is not None:
+            logger.warning("lost %s: %s; %d requests outstanding", self.address, reason, len(self._outstanding))
+        self._writer = None
+        for outstanding in self._outstanding.values():
+            if not outstanding.future.done():
+                outstanding.future.set_exception(Lost(f"{self.address}: {reason}"))
+        self._set_ready(False)
+
+
+class _Closed(Exception):
+    """The other side ended the stream."""
+
+
+def _expire(future: asyncio.Future[Answer]) -> None:
+    if not future.done():
+        future.set_exception(DeadlineExceeded("the deadline passed while a replica had the request"))
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, grpc.aio.AioRpcError):
+        return f"{error.code().name}: {error.details()}"
+    if isinstance(error, TimeoutError):
+        return "no connection in time"
+    return str(error)
+
+
+def _channel_options(timings: StreamTimings) -> list[tuple[str, int]]:
+    return [
+        ("grpc.keepalive_time_ms", int(timings.keepalive_s * 1000)),
+        ("grpc.keepalive_timeout_ms", int(timings.keepalive_timeout_s * 1000)),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.enable_retries", 0),
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ]

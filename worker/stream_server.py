@@ -1,0 +1,225 @@
+"""A worker's door: takes frames from holders of the cluster's token and answers each on the stream it came by."""
+
+import asyncio
+import hmac
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from time import monotonic
+
+import grpc
+import grpc.aio
+
+from worker.errors import Internal, Overloaded, ShardlineError, Unavailable
+from worker.frames import (
+    MAX_MESSAGE_BYTES,
+    FrameError,
+    IncomingCancel,
+    IncomingRequest,
+    Unpacker,
+    error_frame,
+    reply_frame,
+)
+from worker.nouns import Answer, Load, Work
+from worker.stream_writer import StreamWriter, first_to_end
+
+SERVICE = "shardline.v1.Worker"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class StreamServerLimits:
+    """Bounds of what callers can make a worker hold.
+
+    max_frames: requests in work per stream; more are answered `Overloaded`.
+    max_partial_bytes: bytes of requests that are still arriving, per stream.
+    tell_load_s: a stream on which nothing is sent still learns the load this often, seconds.
+    """
+
+    max_frames: int = 4096
+    max_partial_bytes: int = (1 << 31) - 1
+    tell_load_s: float = 1.0
+
+
+class StreamServer:
+    """Serves `shardline.v1.Worker` on a port of its own.
+
+    `serve` computes one request; it is cancelled when its caller cancels or goes away. It may raise `ShardlineError`s,
+    which the caller is told; anything else is logged and told as `Internal`. `load` is asked for with every message.
+    """
+
+    def __init__(
+        self,
+        token: str,
+        serve: Callable[[Work], Awaitable[Answer]],
+        load: Callable[[], Load],
+        limits: StreamServerLimits | None = None,
+    ) -> None:
+        self._token = token.encode()
+        self._serve = serve
+        self._load = load
+        self._limits = limits or StreamServerLimits()
+        self._draining = False
+        self._streams: set[_Stream] = set()
+        self._strangers: set[str] = set()
+        self._server: grpc.aio.Server | None = None
+
+    async def start(self, host: str = "127.0.0.1", port: int = 0) -> str:
+        """Listens and returns `host:port`. Raises OSError where the address cannot be had."""
+        server = grpc.aio.server(options=_SERVER_OPTIONS)
+        handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.stream_stream_rpc_method_handler(self._accept)
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"Stream": handler}),))
+        try:
+            bound = server.add_insecure_port(f"{host}:{port}")
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {host}:{port}: {error}") from error
+        await server.start()
+        self._server = server
+        return f"{host}:{bound}"
+
+    @property
+    def owed(self) -> int:
+        """Requests taken and not yet answered; a stream with anything left to write counts for one."""
+        return sum(stream.owed for stream in self._streams)
+
+    def drain(self) -> None:
+        """Gives every new request back uncomputed from now on, and tells callers so; what it has is still answered."""
+        self._draining = True
+        for stream in self._streams:
+            stream.writer.tell_load()
+
+    async def stop(self, grace_s: float = 0.0) -> None:
+        """Closes the port; streams end after `grace_s` seconds at the latest."""
+        if self._server is not None:
+            await self._server.stop(grace_s)
+            self._server = None
+
+    def _current_load(self) -> Load:
+        load = self._load()
+        return Load(load.queued_rows, load.seconds_per_row, self._draining or load.draining)
+
+    async def _accept(self, _: object, context: "grpc.aio.ServicerContext[bytes, bytes]") -> None:
+        if not self._holds_token(context):
+            self._log_stranger(context.peer())
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "this port takes frames from the cluster only")
+        stream = _Stream(context, self._serve, lambda: self._draining, self._current_load, self._limits)
+        self._streams.add(stream)
+        try:
+            await stream.run()
+        except FrameError as error:
+            logger.warning("closing the stream of %s: %s", context.peer(), error)
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        finally:
+            self._streams.discard(stream)
+
+    def _holds_token(self, context: "grpc.aio.ServicerContext[bytes, bytes]") -> bool:
+        for key, value in context.invocation_metadata() or ():
+            if key == "authorization":
+                given = value if isinstance(value, bytes) else value.encode()
+                return hmac.compare_digest(given, b"Bearer " + self._token)
+        return False
+
+    def _log_stranger(self, peer: str) -> None:
+        host = peer.rsplit(":", 1)[0]
+        if host not in self._strangers and len(self._strangers) < 1024:
+            self._strangers.add(host)
+            logger.warning("refused %s: it does not hold the cluster's token (said once)", host)
+
+
+class _Stream:
+    """One caller's stream, from its first message to its end."""
+
+    def __init__(
+        self,
+        context: "grpc.aio.ServicerContext[bytes, bytes]",
+        serve: Callable[[Work], Awaitable[Answer]],
+        draining: Callable[[], bool],
+        load: Callable[[], Load],
+        limits: StreamServerLimits,
+    ) -> None:
+        self._context = context
+        self._serve = serve
+        self._draining = draining
+        self._limits = limits
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self.writer = StreamWriter(context.write, load)
+
+    @property
+    def owed(self) -> int:
+        return len(self._tasks) + (not self.writer.idle)
+
+    async def run(self) -> None:
+        """Returns when the caller is gone; what it waited for is cancelled then."""
+        self.writer.tell_load()
+        try:
+            await first_to_end(self._read(), self.writer.run(), self._tell_load_often())
+        finally:
+            tasks = list(self._tasks.values())
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _tell_load_often(self) -> None:
+        while True:
+            await asyncio.sleep(self._limits.tell_load_s)
+            self.writer.tell_load()
+
+    async def _read(self) -> None:
+        unpacker = Unpacker(self._limits.max_partial_bytes)
+        while True:
+            message = await self._context.read()
+            if not isinstance(message, bytes):
+                return
+            for incoming in unpacker.feed(message):
+                if isinstance(incoming, IncomingRequest):
+                    self._begin(incoming)
+                elif isinstance(incoming, IncomingCancel):
+                    self._cancel(incoming.id)
+                else:
+                    raise FrameError("a caller sends requests and cancels only")
+
+    def _begin(self, request: IncomingRequest) -> None:
+        if self._draining():
+            self.writer.send(error_frame(request.id, Unavailable("the replica is draining"), retriable=True))
+            return
+        if request.id in self._tasks:
+            raise FrameError(f"request {request.id} is already in work")
+        if len(self._tasks) >= self._limits.max_frames:
+            error = Overloaded(f"{self._limits.max_frames} requests are in work on this stream")
+            self.writer.send(error_frame(request.id, error))
+            return
+        work = Work(request.tensors, monotonic() + request.remaining_s, request.priority, request.traceparent)
+        task = asyncio.create_task(self._answer(request.id, work))
+        self._tasks[request.id] = task
+        task.add_done_callback(lambda _: self._tasks.pop(request.id))
+
+    def _cancel(self, request_id: int) -> None:
+        task = self._tasks.get(request_id)
+        if task is not None:
+            task.cancel()
+        self.writer.discard(request_id)
+
+    async def _answer(self, request_id: int, work: Work) -> None:
+        try:
+            frame = reply_frame(request_id, await self._serve(work))
+        except ShardlineError as error:
+            frame = error_frame(request_id, error)
+        except Exception:
+            logger.exception("a request failed")
+            frame = error_frame(request_id, Internal("the worker failed on this request; its log says why"))
+        self.writer.send(frame)
+
+
+_SERVER_OPTIONS = [
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_concurrent_streams", 16),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    # Callers probe a silent connection every second or so; the default policy would call that abuse.
+    ("grpc.http2.min_ping_interval_without_data_ms", 100),
+    ("grpc.http2.max_ping_strikes", 0),
+    ("grpc.keepalive_time_ms", 5_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+]
