@@ -26,7 +26,7 @@ class LinkLimits:
     """
 
     max_inflight: int = 64
-    attempts: int = 4
+    attempts: int = 3
     patience_s: float = 5.0
     timings: StreamTimings = field(default_factory=StreamTimings)
 

@@ -27,6 +27,8 @@ SERVICE = "shardline.v1.Worker"
 
 logger = logging.getLogger(__name__)
 
+_DRAIN_LOOK_S = 0.01
+
 
 @dataclass(frozen=True, slots=True)
 class StreamServerLimits:
@@ -83,11 +85,18 @@ class StreamServer:
         """Requests taken and not yet answered; a stream with anything left to write counts for one."""
         return sum(stream.owed for stream in self._streams)
 
-    def drain(self) -> None:
-        """Gives every new request back uncomputed from now on, and tells callers so; what it has is still answered."""
+    async def drain(self, timeout_s: float) -> bool:
+        """Gives every new request back uncomputed from now on, tells callers so, and answers what it has.
+
+        False where something was still owed after `timeout_s` seconds.
+        """
         self._draining = True
         for stream in self._streams:
             stream.writer.tell_load()
+        until = monotonic() + timeout_s
+        while self.owed and monotonic() < until:
+            await asyncio.sleep(_DRAIN_LOOK_S)
+        return not self.owed
 
     async def stop(self, grace_s: float = 0.0) -> None:
         """Closes the port; streams end after `grace_s` seconds at the latest."""

@@ -1,0 +1,156 @@
+"""The Ray actor around a worker: loads a stage, warms it up, listens, and does what the controller says."""
+
+import asyncio
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import ray.util
+
+from worker.artifact import load_artifact
+from worker.batcher import Batching
+from worker.errors import Unavailable
+from worker.handler import load_handler
+from worker.link import Link, LinkLimits
+from worker.shard import Shard, load_shard
+from worker.stream_server import StreamServer
+from worker.worker import Worker, resident_bytes, warm_up_shapes
+
+STAGE_LINK = LinkLimits(max_inflight=4)
+"""Between stages few batches are in flight: what waits, waits in the first stage, where it can still be batched."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """All that a worker is told at its start.
+
+    artifact: folder of the model version, on the worker's node.
+    handler: "module:Class" of the first stage; None: clients send the program's tensors.
+    threads: intra-op threads of the shard.
+    host: address to listen on; None: the node's own address.
+    """
+
+    replica: str
+    artifact: str
+    stage: int
+    stages: int
+    token: str = field(repr=False)
+    device: str = "cpu"
+    runtime: Literal["fastest", "eager"] = "fastest"
+    handler: str | None = None
+    threads: int = 1
+    host: str | None = "127.0.0.1"
+    batching: Batching = field(default_factory=Batching)
+    max_queue_rows: int = 256
+    link: LinkLimits = STAGE_LINK
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStats:
+    """A worker's own figures; counts are since its start."""
+
+    replica: str
+    address: str
+    pid: int
+    node: str
+    runtime: str
+    note: str
+    queued_rows: int
+    seconds_per_row: float
+    computed_rows: int
+    computed_batches: int
+    dropped_expired: int
+    dropped_cancelled: int
+    refused: int
+    failed: int
+    resident_bytes: int
+    draining: bool
+
+
+class WorkerActor:
+    """Made with `ray.remote(WorkerActor).options(...).remote(spec)`; every method may be called again."""
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        self._spec = spec
+        self._starting: asyncio.Task[str] | None = None
+        self._running: asyncio.Task[None] | None = None
+        self._shard: Shard | None = None
+        self._worker: Worker | None = None
+        self._server: StreamServer | None = None
+        self._link = Link(spec.token, spec.link) if spec.stage + 1 < spec.stages else None
+        self._address = ""
+        self._draining = False
+
+    async def start(self) -> str:
+        """Loads, warms up and listens; returns host:port. Raises `ArtifactError` where the artifact cannot be used."""
+        if self._starting is None:
+            self._starting = asyncio.create_task(self._start())
+        return await asyncio.shield(self._starting)
+
+    async def route(self, replicas: dict[str, str]) -> None:
+        """From now on these are the next stage's replicas (id to host:port)."""
+        if self._link is not None:
+            self._link.route(replicas)
+
+    async def stats(self) -> WorkerStats:
+        """Raises `Unavailable` where the worker has not started or has stopped computing."""
+        if self._worker is None or self._shard is None or self._running is None:
+            raise Unavailable(f"{self._spec.replica} has not started")
+        if self._running.done():
+            raise Unavailable(f"{self._spec.replica} no longer computes: {self._running}")
+        load = self._worker.load()
+        batcher, counters = self._worker.batcher, self._worker.counters
+        return WorkerStats(
+            replica=self._spec.replica,
+            address=self._address,
+            pid=os.getpid(),
+            node=ray.get_runtime_context().get_node_id(),
+            runtime=self._shard.runtime,
+            note=self._shard.note,
+            queued_rows=load.queued_rows,
+            seconds_per_row=load.seconds_per_row,
+            computed_rows=counters.computed_rows,
+            computed_batches=counters.computed_batches,
+            dropped_expired=batcher.dropped_expired,
+            dropped_cancelled=batcher.dropped_cancelled,
+            refused=batcher.refused,
+            failed=counters.failed,
+            resident_bytes=resident_bytes(),
+            draining=self._draining,
+        )
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Takes nothing new and answers what it owes; False where something was left after `timeout_s` seconds."""
+        self._draining = True
+        if self._server is None:
+            return True
+        return await self._server.drain(timeout_s)
+
+    async def _start(self) -> str:
+        spec = self._spec
+        loop = asyncio.get_running_loop()
+        artifact = await loop.run_in_executor(None, load_artifact, Path(spec.artifact))
+        shard = await loop.run_in_executor(
+            None,
+            lambda: load_shard(
+                artifact, stage=spec.stage, stages=spec.stages, device=spec.device, runtime=spec.runtime
+            ),
+        )
+        first = spec.stage == 0
+        worker = Worker(
+            shard,
+            outputs=artifact.manifest.signature.outputs,
+            link=self._link,
+            handler=load_handler(spec.handler, artifact.folder / "handler") if spec.handler and first else None,
+            batching=spec.batching if first else replace(spec.batching, max_wait_s=0.0),
+            max_queue_rows=spec.max_queue_rows,
+            threads=spec.threads,
+        )
+        await worker.warm_up(warm_up_shapes(shard.signature, spec.batching.max_rows))
+        self._running = asyncio.create_task(worker.run_forever())
+        server = StreamServer(spec.token, worker.serve, worker.load)
+        host = spec.host or ray.util.get_node_ip_address()
+        self._address = await server.start(host)
+        self._shard, self._worker, self._server = shard, worker, server
+        return self._address

@@ -1,0 +1,158 @@
+"""Holds the requests that wait for a shard and decides which are computed together.
+
+`form_batch` is the decision; `Batcher` is the queue around it. Neither knows what the tensors mean: a request is so
+many rows of so many cells, where a row's cells are the product of its dynamic axes (a sentence of 12 tokens: 12).
+"""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from worker.errors import DeadlineExceeded, Overloaded
+from worker.nouns import Answer, Work
+
+
+@dataclass(frozen=True, slots=True)
+class Batching:
+    """How requests are put together.
+
+    max_rows: rows of one batch.
+    max_wait_s: longest wait of the first stage for a batch to fill, seconds; 0: takes what is there.
+    max_bytes: bytes of a batch's inputs, padding included.
+    max_padding: share of a batch that may be padding, 0 to 1; requests of different lengths meet only within it.
+    """
+
+    max_rows: int = 16
+    max_wait_s: float = 0.0
+    max_bytes: int = 64 << 20
+    max_padding: float = 0.25
+
+
+@dataclass(slots=True, eq=False)
+class Item:
+    """One request in the queue.
+
+    shape_key: requests with different keys never share a batch.
+    sizes: length of each axis that may be padded, in a fixed order.
+    future: who waits for it; done before the answer when it was cancelled.
+    """
+
+    work: Work
+    rows: int
+    nbytes: int
+    shape_key: object
+    sizes: tuple[int, ...]
+    future: asyncio.Future[Answer]
+    arrived: float = field(default_factory=time.monotonic)
+
+
+def form_batch(queue: Sequence[Item], batching: Batching) -> list[Item]:
+    """The items to compute next: always the first of `queue`, and those that fit to it best.
+
+    The candidates nearest in length to the first join until the rows, the bytes or the padding would go over. An item
+    that is over a bound by itself is computed alone.
+    """
+    head = queue[0]
+    chosen = [head]
+    rows, largest, filled = head.rows, head.sizes, head.rows * _cells(head.sizes)
+    bytes_per_cell = head.nbytes / max(1, filled)
+    candidates = [item for item in queue[1:] if item.shape_key == head.shape_key]
+    candidates.sort(key=lambda item: _distance(item.sizes, head.sizes))
+    for item in candidates:
+        new_rows = rows + item.rows
+        if new_rows > batching.max_rows:
+            continue
+        new_largest = tuple(map(max, largest, item.sizes))
+        new_filled = filled + item.rows * _cells(item.sizes)
+        padded = new_rows * _cells(new_largest)
+        if padded - new_filled > batching.max_padding * padded or padded * bytes_per_cell > batching.max_bytes:
+            continue
+        chosen.append(item)
+        rows, largest, filled = new_rows, new_largest, new_filled
+        if rows == batching.max_rows:
+            break
+    return chosen
+
+
+def _cells(sizes: tuple[int, ...]) -> int:
+    cells = 1
+    for size in sizes:
+        cells *= size
+    return cells
+
+
+def _distance(sizes: tuple[int, ...], other: tuple[int, ...]) -> int:
+    return sum(abs(mine - theirs) for mine, theirs in zip(sizes, other, strict=True))
+
+
+class Batcher:
+    """A bounded queue, highest priority first and oldest first within one, that gives batches."""
+
+    def __init__(self, batching: Batching, max_queue_rows: int) -> None:
+        self._batching = batching
+        self._max_queue_rows = max_queue_rows
+        self._queue: list[Item] = []
+        self._arrived = asyncio.Event()
+        self.rows = 0
+        self.refused = 0
+        self.dropped_expired = 0
+        self.dropped_cancelled = 0
+
+    def put(self, item: Item) -> None:
+        """Raises `Overloaded` where the queue is full; an empty one takes an item of any size."""
+        if self.rows + item.rows > self._max_queue_rows and self._queue:
+            self._drop_dead()
+            if self.rows + item.rows > self._max_queue_rows and self._queue:
+                self.refused += 1
+                raise Overloaded(f"the replica's queue holds {self.rows} of {self._max_queue_rows} rows; try later")
+        place = len(self._queue)
+        while place and self._queue[place - 1].work.priority > item.work.priority:
+            place -= 1
+        self._queue.insert(place, item)
+        self.rows += item.rows
+        self._arrived.set()
+
+    async def next(self) -> list[Item]:
+        """Waits for work and returns the items to compute together, never an empty list."""
+        while True:
+            self._drop_dead()
+            if not self._queue:
+                self._arrived.clear()
+                await self._arrived.wait()
+                continue
+            missing = self._oldest() + self._batching.max_wait_s - time.monotonic()
+            if missing <= 0 or self.rows >= self._batching.max_rows:
+                return self._take()
+            self._arrived.clear()
+            try:
+                async with asyncio.timeout(missing):
+                    await self._arrived.wait()
+            except TimeoutError:
+                continue
+
+    def _oldest(self) -> float:
+        return min(item.arrived for item in self._queue)
+
+    def _take(self) -> list[Item]:
+        batch = form_batch(self._queue, self._batching)
+        taken = set(map(id, batch))
+        self._queue = [item for item in self._queue if id(item) not in taken]
+        self.rows -= sum(item.rows for item in batch)
+        return batch
+
+    def _drop_dead(self) -> None:
+        """Removes what nobody waits for and what came too late, before anything is computed for it."""
+        now = time.monotonic()
+        living: list[Item] = []
+        for item in self._queue:
+            if item.future.done():
+                self.dropped_cancelled += 1
+            elif item.work.deadline <= now:
+                self.dropped_expired += 1
+                item.future.set_exception(DeadlineExceeded("the deadline passed in the replica's queue"))
+            else:
+                living.append(item)
+        if len(living) != len(self._queue):
+            self._queue = living
+            self.rows = sum(item.rows for item in living)

@@ -1,0 +1,225 @@
+"""Computes what arrives: queue → batch → shard → next stage or answer. One shard, one compute thread.
+
+`run_forever` is the only loop; `step` is one turn of it. Nothing here knows of Ray or gRPC.
+"""
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+import psutil
+import torch
+
+from worker.batcher import Batcher, Batching, Item
+from worker.collate import TORCH_TYPES, Collator, to_tensors
+from worker.errors import Internal, ShardlineError
+from worker.handler import Handler
+from worker.link import Link
+from worker.nouns import BATCH, Answer, Load, Signature, TensorSpec, Timing, Work
+
+logger = logging.getLogger(__name__)
+
+_SMOOTHING = 0.2
+"""Weight of the newest batch in the running mean of a row's service time."""
+
+
+class Computes(Protocol):
+    """What a worker needs of a shard."""
+
+    signature: Signature
+    runtime: str
+
+    def run(self, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]: ...
+
+
+@dataclass(slots=True)
+class Counters:
+    computed_rows: int = 0
+    computed_batches: int = 0
+    failed: int = 0
+
+
+class Worker:
+    """Hosts one shard. `link` leads to the next stage; None: this is the last one.
+
+    `outputs` are the whole program's, since that is what comes back from the last stage. Belongs to the event loop it runs on.
+    """
+
+    def __init__(
+        self,
+        shard: Computes,
+        *,
+        outputs: Sequence[TensorSpec],
+        link: Link | None = None,
+        handler: Handler | None = None,
+        batching: Batching | None = None,
+        max_queue_rows: int = 256,
+        threads: int = 1,
+    ) -> None:
+        self._shard = shard
+        self._link = link
+        self._handler = handler
+        self._collator = Collator(shard.signature.inputs, outputs)
+        self.batcher = Batcher(batching or Batching(), max_queue_rows)
+        self.counters = Counters()
+        self._seconds_per_row = 0.0
+        self._computing_rows = 0
+        self._compute = ThreadPoolExecutor(1, "compute", initializer=torch.set_num_threads, initargs=(threads,))
+        self._text = ThreadPoolExecutor(1, "handler")
+        self._forwards: set[asyncio.Task[None]] = set()
+
+    def load(self) -> Load:
+        return Load(self.batcher.rows + self._computing_rows, self._seconds_per_row)
+
+    async def warm_up(self, shapes: Sequence[dict[str, int]]) -> None:
+        """Computes zeros at each of `shapes` (axis name to length), so that no request pays for first-time work."""
+        for lengths in shapes:
+            inputs = [_zeros(spec, lengths) for spec in self._shard.signature.inputs]
+            started = time.perf_counter()
+            await self._in_compute_thread(inputs)
+            self._seconds_per_row = (time.perf_counter() - started) / lengths.get(BATCH, 1)
+
+    async def serve(self, work: Work) -> Answer:
+        """Queues `work` and returns its answer. Cancelling the caller takes it out of the queue."""
+        if self._handler is None:
+            return await self._queue(work)
+        loop = asyncio.get_running_loop()
+        tensors = await loop.run_in_executor(self._text, self._handler.before, work.tensors)
+        answer = await self._queue(Work(tensors, work.deadline, work.priority, work.traceparent))
+        return Answer(await loop.run_in_executor(self._text, self._handler.after, answer.tensors), answer.timing)
+
+    async def run_forever(self) -> None:
+        try:
+            while True:
+                await self.step()
+        finally:
+            for task in self._forwards:
+                task.cancel()
+            await asyncio.gather(*self._forwards, return_exceptions=True)
+            self._compute.shutdown(wait=False)
+            self._text.shutdown(wait=False)
+
+    async def step(self) -> None:
+        """Computes one batch and sends it on its way."""
+        if self._link is not None:
+            await self._link.room()
+        items = await self.batcher.next()
+        for group in await self._computed(items):
+            self._send_on(*group)
+
+    async def _queue(self, work: Work) -> Answer:
+        measured = self._collator.measure(work)
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self.batcher.put(Item(work, measured.rows, measured.nbytes, measured.shape_key, measured.sizes, future))
+        return await future
+
+    async def _computed(self, items: list[Item]) -> list[tuple[list[Item], Answer]]:
+        """The batch's answer; where the batch fails, each item by itself, so that one bad item fails alone."""
+        try:
+            return [(items, await self._compute_batch(items))]
+        except Exception as error:  # noqa: BLE001 - the program may raise anything; it is logged and told
+            if len(items) > 1:
+                alone = [await self._computed([item]) for item in items]
+                return [group for groups in alone for group in groups]
+            self._fail(items, error)
+            return []
+
+    async def _compute_batch(self, items: list[Item]) -> Answer:
+        rows = sum(item.rows for item in items)
+        self._computing_rows = rows
+        started = time.perf_counter()
+        try:
+            values = await self._in_compute_thread(self._collator.stack([item.work for item in items]))
+        finally:
+            self._computing_rows = 0
+        seconds = time.perf_counter() - started
+        self.counters.computed_rows += rows
+        self.counters.computed_batches += 1
+        self._seconds_per_row += _SMOOTHING * (seconds / max(1, rows) - self._seconds_per_row)
+        tensors = to_tensors(values, self._shard.signature.outputs)
+        return Answer(tensors, Timing(0, int(seconds * 1e9), rows))
+
+    async def _in_compute_thread(self, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        return await asyncio.get_running_loop().run_in_executor(self._compute, self._shard.run, inputs)
+
+    def _send_on(self, items: list[Item], answer: Answer) -> None:
+        if self._link is None:
+            self._deliver(items, answer)
+            return
+        task = asyncio.create_task(self._forward(self._link, items, answer))
+        self._forwards.add(task)
+        task.add_done_callback(self._forwards.discard)
+        waiting = len(items)
+
+        def one_is_done(_: object) -> None:
+            nonlocal waiting
+            waiting -= 1
+            if not waiting:
+                task.cancel()  # nobody waits for any of it: the next stage is told
+
+        for item in items:
+            item.future.add_done_callback(one_is_done)
+
+    async def _forward(self, link: Link, items: list[Item], mine: Answer) -> None:
+        work = Work(
+            mine.tensors,
+            max(item.work.deadline for item in items),
+            min(item.work.priority for item in items),
+            items[0].work.traceparent,
+        )
+        try:
+            answer = await link.call(work, wait=True)
+        except ShardlineError as error:
+            self._fail(items, error)
+            return
+        compute_ns = mine.timing.compute_ns + answer.timing.compute_ns
+        timing = Timing(answer.timing.queue_ns, compute_ns, mine.timing.batch_rows)
+        self._deliver(items, Answer(answer.tensors, timing))
+
+    def _deliver(self, items: list[Item], answer: Answer) -> None:
+        now = time.monotonic()
+        parts = self._collator.split(answer.tensors, [item.work for item in items])
+        for item, tensors in zip(items, parts, strict=True):
+            if item.future.done():
+                continue
+            queued = int((now - item.arrived) * 1e9) - answer.timing.compute_ns
+            timing = Timing(max(0, queued), answer.timing.compute_ns, answer.timing.batch_rows)
+            item.future.set_result(Answer(tensors, timing))
+
+    def _fail(self, items: list[Item], error: Exception) -> None:
+        self.counters.failed += len(items)
+        if not isinstance(error, ShardlineError):
+            logger.error("the shard failed on a request", exc_info=error)
+            error = Internal(f"the model failed on this request: {type(error).__name__}: {error}"[:500])
+        for item in items:
+            if not item.future.done():
+                item.future.set_exception(error)
+
+
+def warm_up_shapes(signature: Signature, max_rows: int) -> list[dict[str, int]]:
+    """The smallest and a middling shape: axes at their minimum, then at a quarter of their maximum (at most 64)."""
+    names = {dim for spec in signature.inputs for dim in spec.shape if isinstance(dim, str)}
+    bounds = {axis.name: axis for axis in signature.axes}
+    small = {name: bounds[name].minimum if name in bounds else 1 for name in names}
+    middling = {
+        name: max(small[name], min(64, (bounds[name].maximum or 256) // 4 if name in bounds else 16)) for name in names
+    }
+    for shape in (small, middling):
+        if BATCH in shape:
+            shape[BATCH] = max(1, small[BATCH])
+    full = middling | ({BATCH: min(max_rows, 4)} if BATCH in names else {})
+    return [small, middling, full]
+
+
+def resident_bytes() -> int:
+    return int(psutil.Process(os.getpid()).memory_info().rss)
+
+
+def _zeros(spec: TensorSpec, lengths: dict[str, int]) -> torch.Tensor:
+    shape = [dim if isinstance(dim, int) else lengths[dim] for dim in spec.shape]
+    return torch.zeros(shape, dtype=TORCH_TYPES[spec.datatype])
