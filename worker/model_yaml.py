@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from worker.batcher import Batching
 from worker.errors import ShardlineError
 
 MAX_FILE_BYTES = 64 * 1024
@@ -28,6 +29,9 @@ class ModelYamlError(ShardlineError):
     """`model.yaml` is not what Shardline takes. The message starts with `FILE:LINE:`."""
 
     code = 3
+
+
+_BATCHING = Batching()
 
 
 def _versions(value: object) -> object:
@@ -55,27 +59,38 @@ class Section(BaseModel):
 
 
 class BatchingSection(Section):
-    max_rows: int = Field(default=32, ge=1, le=65536, description="rows: the most that are computed at once")
+    max_rows: int = Field(
+        default=_BATCHING.max_rows, ge=1, le=65536, description="rows: the most that are computed at once"
+    )
     max_wait_ms: float = Field(
         default=2.0, ge=0, le=10_000, description="milliseconds: the longest that stage 0 waits for a batch to fill"
     )
     max_bytes: int = Field(
-        default=256 * 2**20, ge=1024, le=2**31 - 1, description="bytes: the most that one batch's padded inputs take"
+        default=_BATCHING.max_bytes,
+        ge=1024,
+        le=2**31 - 1,
+        description="bytes: the most that one batch's padded inputs take",
     )
     max_padding: float = Field(
-        default=0.5, ge=0, le=1, description="share from 0 to 1: the most of one batch that may be padding"
+        default=_BATCHING.max_padding,
+        ge=0,
+        le=1,
+        description="share from 0 to 1: the most of one batch that may be padding",
     )
+
+    def as_batching(self) -> Batching:
+        return Batching(self.max_rows, self.max_wait_ms / 1e3, self.max_bytes, self.max_padding)
 
 
 class LimitsSection(Section):
     max_inflight: int = Field(
-        default=4096, ge=1, le=1_000_000, description="requests: the most that one gateway process holds for the model"
+        default=1024, ge=1, le=1_000_000, description="requests: the most that one gateway process holds for the model"
     )
     max_inflight_per_replica: int = Field(
-        default=128, ge=1, le=1_000_000, description="requests: the most that one caller has in flight to one replica"
+        default=64, ge=1, le=1_000_000, description="requests: the most that one caller has in flight to one replica"
     )
     max_queue_rows: int = Field(
-        default=4096, ge=1, le=100_000_000, description="rows: the most that wait in one replica; more are refused"
+        default=1024, ge=1, le=100_000_000, description="rows: the most that wait in one replica; more are refused"
     )
 
 

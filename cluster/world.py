@@ -1,0 +1,109 @@
+"""What the controller wants and what it sees, as values. `plan` compares the two.
+
+A *stage* of a model version has *replicas*: workers, each hosting one shard.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Stage:
+    """One stage of one version of a model; stage 0 takes requests from gateways."""
+
+    model: str
+    version: int
+    index: int
+
+    def __str__(self) -> str:
+        return f"{self.model}/{self.version} stage {self.index}"
+
+    @property
+    def before(self) -> "Stage":
+        return Stage(self.model, self.version, self.index - 1)
+
+    @property
+    def after(self) -> "Stage":
+        return Stage(self.model, self.version, self.index + 1)
+
+
+class Phase(StrEnum):
+    UNKNOWN = "unknown"
+    """Found by its name after a controller's restart; it has not yet said how it is."""
+    PENDING = "pending"
+    """Asked of Ray; no process has answered yet."""
+    STARTING = "starting"
+    """Its process lives; the shard loads and warms up."""
+    READY = "ready"
+    DRAINING = "draining"
+    """It was told to take no more, and answers what it owes."""
+    DRAINED = "drained"
+    """It owes nothing, or the bound on draining has passed."""
+    DEAD = "dead"
+    """Its process is gone, it could not start, or it has not answered within the bound."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One worker as last seen.
+
+    told: the next stage's replicas (id to host:port) as it was last told and confirmed; None: not known.
+    leaving: chosen to go; it is in no table that is made from now on.
+    why: for DEAD, what happened.
+    """
+
+    id: str
+    stage: Stage
+    phase: Phase
+    address: str = ""
+    told: Mapping[str, str] | None = None
+    leaving: bool = False
+    queued_rows: int = 0
+    why: str = ""
+
+    @property
+    def takes_work(self) -> bool:
+        return self.phase is Phase.READY and not self.leaving
+
+    @property
+    def coming(self) -> bool:
+        return self.phase in (Phase.PENDING, Phase.STARTING) and not self.leaving
+
+    @property
+    def living(self) -> bool:
+        return self.phase is not Phase.DEAD
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What gateways know of one version of a model.
+
+    replicas: those of stage 0 that take requests, id to host:port.
+    reason: why the pipeline does not answer; empty where every stage has a ready replica.
+    """
+
+    model: str
+    version: int
+    replicas: Mapping[str, str]
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """All that `plan` looks at.
+
+    desired: replicas wanted of each stage of every version that is served; 0 while stopping.
+    held_back: stages that may start nothing now, and why (they crash again and again).
+    notes: why a stage's replicas are not ready, where more is known than that.
+    published: what gateways were last told; None: nothing since this controller started, so they may hold any.
+    """
+
+    desired: Mapping[Stage, int]
+    replicas: tuple[Replica, ...] = ()
+    held_back: Mapping[Stage, str] = field(default_factory=dict)
+    notes: Mapping[Stage, str] = field(default_factory=dict)
+    published: tuple[Route, ...] | None = None
+
+    def of(self, stage: Stage) -> list[Replica]:
+        return [replica for replica in self.replicas if replica.stage == stage]
