@@ -148,7 +148,7 @@ def _tell(world: World, stage: Stage) -> Iterator[Action]:
         return
     next_stage = {replica.id: replica.address for replica in after if replica.takes_work}
     for replica in callers:
-        if replica.told != next_stage:
+        if replica.asked != next_stage:
             yield Tell(replica.id, next_stage, f"{stage.after} has {len(next_stage)} ready")
 
 

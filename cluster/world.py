@@ -48,7 +48,8 @@ class Phase(StrEnum):
 class Replica:
     """One worker as last seen.
 
-    told: the next stage's replicas (id to host:port) as it was last told and confirmed; None: not known.
+    told: the next stage's replicas (id to host:port) as the worker last confirmed; None: not known.
+    asked: what it was last told, confirmed or not; None: nothing, or it failed and must be told again.
     leaving: chosen to go; it is in no table that is made from now on.
     why: for DEAD, what happened.
     """
@@ -58,6 +59,7 @@ class Replica:
     phase: Phase
     address: str = ""
     told: Mapping[str, str] | None = None
+    asked: Mapping[str, str] | None = None
     leaving: bool = False
     queued_rows: int = 0
     why: str = ""

@@ -1,0 +1,66 @@
+"""What the controller needs of what runs the workers. `RayFleet` is the real one, `SimulatedFleet` the shipped fake."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from cluster.world import Replica, Stage
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A living machine of the cluster. resources: total of each kind, e.g. CPU."""
+
+    id: str
+    address: str
+    resources: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """A worker's own figures as it last told them; counts are since its start."""
+
+    node: str = ""
+    pid: int = 0
+    queued_rows: int = 0
+    seconds_per_row: float = 0.0
+    computed_rows: int = 0
+    computed_batches: int = 0
+    dropped_expired: int = 0
+    dropped_cancelled: int = 0
+    refused: int = 0
+    failed: int = 0
+    resident_bytes: int = 0
+    runtime: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """What one look at the fleet gave. notes: why a stage's replicas are not ready, where more is known than that."""
+
+    replicas: tuple[Replica, ...]
+    figures: Mapping[str, Figures] = field(default_factory=dict)
+    notes: Mapping[Stage, str] = field(default_factory=dict)
+    nodes: tuple[Node, ...] = ()
+
+
+class Fleet(Protocol):
+    """Every method returns within seconds; what takes longer goes on, and shows in a later `observe`."""
+
+    async def observe(self) -> Sighting: ...
+
+    async def start(self, stage: Stage) -> str:
+        """Starts one replica and returns its id."""
+        ...
+
+    async def leave(self, replica: str) -> None: ...
+
+    async def tell(self, replica: str, next_stage: Mapping[str, str]) -> None: ...
+
+    async def drain(self, replica: str) -> None: ...
+
+    async def stop(self, replica: str) -> None: ...
+
+    async def close(self) -> None:
+        """Lets go of the workers; they live on."""
+        ...

@@ -1,0 +1,90 @@
+"""The folder of models: which models and versions there are to serve, and whether that changed since."""
+
+import re
+from pathlib import Path
+
+from cluster.state import ServedModel
+from worker.errors import ShardlineError
+from worker.model_yaml import ModelYaml, read_model_yaml
+
+MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+VERSION_NAME = re.compile(r"[1-9][0-9]{0,8}")
+
+
+class RepositoryError(ShardlineError):
+    """The folder of models cannot be served as it is; the message names the folder and says how to mend it."""
+
+    code = 3
+
+
+def read_repository(folder: Path) -> dict[str, ServedModel]:
+    """Every model in `folder` with the versions that its `model.yaml` asks for.
+
+    Raises RepositoryError, or ModelYamlError with file and line.
+    """
+    if not folder.is_dir():
+        raise RepositoryError(f"{folder}: no such folder; `shardline package SOURCE --out {folder}/NAME` makes one")
+    models = {path.name: _read_model(path) for path in sorted(folder.iterdir()) if _is_model(path)}
+    if not models:
+        raise RepositoryError(f"{folder}: no model in it; `shardline package SOURCE --out {folder}/NAME` makes one")
+    return models
+
+
+def artifact_folder(repository: Path, model: str, version: int) -> Path:
+    return repository / model / str(version)
+
+
+def changes(folder: Path, served: dict[str, ServedModel]) -> list[str]:
+    """What in `folder` is no longer as it is served, one sentence each. A file that cannot be read is a change."""
+    try:
+        now = read_repository(folder)
+    except ShardlineError as error:
+        return [f"{error} (what is served goes on as it is)"]
+    return [
+        *(f"{folder / name} appeared; it is served after `serve` starts again" for name in sorted(now.keys() - served)),
+        *(f"{folder / name} is gone; it is served until `serve` starts again" for name in sorted(served.keys() - now)),
+        *(
+            change
+            for name in sorted(now.keys() & served)
+            for change in _model_changes(folder / name, served[name], now[name])
+        ),
+    ]
+
+
+def _model_changes(folder: Path, old: ServedModel, new: ServedModel) -> list[str]:
+    found = []
+    if new.config != old.config:
+        found.append(f"{folder / 'model.yaml'} changed; it is taken when `serve` starts again")
+    appeared = sorted(new.replicas.keys() - old.replicas.keys())
+    if new.config == old.config and appeared:
+        serving = ", ".join(str(version) for version in sorted(old.replicas))
+        found.append(f"{folder / str(appeared[-1])} appeared; version {serving} is served until `serve` starts again")
+    return found
+
+
+def _is_model(path: Path) -> bool:
+    if not path.is_dir() or path.name.startswith("."):
+        return False
+    return (path / "model.yaml").exists() or any(VERSION_NAME.fullmatch(child.name) for child in path.iterdir())
+
+
+def _read_model(folder: Path) -> ServedModel:
+    if not MODEL_NAME.fullmatch(folder.name):
+        raise RepositoryError(
+            f"{folder}: a model's name is 1 to 128 letters, digits, '.', '_' or '-' and starts with a letter or digit; "
+            "rename the folder"
+        )
+    config = read_model_yaml(folder / "model.yaml")
+    return ServedModel(config=config, replicas=dict.fromkeys(_versions(folder, config), config.stage_replicas))
+
+
+def _versions(folder: Path, config: ModelYaml) -> list[int]:
+    there = sorted(int(path.name) for path in folder.iterdir() if path.is_dir() and VERSION_NAME.fullmatch(path.name))
+    if not there:
+        raise RepositoryError(f"{folder}: has no version, such as {folder}/1; package the model again")
+    if config.versions == "newest":
+        return there[-1:]
+    missing = sorted(set(config.versions) - set(there))
+    if missing:
+        raise RepositoryError(f"{folder / 'model.yaml'}: versions: there is no version {missing[0]}, only {there}")
+    return sorted(config.versions)

@@ -1,0 +1,80 @@
+"""A fleet without processes: every `observe` moves each replica one phase on. For tests, and for trying a plan out."""
+
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from cluster.fleet import Node, Sighting
+from cluster.world import Phase, Replica, Stage
+
+NEXT_PHASE = {
+    Phase.UNKNOWN: Phase.READY,
+    Phase.PENDING: Phase.STARTING,
+    Phase.STARTING: Phase.READY,
+    Phase.DRAINING: Phase.DRAINED,
+}
+
+
+class SimulatedFleet:
+    """`moves`: whether a replica gets on at this look; default: always. `room`: replicas that fit; None: any number."""
+
+    def __init__(self, *, moves: Callable[[Replica], bool] = lambda _: True, room: int | None = None) -> None:
+        self.replicas: dict[str, Replica] = {}
+        self.calls: list[tuple[str, str]] = []
+        self._moves = moves
+        self._room = room
+        self._numbers = itertools.count()
+
+    async def observe(self) -> Sighting:
+        for replica in list(self.replicas.values()):
+            self._advance(replica)
+        notes = {replica.stage: "no room" for replica in self.replicas.values() if replica.phase is Phase.PENDING}
+        return Sighting(tuple(self.replicas.values()), notes=notes, nodes=(Node("n", "127.0.0.1", {"CPU": 2.0}),))
+
+    async def start(self, stage: Stage) -> str:
+        name = f"{stage.model}/{stage.version}/{stage.index}/{next(self._numbers):04}"
+        self.replicas[name] = Replica(name, stage, Phase.PENDING)
+        self.calls.append(("start", name))
+        return name
+
+    async def leave(self, replica: str) -> None:
+        self._change(replica, leaving=True)
+
+    async def tell(self, replica: str, next_stage: Mapping[str, str]) -> None:
+        self._change(replica, asked=dict(next_stage))
+
+    async def drain(self, replica: str) -> None:
+        self.calls.append(("drain", replica))
+        self._change(replica, phase=Phase.DRAINING)
+
+    async def stop(self, replica: str) -> None:
+        self.calls.append(("stop", replica))
+        self.replicas.pop(replica, None)
+
+    async def close(self) -> None:
+        pass
+
+    def kill(self, replica: str, why: str = "killed") -> None:
+        self._change(replica, phase=Phase.DEAD, why=why)
+
+    def forget(self) -> None:
+        """What a controller's death does: the workers live on, and what was known of them is gone."""
+        for replica in list(self.replicas):
+            self._change(replica, told=None, asked=None, leaving=False, phase=Phase.UNKNOWN)
+
+    def _advance(self, replica: Replica) -> None:
+        if not self._moves(replica):
+            return
+        if replica.asked is not None:
+            self._change(replica.id, told=replica.asked)
+        if replica.phase is Phase.PENDING and self._room is not None:
+            placed = sum(other.phase is not Phase.PENDING for other in self.replicas.values())
+            if placed >= self._room:
+                return
+        if replica.phase in NEXT_PHASE:
+            phase = NEXT_PHASE[replica.phase]
+            self._change(replica.id, phase=phase, address=f"host:{replica.id}" if phase is Phase.READY else "")
+
+    def _change(self, replica: str, **values: object) -> None:
+        if replica in self.replicas:
+            self.replicas[replica] = replace(self.replicas[replica], **values)  # type: ignore[arg-type]

@@ -1,0 +1,158 @@
+"""What the controller must remember beyond its own death: one file, written at once or not at all, checked when read.
+
+The folder that holds it (the *state dir*) belongs to one `shardline serve`. It also holds the control file, with which
+gateways and the command line find the controller.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from cluster.world import Stage
+from worker.errors import InvalidRequest, NotFound, ShardlineError
+from worker.model_yaml import ModelYaml
+
+MAX_FILE_BYTES = 16 * 2**20
+MAX_REPLICAS = 1024
+
+R = TypeVar("R", bound="Record")
+
+
+class StateError(ShardlineError):
+    """A file of the state dir cannot be used; the message names it and says how to mend it."""
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ServedModel(Record):
+    """One model as it was when `serve` started: later changes of its files are noticed, not taken.
+
+    replicas: for each version, the wanted replicas of each stage.
+    """
+
+    config: ModelYaml
+    replicas: dict[int, tuple[int, ...]]
+
+    @model_validator(mode="after")
+    def _one_count_for_each_stage(self) -> "ServedModel":
+        if any(len(counts) != self.config.stages for counts in self.replicas.values()):
+            raise ValueError(f"expected {self.config.stages} replica counts for each version, got {self.replicas}")
+        return self
+
+
+class State(Record):
+    """format: of this file. generation: of the newest route table. repository: the folder of the models.
+
+    host: where workers and the controller listen; None: each on its node's own address. port: the controller's;
+    0 before it first listened.
+    """
+
+    format: Literal[1] = 1
+    generation: int = Field(default=0, ge=0)
+    repository: str
+    host: str | None
+    port: int = Field(default=0, ge=0, le=65535)
+    token: str = Field(min_length=16, repr=False)
+    models: dict[str, ServedModel]
+    stopping: bool = False
+
+    @property
+    def desired(self) -> Mapping[Stage, int]:
+        return {
+            Stage(name, version, index): 0 if self.stopping else count
+            for name, model in self.models.items()
+            for version, counts in model.replicas.items()
+            for index, count in enumerate(counts)
+        }
+
+    def scaled(self, name: str, stage: int | None, replicas: int) -> "State":
+        """With `replicas` of one stage (None: of each) in every version of the model.
+
+        Raises NotFound for a model that is not served, InvalidRequest for a stage or number that cannot be.
+        """
+        model = self.models.get(name)
+        if model is None:
+            raise NotFound(f"no model {name!r} is served; served: {', '.join(sorted(self.models)) or 'none'}")
+        if not 1 <= replicas <= MAX_REPLICAS:
+            raise InvalidRequest(
+                f"replicas: expected 1 to {MAX_REPLICAS}, got {replicas}; `shardline stop` ends a model"
+            )
+        stages = model.config.stages
+        if stage is not None and not 0 <= stage < stages:
+            raise InvalidRequest(f"stage: {name} has stages 0 to {stages - 1}, got {stage}")
+        counts = {
+            version: tuple(replicas if stage in (None, index) else count for index, count in enumerate(old))
+            for version, old in model.replicas.items()
+        }
+        return self.model_copy(update={"models": {**self.models, name: model.model_copy(update={"replicas": counts})}})
+
+
+class Control(Record):
+    """How to reach the controller."""
+
+    address: str
+    token: str = Field(repr=False)
+
+
+class StateDir:
+    """The files of one `serve`. Creates the folder, readable by its owner alone."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    @property
+    def state_file(self) -> Path:
+        return self.folder / "state.json"
+
+    @property
+    def control_file(self) -> Path:
+        return self.folder / "control.json"
+
+    def write_state(self, state: State) -> None:
+        write_private(self.state_file, state.model_dump_json(indent=1))
+
+    def read_state(self) -> State:
+        """Raises StateError."""
+        return _read(self.state_file, State)
+
+    def write_control(self, control: Control) -> None:
+        write_private(self.control_file, control.model_dump_json())
+
+    def read_control(self) -> Control:
+        """Raises StateError."""
+        return _read(self.control_file, Control)
+
+
+def write_private(path: Path, text: str) -> None:
+    """Replaces `path`, readable by its owner alone, at once or not at all, also when the machine loses power."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read(path: Path, kind: type[R]) -> R:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise StateError(f"{path}: cannot be read: {error.strerror}") from error
+    if len(data) > MAX_FILE_BYTES:
+        raise StateError(f"{path}: larger than {MAX_FILE_BYTES} bytes; remove it and start `shardline serve` again")
+    try:
+        return kind.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise StateError(f"{path}: {field}: {first['msg']}; remove it and start `shardline serve` again") from error
