@@ -27,8 +27,6 @@ SERVICE = "shardline.v1.Worker"
 
 logger = logging.getLogger(__name__)
 
-_DRAIN_LOOK_S = 0.01
-
 
 @dataclass(frozen=True, slots=True)
 class StreamServerLimits:
@@ -63,6 +61,7 @@ class StreamServer:
         self._load = load
         self._limits = limits or StreamServerLimits()
         self._draining = False
+        self._less_owed = asyncio.Event()
         self._streams: set[_Stream] = set()
         self._strangers: set[str] = set()
         self._server: grpc.aio.Server | None = None
@@ -93,14 +92,20 @@ class StreamServer:
         self._draining = True
         for stream in self._streams:
             stream.writer.tell_load()
-        until = monotonic() + timeout_s
-        while self.owed and monotonic() < until:
-            await asyncio.sleep(_DRAIN_LOOK_S)
-        return not self.owed
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self.owed:
+                    self._less_owed.clear()
+                    await self._less_owed.wait()
+        except TimeoutError:
+            return False
+        return True
 
-    async def stop(self, grace_s: float = 0.0) -> None:
-        """Closes the port; streams end after `grace_s` seconds at the latest."""
+    async def stop(self, grace_s: float = 1.0) -> None:
+        """Closes the port and every stream; what has not ended by itself within `grace_s` seconds is cancelled."""
         if self._server is not None:
+            for stream in self._streams:
+                stream.closing.set()
             await self._server.stop(grace_s)
             self._server = None
 
@@ -112,7 +117,14 @@ class StreamServer:
         if not self._holds_token(context):
             self._log_stranger(context.peer())
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "this port takes frames from the cluster only")
-        stream = _Stream(context, self._serve, lambda: self._draining, self._current_load, self._limits)
+        stream = _Stream(
+            context,
+            self._limits,
+            serve=self._serve,
+            draining=lambda: self._draining,
+            load=self._current_load,
+            less_owed=self._less_owed.set,
+        )
         self._streams.add(stream)
         try:
             await stream.run()
@@ -121,6 +133,7 @@ class StreamServer:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         finally:
             self._streams.discard(stream)
+            self._less_owed.set()
 
     def _holds_token(self, context: "grpc.aio.ServicerContext[bytes, bytes]") -> bool:
         for key, value in context.invocation_metadata() or ():
@@ -142,17 +155,21 @@ class _Stream:
     def __init__(
         self,
         context: "grpc.aio.ServicerContext[bytes, bytes]",
+        limits: StreamServerLimits,
+        *,
         serve: Callable[[Work], Awaitable[Answer]],
         draining: Callable[[], bool],
         load: Callable[[], Load],
-        limits: StreamServerLimits,
+        less_owed: Callable[[], None],
     ) -> None:
         self._context = context
         self._serve = serve
         self._draining = draining
         self._limits = limits
         self._tasks: dict[int, asyncio.Task[None]] = {}
-        self.writer = StreamWriter(context.write, load)
+        self._less_owed = less_owed
+        self.writer = StreamWriter(context.write, load, written=less_owed)
+        self.closing = asyncio.Event()
 
     @property
     def owed(self) -> int:
@@ -162,12 +179,15 @@ class _Stream:
         """Returns when the caller is gone; what it waited for is cancelled then."""
         self.writer.tell_load()
         try:
-            await first_to_end(self._read(), self.writer.run(), self._tell_load_often())
+            await first_to_end(self._read(), self.writer.run(), self._tell_load_often(), self._closed())
         finally:
             tasks = list(self._tasks.values())
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _closed(self) -> None:
+        await self.closing.wait()
 
     async def _tell_load_often(self) -> None:
         while True:
@@ -201,7 +221,11 @@ class _Stream:
         work = Work(request.tensors, monotonic() + request.remaining_s, request.priority, request.traceparent)
         task = asyncio.create_task(self._answer(request.id, work))
         self._tasks[request.id] = task
-        task.add_done_callback(lambda _: self._tasks.pop(request.id))
+        task.add_done_callback(lambda _: self._ended(request.id))
+
+    def _ended(self, request_id: int) -> None:
+        del self._tasks[request_id]
+        self._less_owed()
 
     def _cancel(self, request_id: int) -> None:
         task = self._tasks.get(request_id)
@@ -230,5 +254,6 @@ _SERVER_OPTIONS = [
     ("grpc.http2.max_ping_strikes", 0),
     ("grpc.keepalive_time_ms", 5_000),
     ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
 ]

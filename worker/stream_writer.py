@@ -11,9 +11,15 @@ from worker.nouns import Load
 class StreamWriter:
     """Used by both ends of a stream. Its owner awaits `run`, which ends by being cancelled or by a failed write."""
 
-    def __init__(self, write: Callable[[bytes], Awaitable[None]], load: Callable[[], Load | None]) -> None:
+    def __init__(
+        self,
+        write: Callable[[bytes], Awaitable[None]],
+        load: Callable[[], Load | None],
+        written: Callable[[], None] = lambda: None,
+    ) -> None:
         self._write = write
         self._load = load
+        self._written = written
         self._packer = Packer()
         self._wake = asyncio.Event()
         self._writing = False
@@ -43,6 +49,7 @@ class StreamWriter:
             self._writing = True
             await self._write(self._packer.message(self._load()))
             self._writing = False
+            self._written()
             if self._packer:
                 self._wake.set()
 

@@ -1,0 +1,145 @@
+import asyncio
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.batcher import Batcher, Batching, Item, form_batch
+from worker.errors import DeadlineExceeded, Overloaded
+from worker.nouns import Answer, Tensor, Work
+
+
+class NoFuture(asyncio.Future[Answer]):
+    """For pure decisions, which look at no future."""
+
+    def __init__(self) -> None:
+        super().__init__(loop=_LOOP)
+
+
+_LOOP = asyncio.new_event_loop()
+_LOOP.close()
+
+
+def item(
+    rows: int = 1,
+    length: int = 8,
+    *,
+    key: object = None,
+    priority: int = 0,
+    seconds: float = 10.0,
+    future: asyncio.Future[Answer] | None = None,
+) -> Item:
+    work = Work((Tensor("x", "UINT8", (rows, length), bytes(rows * length)),), time.monotonic() + seconds, priority)
+    return Item(work, rows, rows * length, key, (length,), future or NoFuture())
+
+
+def waiting(rows: int = 1, length: int = 8, *, priority: int = 0, seconds: float = 10.0) -> Item:
+    future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+    return item(rows, length, priority=priority, seconds=seconds, future=future)
+
+
+def padding(batch: list[Item]) -> float:
+    longest = max(one.sizes[0] for one in batch)
+    rows = sum(one.rows for one in batch)
+    return 1 - sum(one.rows * one.sizes[0] for one in batch) / (rows * longest)
+
+
+items = st.lists(st.tuples(st.integers(1, 20), st.integers(1, 128), st.integers(0, 1)), min_size=1, max_size=30)
+
+
+@given(items, st.integers(1, 16), st.floats(0, 1), st.integers(1, 4096))
+def test_a_batch_starts_with_the_oldest_and_keeps_every_bound(
+    queue: list[tuple[int, int, int]], max_rows: int, max_padding: float, max_bytes: int
+) -> None:
+    waiting_items = [item(rows, length, key=key) for rows, length, key in queue]
+    batch = form_batch(waiting_items, Batching(max_rows, 0.0, max_bytes, max_padding))
+    assert batch[0] is waiting_items[0]
+    assert len(set(map(id, batch))) == len(batch)
+    assert {one.shape_key for one in batch} == {batch[0].shape_key}
+    if len(batch) > 1:
+        assert sum(one.rows for one in batch) <= max_rows
+        assert padding(batch) <= max_padding + 1e-9
+        assert sum(one.rows for one in batch) * max(one.sizes[0] for one in batch) <= max_bytes
+
+
+def test_equal_lengths_fill_the_batch() -> None:
+    assert len(form_batch([item() for _ in range(20)], Batching(max_rows=16))) == 16
+
+
+def test_near_lengths_are_preferred_to_older_ones() -> None:
+    short, far, near = item(length=10), item(length=100), item(length=11)
+    assert form_batch([short, far, near], Batching(max_rows=2)) == [short, near]
+
+
+def test_a_length_that_would_pad_too_much_waits() -> None:
+    short, long = item(length=8), item(length=128)
+    assert form_batch([short, long], Batching(max_padding=0.25)) == [short]
+
+
+def test_an_item_over_the_bound_goes_alone() -> None:
+    large, small = item(rows=50), item()
+    assert form_batch([large, small], Batching(max_rows=16)) == [large]
+
+
+async def test_the_queue_gives_higher_priority_first_and_older_first_within_it() -> None:
+    batcher = Batcher(Batching(max_rows=1), 100)
+    second, third, first = waiting(priority=1), waiting(priority=1), waiting(priority=0)
+    for one in (second, third, first):
+        batcher.put(one)
+    assert [await batcher.next() for _ in range(3)] == [[first], [second], [third]]
+
+
+async def test_a_full_queue_refuses_and_counts() -> None:
+    batcher = Batcher(Batching(), max_queue_rows=4)
+    batcher.put(waiting(rows=3))
+    with pytest.raises(Overloaded, match="3 of 4 rows"):
+        batcher.put(waiting(rows=2))
+    assert (batcher.rows, batcher.refused) == (3, 1)
+
+
+async def test_cancelled_items_make_room_and_are_never_given_out() -> None:
+    batcher = Batcher(Batching(), max_queue_rows=1)
+    gone, kept = waiting(), waiting()
+    batcher.put(gone)
+    gone.future.cancel()
+    batcher.put(kept)
+    assert await batcher.next() == [kept]
+    assert (batcher.dropped_cancelled, batcher.rows) == (1, 0)
+
+
+async def test_expired_items_are_told_and_never_given_out() -> None:
+    batcher = Batcher(Batching(), 100)
+    late, kept = waiting(seconds=-1), waiting()
+    batcher.put(late)
+    batcher.put(kept)
+    assert await batcher.next() == [kept]
+    assert batcher.dropped_expired == 1
+    with pytest.raises(DeadlineExceeded):
+        await late.future
+
+
+async def test_without_a_wait_a_lone_item_is_given_at_once() -> None:
+    batcher = Batcher(Batching(max_wait_s=0.0), 100)
+    one = waiting()
+    batcher.put(one)
+    assert await asyncio.wait_for(batcher.next(), 1) == [one]
+
+
+async def test_a_batch_that_fills_ends_the_wait() -> None:
+    batcher = Batcher(Batching(max_rows=2, max_wait_s=60.0), 100)
+    first, second = waiting(), waiting()
+    batcher.put(first)
+    taking = asyncio.create_task(batcher.next())
+    await asyncio.sleep(0)
+    assert not taking.done()
+    batcher.put(second)
+    assert await asyncio.wait_for(taking, 1) == [first, second]
+
+
+async def test_a_batch_that_does_not_fill_is_given_after_the_wait() -> None:
+    batcher = Batcher(Batching(max_rows=2, max_wait_s=0.05), 100)
+    one = waiting()
+    batcher.put(one)
+    assert await asyncio.wait_for(batcher.next(), 5) == [one]
+    assert time.monotonic() - one.arrived >= 0.05
