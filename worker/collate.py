@@ -31,7 +31,7 @@ TORCH_TYPES: Final[Mapping[str, torch.dtype]] = {
 }
 DATATYPES: Final[Mapping[torch.dtype, str]] = {dtype: name for name, dtype in TORCH_TYPES.items()}
 
-_RAW: Final[Mapping[int, np.dtype[Any]]] = {1: np.dtype("u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4"), 8: np.dtype("<u8")}
+_RAW: Final[Mapping[int, np.dtype[Any]]] = {size: np.dtype(f"<u{size}") for size in (1, 2, 4, 8)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +133,7 @@ def _bytes_of(value: torch.Tensor) -> memoryview:
     if value.numel() == 0:
         return memoryview(b"")
     flat = value.detach().to("cpu").contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
+    return flat.view(torch.uint8).numpy().data
 
 
 def _check(tensor: Tensor, spec: TensorSpec) -> None:

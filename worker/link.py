@@ -40,6 +40,7 @@ class Link:
         self._streams: dict[str, ReplicaStream] = {}
         self._leaving: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
+        self._closed = False
 
     def route(self, replicas: Mapping[str, str]) -> None:
         """Calls these replicas (id to host:port) from now on. What is in flight at others is still waited for."""
@@ -78,6 +79,7 @@ class Link:
 
     async def close(self) -> None:
         """Closes every stream; what is in flight fails with `Unavailable`."""
+        self._closed = True
         streams, self._streams = list(self._streams.values()), {}
         for task in self._leaving:
             task.cancel()
@@ -100,6 +102,8 @@ class Link:
     async def _wait_for_room(self, work: Work, *, wait: bool) -> ReplicaStream:
         give_up = time.monotonic() + self._limits.patience_s
         while True:
+            if self._closed:
+                raise Unavailable("the link was closed")
             if any(stream.ready for stream in self._streams.values()):
                 if not wait:
                     raise Overloaded("every replica has as many requests in flight as it may; try again later")

@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 class StreamTimings:
     """Seconds.
 
-    keepalive_s: a silent connection is probed this often.
+    keepalive_s: a silent connection is probed this often (gRPC makes it 1 s at least).
     keepalive_timeout_s: an unanswered probe ends the connection after this; with `keepalive_s` it bounds how long a
         frozen replica goes unnoticed.
     connect_s: longest wait for a connection and the replica's first message.
@@ -138,6 +138,7 @@ class ReplicaStream:
         self.ready = False
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
+        self._disconnected("the link was closed", logging.DEBUG)
 
     def _begin(self, frame_id: int, outstanding: _Outstanding) -> None:
         self._outstanding[frame_id] = outstanding
@@ -223,9 +224,9 @@ class ReplicaStream:
         self.ready = ready
         self._changed()
 
-    def _disconnected(self, reason: str) -> None:
+    def _disconnected(self, reason: str, level: int = logging.WARNING) -> None:
         if self._writer is not None:
-            logger.warning("lost %s: %s; %d requests outstanding", self.address, reason, len(self._outstanding))
+            logger.log(level, "lost %s: %s; %d requests outstanding", self.address, reason, len(self._outstanding))
         self._writer = None
         for outstanding in self._outstanding.values():
             if not outstanding.future.done():
@@ -254,6 +255,8 @@ def _channel_options(timings: StreamTimings) -> list[tuple[str, int]]:
     return [
         ("grpc.keepalive_time_ms", int(timings.keepalive_s * 1000)),
         ("grpc.keepalive_timeout_ms", int(timings.keepalive_timeout_s * 1000)),
+        # gRPC core 1.85 waits this long for an answer to any ping, a keepalive's too, and defaults to a minute.
+        ("grpc.http2.ping_timeout_ms", int(timings.keepalive_timeout_s * 1000)),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.enable_retries", 0),

@@ -1,0 +1,269 @@
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import AsyncIterator, Sequence
+
+import pytest
+import torch
+
+from worker.batcher import Batching
+from worker.collate import to_tensors
+from worker.errors import DeadlineExceeded, Internal, InvalidRequest, Overloaded
+from worker.link import Link, LinkLimits
+from worker.nouns import Answer, Axis, Signature, Tensor, TensorSpec, Work
+from worker.stream_server import StreamServer
+from worker.worker import Worker, warm_up_shapes
+
+TOKEN = "t"
+X = TensorSpec("x", "FP32", ("batch", "length"), pad=0.0)
+Y = TensorSpec("y", "FP32", ("batch", "length"))
+
+
+class Doubles:
+    """A shard that doubles, fails on 13, and can be held."""
+
+    signature = Signature((X,), (Y,))
+    runtime = "eager"
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.entered = threading.Semaphore(0)
+        self.go = threading.Event()
+        self.go.set()
+
+    def run(self, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        (x,) = inputs
+        self.batches.append(list(x.shape))
+        self.entered.release()
+        if not self.go.wait(10):
+            raise TimeoutError("never released")
+        if (x == 13).any():
+            raise ValueError("thirteen")
+        return (2 * x,)
+
+    async def has_entered(self) -> None:
+        assert await asyncio.to_thread(self.entered.acquire, timeout=10)
+
+
+class Renames(Doubles):
+    """A second stage: takes `y`."""
+
+    signature = Signature(
+        (TensorSpec("y", "FP32", ("batch", "length")),), (TensorSpec("z", "FP32", ("batch", "length")),)
+    )
+
+
+def work(*values: float, seconds: float = 10.0, name: str = "x", priority: int = 0) -> Work:
+    tensors = to_tensors([torch.tensor([values], dtype=torch.float32)], [TensorSpec(name, "", ())])
+    return Work(tensors, time.monotonic() + seconds, priority)
+
+
+def values(answer: Answer) -> list[float]:
+    (tensor,) = answer.tensors
+    found: list[float] = torch.frombuffer(bytearray(tensor.data), dtype=torch.float32).tolist()
+    return found
+
+
+@contextlib.asynccontextmanager
+async def running(worker: Worker) -> AsyncIterator[Worker]:
+    task = asyncio.create_task(worker.run_forever())
+    try:
+        yield worker
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def worker_of(shard: Doubles, batching: Batching | None = None, max_queue_rows: int = 256) -> Worker:
+    return Worker(shard, outputs=shard.signature.outputs, batching=batching, max_queue_rows=max_queue_rows)
+
+
+async def queued(worker: Worker, *works: Work) -> list[asyncio.Task[Answer]]:
+    tasks = [asyncio.create_task(worker.serve(one)) for one in works]
+    await asyncio.sleep(0)
+    return tasks
+
+
+async def test_a_request_is_computed_and_timed() -> None:
+    async with running(worker_of(Doubles())) as worker:
+        answer = await worker.serve(work(1, 2, 3))
+    assert values(answer) == [2, 4, 6]
+    assert answer.timing.batch_rows == 1
+    assert answer.timing.compute_ns > 0
+    assert worker.counters.computed_rows == 1
+
+
+async def test_what_waits_together_is_computed_together_and_answers_are_trimmed() -> None:
+    shard = Doubles()
+    async with running(worker_of(shard, Batching(max_padding=0.9))) as worker:
+        shard.go.clear()
+        first = await queued(worker, work(0))
+        await shard.has_entered()
+        rest = await queued(worker, work(1), work(1, 2), work(1, 2, 3))
+        shard.go.set()
+        assert [values(await task) for task in first + rest] == [[0], [2], [2, 4], [2, 4, 6]]
+    assert shard.batches == [[1, 1], [3, 3]]
+
+
+async def test_one_bad_row_fails_alone() -> None:
+    shard = Doubles()
+    async with running(worker_of(shard)) as worker:
+        shard.go.clear()
+        first = await queued(worker, work(0))
+        await shard.has_entered()
+        rest = await queued(worker, work(1), work(13), work(2))
+        shard.go.set()
+        answers = await asyncio.gather(*first, *rest, return_exceptions=True)
+    assert isinstance(answers[2], Internal)
+    assert "thirteen" in str(answers[2])
+    assert [values(answer) for answer in answers if isinstance(answer, Answer)] == [[0], [2], [4]]
+    assert worker.counters.failed == 1
+
+
+async def test_work_that_nobody_waits_for_is_not_computed() -> None:
+    shard = Doubles()
+    async with running(worker_of(shard)) as worker:
+        shard.go.clear()
+        first = await queued(worker, work(0))
+        await shard.has_entered()
+        (cancelled, expired) = await queued(worker, work(1), work(2, seconds=0.001))
+        cancelled.cancel()
+        await asyncio.sleep(0.002)
+        shard.go.set()
+        await asyncio.gather(*first)
+        with pytest.raises(DeadlineExceeded):
+            await expired
+        await worker.serve(work(5))
+    assert shard.batches == [[1, 1], [1, 1]]
+    assert (worker.batcher.dropped_cancelled, worker.batcher.dropped_expired) == (1, 1)
+
+
+async def test_a_full_queue_refuses() -> None:
+    shard = Doubles()
+    async with running(worker_of(shard, max_queue_rows=1)) as worker:
+        shard.go.clear()
+        first = await queued(worker, work(0))
+        await shard.has_entered()
+        second = await queued(worker, work(1))
+        with pytest.raises(Overloaded):
+            await worker.serve(work(2))
+        shard.go.set()
+        await asyncio.gather(*first, *second)
+
+
+async def test_the_load_counts_what_waits_and_what_is_computed() -> None:
+    shard = Doubles()
+    async with running(worker_of(shard)) as worker:
+        shard.go.clear()
+        tasks = await queued(worker, work(0))
+        await shard.has_entered()
+        tasks += await queued(worker, work(1), work(2))
+        assert worker.load().queued_rows == 3
+        shard.go.set()
+        await asyncio.gather(*tasks)
+        assert worker.load().queued_rows == 0
+        assert worker.load().seconds_per_row > 0
+
+
+async def test_a_wrong_tensor_is_refused_before_the_queue() -> None:
+    async with running(worker_of(Doubles())) as worker:
+        with pytest.raises(InvalidRequest, match="input 'x' is missing"):
+            await worker.serve(work(1, name="other"))
+
+
+@contextlib.asynccontextmanager
+async def two_stages(first: Doubles, second: Renames, limits: LinkLimits | None = None) -> AsyncIterator[Worker]:
+    last = Worker(second, outputs=second.signature.outputs)
+    server = StreamServer(TOKEN, last.serve, last.load)
+    async with running(last):
+        link = Link(TOKEN, limits or LinkLimits(max_inflight=4))
+        link.route({"last": await server.start()})
+        try:
+            async with running(Worker(first, outputs=second.signature.outputs, link=link)) as worker:
+                yield worker
+        finally:
+            await link.close()
+            await server.stop()
+
+
+async def test_two_stages_compute_one_after_the_other() -> None:
+    async with two_stages(Doubles(), Renames()) as worker:
+        answer = await worker.serve(work(1, 2))
+    assert answer.tensors[0].name == "z"
+    assert values(answer) == [4, 8]
+
+
+async def test_a_batch_travels_whole_to_the_next_stage() -> None:
+    first, second = Doubles(), Renames()
+    async with two_stages(first, second) as worker:
+        first.go.clear()
+        tasks = await queued(worker, work(0))
+        await first.has_entered()
+        tasks += await queued(worker, work(1), work(2), work(3))
+        first.go.set()
+        assert [values(await task) for task in tasks] == [[0], [4], [8], [12]]
+    assert second.batches == [[1, 1], [3, 1]]
+
+
+async def test_when_everyone_of_a_batch_has_gone_the_next_stage_does_not_compute_it() -> None:
+    first, second = Doubles(), Renames()
+    async with two_stages(first, second) as worker:
+        second.go.clear()
+        (held,) = await queued(worker, work(0))
+        await second.has_entered()
+        (gone,) = await queued(worker, work(1))
+        await first.has_entered()
+        await first.has_entered()
+        gone.cancel()
+        await asyncio.gather(gone, return_exceptions=True)
+        second.go.set()
+        await held
+        await worker.serve(work(3))
+    assert len(second.batches) == 2
+
+
+async def test_a_slow_next_stage_holds_back_the_first_instead_of_filling_memory() -> None:
+    first, second = Doubles(), Renames()
+    async with two_stages(first, second, LinkLimits(max_inflight=1)) as worker:
+        second.go.clear()
+        tasks = await queued(worker, work(0))
+        await second.has_entered()
+        for number in range(20, 40):
+            tasks += await queued(worker, work(number))
+        second.go.set()
+        await asyncio.gather(*tasks)
+    assert len(first.batches) <= 4
+
+
+async def test_warm_up_computes_each_shape_and_learns_the_time_of_a_row() -> None:
+    shard = Doubles()
+    worker = worker_of(shard)
+    await worker.warm_up([{"batch": 1, "length": 2}, {"batch": 4, "length": 8}])
+    assert shard.batches == [[1, 2], [4, 8]]
+    assert worker.load().seconds_per_row > 0
+
+
+def test_warm_up_shapes_stay_inside_the_axes_bounds() -> None:
+    signature = Signature((X,), (Y,), (Axis("batch", 1, 8), Axis("length", 2, 40)))
+    for shape in warm_up_shapes(signature, 16):
+        assert 1 <= shape["batch"] <= 8
+        assert 2 <= shape["length"] <= 40
+
+
+async def test_a_handler_translates_on_the_way_in_and_out() -> None:
+    class Text:
+        signature = Signature((TensorSpec("text", "BYTES", ("batch",)),), (TensorSpec("answer", "FP32", ("batch", 1)),))
+
+        def before(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+            length = int.from_bytes(bytes(tensors[0].data[:4]), "little")
+            return to_tensors([torch.tensor([[float(length)]])], [TensorSpec("x", "", ())])
+
+        def after(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+            return (Tensor("answer", "FP32", tensors[0].shape, tensors[0].data),)
+
+    shard = Doubles()
+    async with running(Worker(shard, outputs=shard.signature.outputs, handler=Text())) as worker:
+        answer = await worker.serve(Work((Tensor("text", "BYTES", (1,), b"\x03\0\0\0abc"),), time.monotonic() + 5))
+    assert answer.tensors[0].name == "answer"
+    assert values(answer) == [6]
