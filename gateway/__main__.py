@@ -1,0 +1,90 @@
+"""`python -m gateway`: clients on one side, the cluster on the other."""
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+from pathlib import Path
+
+from gateway.parent import die_with_parent
+from gateway.settings import LOG_FORMAT, GatewaySettings, ServerLimits
+from gateway.supervisor import StartError, run
+
+
+def parse(arguments: list[str]) -> tuple[GatewaySettings, bool]:
+    """The settings, and whether to die with the parent."""
+    bounds = ServerLimits()
+    parser = argparse.ArgumentParser(
+        prog="python -m gateway", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--control", type=Path, required=True, help="JSON file with the controller's address and token")
+    parser.add_argument("--listen", type=_address, default="127.0.0.1:8001", help="host:port; port 0 takes a free one")
+    parser.add_argument("--processes", type=_positive, default=1, help="processes that share the port")
+    parser.add_argument("--ready-file", type=Path, help="written, with the address, once every process listens")
+    parser.add_argument("--notice-s", type=_seconds, default=2.0, help="from SIGTERM to no new calls, seconds")
+    parser.add_argument("--finish-s", type=_seconds, default=30.0, help="then for the calls at work, seconds")
+    parser.add_argument("--max-message-bytes", type=_positive, default=bounds.max_message_bytes, help="of one request")
+    parser.add_argument("--max-connections", type=_positive, default=bounds.max_connections, help="of one process")
+    parser.add_argument("--max-streams", type=_positive, default=bounds.max_streams, help="calls on one connection")
+    parser.add_argument("--max-calls", type=_positive, default=bounds.max_calls, help="calls in one process")
+    parser.add_argument("--log-level", default="WARNING", choices=("DEBUG", "INFO", "WARNING", "ERROR"), help=" ")
+    parser.add_argument("--die-with-parent", action="store_true", help="drain when the starting thread ends")
+    given = parser.parse_args(arguments)
+    limits = ServerLimits(
+        max_message_bytes=given.max_message_bytes,
+        max_connections=given.max_connections,
+        max_streams=given.max_streams,
+        max_calls=given.max_calls,
+    )
+    settings = GatewaySettings(
+        listen=given.listen,
+        processes=given.processes,
+        control_file=given.control,
+        ready_file=given.ready_file,
+        notice_s=given.notice_s,
+        finish_s=given.finish_s,
+        log_level=given.log_level,
+        limits=limits,
+    )
+    return settings, given.die_with_parent
+
+
+def _address(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not host:port")
+    return text
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= 86400:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0 to 86400")
+    return seconds
+
+
+def main() -> int:
+    parent = os.getppid()
+    settings, dies_with_parent = parse(sys.argv[1:])
+    logging.basicConfig(level=settings.log_level, format=LOG_FORMAT)
+    if dies_with_parent:
+        die_with_parent(parent)
+    try:
+        return 0 if asyncio.run(run(settings)) else 1
+    except (StartError, OSError) as error:
+        sys.stderr.write(f"gateway: cannot serve on {settings.listen}: {error}\n")
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""One of the gateway's processes, as the supervisor starts it: `python -m gateway.process SETTINGS`.
+
+Writes a line to standard output once it listens. SIGTERM drains it, a second one ends it at once. It drains also when
+the supervisor dies, however that dies.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import uvloop
+
+from gateway.parent import die_with_parent
+from gateway.server import Gateway
+from gateway.settings import LISTENING, LOG_FORMAT, ProcessSettings
+from gateway.statistics import Statistics
+
+logger = logging.getLogger(__name__)
+
+
+async def serve(settings: ProcessSettings) -> None:
+    """Serves until SIGTERM, then drains. Raises OSError where the address cannot be had."""
+    terminated = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, _terminate, terminated)
+    gateway = Gateway(
+        settings.address,
+        control_file=Path(settings.control_file),
+        statistics=Statistics.shared(settings.statistics_file, settings.processes, settings.process),
+        limits=settings.limits,
+        version=_version(),
+    )
+    async with gateway:
+        sys.stdout.write(LISTENING)
+        sys.stdout.flush()
+        await terminated.wait()
+        logger.info("draining: not ready for %g s, then at most %g s", settings.notice_s, settings.finish_s)
+        await gateway.drain(settings.notice_s, settings.finish_s)
+
+
+def _terminate(terminated: asyncio.Event) -> None:
+    if terminated.is_set():
+        logger.warning("told to end twice: what is in flight is lost")
+        os._exit(1)
+    terminated.set()
+
+
+def _version() -> str:
+    try:
+        return version("shardline")
+    except PackageNotFoundError:
+        return "0+uninstalled"
+
+
+def main() -> None:
+    settings = ProcessSettings.from_json(sys.argv[1])
+    logging.basicConfig(level=settings.log_level, format=LOG_FORMAT)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches the whole group; the supervisor decides
+    die_with_parent(settings.supervisor)
+    uvloop.run(serve(settings))
+
+
+if __name__ == "__main__":
+    main()

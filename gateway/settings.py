@@ -1,0 +1,79 @@
+"""What a gateway, and each of its processes, is told when it starts."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final, Self
+
+LISTENING: Final = "listening\n"
+LOG_FORMAT: Final = "%(asctime)s %(levelname)s gateway[%(process)d] %(message)s"
+
+
+@dataclass(frozen=True, slots=True)
+class ServerLimits:
+    """Bounds of one process.
+
+    max_message_bytes: of a request; a larger one is refused before it is read.
+    max_connections: further ones are closed at once.
+    max_streams: calls at once on one connection; a client's library holds the next ones back.
+    max_calls: calls at once on all connections; further ones are answered RESOURCE_EXHAUSTED.
+    keepalive_s, keepalive_timeout_s: a silent client is probed this often, and dropped this long after a probe.
+    idle_s: a connection without a call is closed after this; the client's library opens it again when it needs it.
+    """
+
+    max_message_bytes: int = 64 << 20
+    max_connections: int = 1024
+    max_streams: int = 1024
+    max_calls: int = 4096
+    keepalive_s: float = 60.0
+    keepalive_timeout_s: float = 20.0
+    idle_s: float = 1800.0
+
+
+@dataclass(frozen=True, slots=True)
+class GatewaySettings:
+    """How to run a gateway. Times in seconds; `ready_file` None: none is written.
+
+    notice_s, finish_s: see `ProcessSettings`.
+    """
+
+    listen: str
+    processes: int
+    control_file: Path
+    ready_file: Path | None
+    notice_s: float
+    finish_s: float
+    log_level: str
+    limits: ServerLimits
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessSettings:
+    """What one process needs to know.
+
+    address: host:port, the same for all of them.
+    statistics_file: descriptor of the shared region, inherited.
+    process: which one of `processes` it is, from 0.
+    supervisor: its parent's process id.
+    notice_s: after the first SIGTERM, how long it still takes calls while it says that it is not ready, seconds.
+    finish_s: then, how long the calls at work may take, seconds.
+    """
+
+    address: str
+    control_file: str
+    statistics_file: int
+    processes: int
+    process: int
+    supervisor: int
+    notice_s: float
+    finish_s: float
+    log_level: str
+    limits: ServerLimits
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        fields = json.loads(text)
+        return cls(**{**fields, "limits": ServerLimits(**fields["limits"])})
