@@ -1,0 +1,136 @@
+"""Captures a module as a program file: once, whole, with dynamic axes, in a form without in-place operators."""
+
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch.export import Dim, ExportedProgram
+
+from compressor.model import Input, Model
+from worker.errors import ShardlineError
+from worker.manifest import AXIS_NAME
+from worker.nouns import Axis
+from worker.program import DATATYPES, Program
+from worker.pt2 import read_program
+
+_OPERATOR: Final = re.compile(r"\b(?:aten|prims|torchao|quantized_decomposed)(?:\.|::)\w+(?:\.\w+)?")
+
+
+class CaptureError(ShardlineError):
+    """A module that cannot be captured as it is. The message says what to change."""
+
+    code = 3
+
+
+def capture(model: Model, path: Path) -> Program:
+    """Captures `model` into the program file `path` and reads it back.
+
+    Raises:
+        CaptureError: naming the input, the axis or the operator that stands in the way.
+    """
+    _check(model)
+    axes = {axis.name: axis for axis in model.axes}
+    dims = {
+        name: Dim(name, min=axes.get(name, Axis(name)).minimum, max=axes.get(name, Axis(name)).maximum)
+        for item in model.inputs
+        for name in item.axes
+        if name is not None
+    }
+    shapes = tuple(
+        {axis: dims[name] for axis, name in enumerate(item.axes) if name is not None} for item in model.inputs
+    )
+    examples = tuple(item.example for item in model.inputs)
+    module = model.module.eval()
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            exported = torch.export.export(_Flat(module), examples, dynamic_shapes=(shapes,), strict=False)
+            exported = exported.run_decompositions({})
+        except Exception as error:  # torch.export raises errors of many unrelated types
+            raise CaptureError(_explain(model, error)) from error
+    _write(exported, path)
+    return read_program(path)
+
+
+class _Flat(torch.nn.Module):
+    """Gives the module's outputs as a flat tuple of tensors."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        outputs = self.module(*inputs)
+        if isinstance(outputs, torch.Tensor):
+            return (outputs,)
+        if isinstance(outputs, Mapping):
+            outputs = tuple(outputs.values())
+        if not isinstance(outputs, (tuple, list)) or not all(isinstance(item, torch.Tensor) for item in outputs):
+            raise CaptureError(
+                f"the module returns {_describe(outputs)}; expected a tensor, or a tuple, list or dict of tensors"
+            )
+        return tuple(outputs)
+
+
+def _describe(outputs: Any) -> str:
+    if isinstance(outputs, (tuple, list)):
+        return f"a {type(outputs).__name__} of {', '.join(type(item).__name__ for item in outputs)}"
+    return f"a {type(outputs).__name__}"
+
+
+def _check(model: Model) -> None:
+    if not model.inputs:
+        raise CaptureError("the model has no inputs; give an example of each")
+    names = [item.name for item in model.inputs]
+    if len(set(names)) != len(names):
+        raise CaptureError(f"two inputs have one name: {', '.join(names)}")
+    for item in model.inputs:
+        _check_input(item)
+
+
+def _check_input(item: Input) -> None:
+    shape = tuple(item.example.shape)
+    if item.example.dtype not in DATATYPES:
+        raise CaptureError(
+            f"input {item.name!r}: {item.example.dtype} has no name in the protocol; cast it in the module"
+        )
+    if len(item.axes) != len(shape):
+        raise CaptureError(f"input {item.name!r}: {len(item.axes)} axes for an example of shape {list(shape)}")
+    for name, size in zip(item.axes, shape, strict=True):
+        if name is None:
+            continue
+        if not AXIS_NAME.fullmatch(name):
+            raise CaptureError(f"input {item.name!r}: {name!r} cannot name an axis; use letters, digits and _")
+        if size < 2:
+            raise CaptureError(
+                f"input {item.name!r}: the example's axis {name!r} is {size}; give an example of at least 2, "
+                "or the capture takes the 1 for a constant"
+            )
+
+
+def _explain(model: Model, error: Exception) -> str:
+    """The first lines of what torch says, with the operator it stumbled over in front."""
+    if isinstance(error, CaptureError):
+        return str(error)
+    text = str(error).strip() or type(error).__name__
+    operator = _OPERATOR.search(text)
+    named = f"operator {operator[0]}: " if operator else ""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return f"{type(model.module).__name__} cannot be captured: {named}{' '.join(lines[:6])[:900]}"
+
+
+def _write(exported: ExportedProgram, path: Path) -> None:
+    """Saves the program without its examples, and without what tells of the machine that it was captured on."""
+    for module in exported.graph_module.modules():
+        if isinstance(module, torch.fx.GraphModule):
+            for node in module.graph.nodes:
+                for key in ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node", "custom"):
+                    node.meta.pop(key, None)
+    exported._example_inputs = None
+    exported._guards_code = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.export.save(exported, path)

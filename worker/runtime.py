@@ -1,0 +1,115 @@
+"""How a stage is computed: step by step, or by a package that AOTInductor compiled. Both behind one small protocol."""
+
+import hashlib
+import logging
+import platform
+import re
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Final, Protocol
+
+import torch
+
+from worker.errors import Unsupported
+from worker.program import Interpreter, Program
+
+CPU_INFO: Final = Path("/proc/cpuinfo")
+
+_DEVICE: Final = re.compile(r"cpu|cuda(:\d{1,3})?")
+_VECTOR_FLAGS: Final = re.compile(r"(avx|amx|sse|fma|f16c|bmi|gfni|vaes|vpcl|asimd|sve|neon|bf16|i8mm)\w*", re.ASCII)
+
+
+class Runtime(Protocol):
+    """Computes a stage. Tensors are in the stage's order, on any device; results are on the CPU."""
+
+    name: str
+
+    def run(self, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]: ...
+
+
+class Eager:
+    """Runs the program's steps with PyTorch's own kernels. `program` is already on `device`."""
+
+    name = "eager"
+
+    def __init__(self, program: Program, device: str = "cpu") -> None:
+        self._interpreter = Interpreter(program)
+        self._weights = tuple(program.weights.values())
+        self._device = torch.device(device)
+
+    def run(self, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        with torch.inference_mode():
+            moved = [tensor.to(self._device) for tensor in inputs]
+            return _arrived(self._interpreter.run(moved, self._weights))
+
+
+class Aot:
+    """Runs a package that AOTInductor compiled for this device, instruction set and PyTorch.
+
+    The package is native code: only load what `worker/seal.py` vouches for.
+    """
+
+    name = "aotinductor"
+
+    def __init__(self, package: Path, device: str = "cpu") -> None:
+        self._device = torch.device(device)
+        index = -1 if self._device.type == "cpu" else self._device.index or 0
+        logging.getLogger("torch.export.pt2_archive._package").setLevel(logging.ERROR)
+        self._package = torch._inductor.aoti_load_package(
+            str(package), run_single_threaded=self._device.type == "cpu", device_index=index
+        )
+
+    def run(self, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        with torch.inference_mode():
+            outputs = self._package(*(tensor.to(self._device) for tensor in inputs))
+            return _arrived((outputs,) if isinstance(outputs, torch.Tensor) else tuple(outputs))
+
+
+class Passing:
+    """A stage that computes nothing: what it gives is what it takes."""
+
+    name = "eager"
+
+    def run(self, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        return ()
+
+
+def _arrived(outputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    return tuple(output.cpu().contiguous() for output in outputs)
+
+
+def check_device(device: str) -> str:
+    """`device` where it can be used here.
+
+    Raises:
+        Unsupported: it is not cpu, cuda or cuda:N, or there is no such device.
+    """
+    if not _DEVICE.fullmatch(device):
+        raise Unsupported(f"device {device!r}: expected cpu, cuda or cuda:N")
+    if device == "cpu":
+        return device
+    count = torch.cuda.device_count()
+    index = int(device.partition(":")[2] or 0)
+    if index >= count:
+        raise Unsupported(
+            f"device {device!r}: this machine has {count} CUDA devices; use cpu, or a machine that has it"
+        )
+    return f"cuda:{index}"
+
+
+@cache
+def instruction_set(device: str = "cpu") -> str:
+    """What compiled code for `device` relies on: "x86_64 AVX512 5d1b…" (the hash covers the CPU's vector features)."""
+    if device != "cpu":
+        major, minor = torch.cuda.get_device_capability(torch.device(device))
+        return f"sm_{major}{minor}"
+    flags = ""
+    if CPU_INFO.is_file():
+        for line in CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() in {"flags", "Features"}:
+                flags = " ".join(sorted(flag for flag in value.split() if _VECTOR_FLAGS.fullmatch(flag)))
+                break
+    digest = hashlib.sha256(flags.encode()).hexdigest()[:12]
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} {digest}"

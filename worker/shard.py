@@ -1,0 +1,158 @@
+"""One stage of an artifact, loaded and ready to compute."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from worker.artifact import Artifact, ArtifactError
+from worker.cut import choose_points, cut, part, travel
+from worker.errors import InvalidRequest, Unsupported
+from worker.manifest import CompiledEntry, CutEntry, StageEntry
+from worker.nouns import Signature
+from worker.program import Program
+from worker.pt2 import ProgramError, read_program
+from worker.runtime import Aot, Eager, Passing, Runtime, check_device, instruction_set
+from worker.seal import DEFAULT_KEY, holds, read_key, seal
+from worker.stages import axis_names, describe_stages
+
+MEND = "`shardline compile` makes one for this machine"
+
+
+class Shard:
+    """A stage that computes. `runtime` is "eager" or "aotinductor"; `note` says why a compiled package is not used."""
+
+    def __init__(self, stage: StageEntry, whole: Signature, runtime: Runtime, note: str = "") -> None:
+        self.signature: Signature = Signature(
+            tuple(entry.spec() for entry in stage.inputs), tuple(entry.spec() for entry in stage.outputs), whole.axes
+        )
+        self.runtime: str = runtime.name
+        self.note = note
+        self._runtime = runtime
+        self._passed = stage.passed
+
+    def run(self, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """The stage's outputs for its inputs, both in the signature's order; row-major, on the CPU.
+
+        Raises:
+            InvalidRequest: not as many tensors as the stage takes.
+        """
+        if len(inputs) != len(self.signature.inputs):
+            raise InvalidRequest(f"{len(inputs)} tensors; the stage takes {len(self.signature.inputs)}")
+        computed = iter(self._runtime.run(inputs))
+        return tuple(next(computed) if place is None else inputs[place] for place in self._passed)
+
+
+def load_shard(
+    artifact: Artifact,
+    *,
+    stage: int,
+    stages: int,
+    device: str = "cpu",
+    runtime: Literal["fastest", "eager"] = "fastest",
+    key: Path = DEFAULT_KEY,
+) -> Shard:
+    """Stage `stage` (from 0) of `artifact` cut into `stages`.
+
+    With runtime "fastest", the runtime that was measured to be the fastest is used where this machine can: a compiled
+    package that was made for another instruction set, PyTorch or device, or that this machine's key does not vouch
+    for, is left alone, and the stage runs uncompiled.
+
+    Raises:
+        ArtifactError: the program is not what the manifest says.
+        InvalidRequest: there is no such stage, or the program cannot be cut into that many.
+        Unsupported: there is no such device.
+    """
+    if not 0 <= stage < stages:
+        raise InvalidRequest(f"stage {stage} of {stages}: expected 0 to {stages - 1}")
+    device = check_device(device)
+    packaged = artifact.manifest.cut_into(stages)
+    note = ""
+    if runtime == "fastest":
+        if packaged is None:
+            note = f"no package is compiled for {stages} stages; {MEND}"
+        else:
+            entry = packaged.stages[stage]
+            compiled, note = _trusted(artifact, entry, device, key)
+            if compiled is not None:
+                return Shard(entry, artifact.manifest.signature, Aot(artifact.folder / compiled.file, device))
+    program = load_program(artifact)
+    parts, entries = cut_program(artifact, program, stages, packaged)
+    computed, _ = part(parts[stage])
+    loaded = Eager(computed.on(device), device) if computed.outputs else Passing()
+    return Shard(entries[stage], artifact.manifest.signature, loaded, note)
+
+
+def load_program(artifact: Artifact) -> Program:
+    """The artifact's program.
+
+    Raises:
+        ArtifactError: it cannot be read, or is not what the manifest describes.
+    """
+    try:
+        program = read_program(artifact.program)
+    except ProgramError as error:
+        raise ArtifactError(f"{error}; package the model again") from error
+    axis_names(program, artifact.manifest)
+    return program
+
+
+def cut_program(
+    artifact: Artifact, program: Program, stages: int, packaged: CutEntry | None
+) -> tuple[tuple[Program, ...], tuple[StageEntry, ...]]:
+    """The program's stages: cut as packaged, or by the packaged step costs where that number of stages was not."""
+    if packaged is not None:
+        parts = cut(program, packaged.points)
+        entries = describe_stages(program, parts, artifact.manifest)
+        for found, entry in zip(entries, packaged.stages, strict=True):
+            if [tensor.name for tensor in found.inputs] != [tensor.name for tensor in entry.inputs]:
+                raise ArtifactError(f"{artifact.folder}: the packaged cut is not the program's; package it again")
+        return parts, packaged.stages
+    seconds = artifact.manifest.profile.seconds
+    if len(seconds) != len(program.steps):
+        raise ArtifactError(f"{artifact.folder}: the profile is of another program; package it again")
+    points = choose_points(seconds, travel(program), stages)
+    parts = cut(program, points)
+    return parts, describe_stages(program, parts, artifact.manifest)
+
+
+def _trusted(artifact: Artifact, entry: StageEntry, device: str, key: Path) -> tuple[CompiledEntry | None, str]:
+    """The compiled package to use, or None and the reason."""
+    if entry.runtime == "eager":
+        reason = "" if entry.figures else f"nothing is compiled for this stage; {MEND}"
+        return None, reason
+    kind = device.partition(":")[0]
+    here = instruction_set(device)
+    reason = f"no package is compiled for {kind}; {MEND}"
+    for compiled in entry.compiled:
+        if compiled.device != kind:
+            continue
+        if compiled.torch != torch.__version__:
+            reason = f"{compiled.file} is compiled for PyTorch {compiled.torch}, this is {torch.__version__}; {MEND}"
+        elif compiled.instruction_set != here:
+            reason = f"{compiled.file} is compiled for {compiled.instruction_set}, this is {here}; {MEND}"
+        else:
+            reason = _seal_problem(artifact, compiled, key)
+        if not reason:
+            return compiled, ""
+    return None, reason
+
+
+def _seal_problem(artifact: Artifact, compiled: CompiledEntry, key: Path) -> str:
+    try:
+        secret = read_key(key)
+    except Unsupported as error:
+        return str(error)
+    if secret is None:
+        return f"{compiled.file} was compiled elsewhere: this machine has no key at {key}; {MEND}"
+    expected = seal(
+        secret,
+        sha256=artifact.manifest.files[compiled.file].sha256,
+        device=compiled.device,
+        instruction_set=compiled.instruction_set,
+        torch=compiled.torch,
+    )
+    if not holds(compiled.seal, expected):
+        return f"{compiled.file} was not compiled by this machine (its seal does not hold); {MEND}"
+    return ""
