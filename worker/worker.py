@@ -183,7 +183,11 @@ class Worker:
 
     def _deliver(self, items: list[Item], answer: Answer) -> None:
         now = time.monotonic()
-        parts = self._collator.split(answer.tensors, [item.work for item in items])
+        try:
+            parts = self._collator.split(answer.tensors, [item.work for item in items])
+        except Exception as error:  # noqa: BLE001 - the model gave something else than its manifest says
+            self._fail(items, error)
+            return
         for item, tensors in zip(items, parts, strict=True):
             if item.future.done():
                 continue
