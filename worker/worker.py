@@ -18,6 +18,7 @@ import torch
 from worker.batcher import Batcher, Batching, Item
 from worker.collate import TORCH_TYPES, Collator, to_tensors
 from worker.errors import Internal, ShardlineError
+from worker.expression import evaluate, parse
 from worker.handler import Handler
 from worker.link import Link
 from worker.nouns import BATCH, Answer, Load, Signature, TensorSpec, Timing, Work
@@ -207,7 +208,7 @@ class Worker:
 
 def warm_up_shapes(signature: Signature, max_rows: int) -> list[dict[str, int]]:
     """The smallest and a middling shape: axes at their minimum, then at a quarter of their maximum (at most 64)."""
-    names = {dim for spec in signature.inputs for dim in spec.shape if isinstance(dim, str)}
+    names = {name for spec in signature.inputs for dim in spec.shape for name in _axes_of(dim)}
     bounds = {axis.name: axis for axis in signature.axes}
     small = {name: bounds[name].minimum if name in bounds else 1 for name in names}
     middling = {
@@ -224,6 +225,12 @@ def resident_bytes() -> int:
     return int(psutil.Process(os.getpid()).memory_info().rss)
 
 
+def _axes_of(dim: int | str) -> set[str]:
+    """The axes that a dimension such as "4*sequence" is made of."""
+    size = parse(str(dim))
+    return set() if isinstance(size, int) else {str(axis) for axis in size.free_symbols}
+
+
 def _zeros(spec: TensorSpec, lengths: dict[str, int]) -> torch.Tensor:
-    shape = [dim if isinstance(dim, int) else lengths[dim] for dim in spec.shape]
+    shape = [int(evaluate(parse(str(dim)), lengths)) for dim in spec.shape]
     return torch.zeros(shape, dtype=TORCH_TYPES[spec.datatype])

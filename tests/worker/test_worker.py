@@ -251,6 +251,15 @@ def test_warm_up_shapes_stay_inside_the_axes_bounds() -> None:
         assert 2 <= shape["length"] <= 40
 
 
+async def test_warm_up_knows_sizes_that_are_expressions_of_axes() -> None:
+    shard = Doubles()
+    shard.signature = Signature((TensorSpec("x", "FP32", ("batch", "4*length")),), (Y,), (Axis("length", 2, 40),))
+    worker = worker_of(shard)
+    shapes = warm_up_shapes(shard.signature, 16)
+    await worker.warm_up(shapes)
+    assert shard.batches == [[shape["batch"], 4 * shape["length"]] for shape in shapes]
+
+
 async def test_a_handler_translates_on_the_way_in_and_out() -> None:
     class Text:
         signature = Signature((TensorSpec("text", "BYTES", ("batch",)),), (TensorSpec("answer", "FP32", ("batch", 1)),))
