@@ -9,20 +9,19 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.backoff import STEADY_AFTER_S, Failures
 from cluster.fleet import Fleet, Sighting
-from cluster.plan import Action, Drain, Leave, Publish, Start, Stop, Tell, plan
+from cluster.plan import Action, Drain, Leave, Publish, Start, Stop, Tell, plan, routes
 from cluster.repository import changes
 from cluster.route_feed import RouteFeed
 from cluster.route_table import route_table
 from cluster.state import State, StateDir
 from cluster.world import Phase, Replica, Route, Stage, World
 from worker.errors import Unavailable
-from worker.nouns import Signature
 
 logger = logging.getLogger(__name__)
 
@@ -44,21 +43,19 @@ class Decision:
 
 
 class Controller:
-    """Belongs to one event loop. `signatures`: of each model and version that the state says is served."""
+    """Belongs to one event loop."""
 
     def __init__(
         self,
         fleet: Fleet,
         state_dir: StateDir,
         state: State,
-        signatures: Mapping[tuple[str, int], Signature],
         *,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._fleet = fleet
         self._state_dir = state_dir
         self.state = state
-        self._signatures = signatures
         self._monotonic = monotonic
         self.feed = RouteFeed()
         self.sighting = Sighting(())
@@ -120,6 +117,10 @@ class Controller:
             self._wake.set()
         await self._emptied.wait()
 
+    def routes(self) -> tuple[Route, ...]:
+        """What gateways should know, by the last look at the cluster."""
+        return routes(self._world(self._monotonic()))
+
     def _world(self, now: float) -> World:
         held_back = {stage: failures.held_back(now) for stage, failures in self._failures.items()}
         return World(
@@ -152,8 +153,8 @@ class Controller:
             case Tell(replica, next_stage, why):
                 await self._fleet.tell(replica, next_stage)
                 self._decide(f"tell {replica} its next stage", why)
-            case Publish(routes, why):
-                self._publish(routes)
+            case Publish(table, why):
+                self._publish(table)
                 self._decide(f"publish route table {self.state.generation}", why)
             case Drain(replica, why):
                 await self._fleet.drain(replica)
@@ -162,11 +163,10 @@ class Controller:
                 await self._fleet.stop(replica)
                 self._decide(f"stop {replica}", why)
 
-    def _publish(self, routes: tuple[Route, ...]) -> None:
+    def _publish(self, table: tuple[Route, ...]) -> None:
         self._store(self.state.model_copy(update={"generation": self.state.generation + 1}))
-        configs = {name: model.config for name, model in self.state.models.items()}
-        self.feed.publish(route_table(self.state.generation, routes, configs, self._signatures))
-        self._published = routes
+        self.feed.publish(route_table(self.state.generation, table, self.state.models))
+        self._published = table
 
     async def _notice_changed_files(self, now: float) -> None:
         if now - self._looked_at_files < LOOK_AT_FILES_S:

@@ -4,8 +4,11 @@ import re
 from pathlib import Path
 
 from cluster.state import ServedModel
+from worker.artifact import load_artifact
 from worker.errors import ShardlineError
+from worker.handler import load_handler
 from worker.model_yaml import ModelYaml, read_model_yaml
+from worker.nouns import Signature
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 VERSION_NAME = re.compile(r"[1-9][0-9]{0,8}")
@@ -28,6 +31,28 @@ def read_repository(folder: Path) -> dict[str, ServedModel]:
     if not models:
         raise RepositoryError(f"{folder}: no model in it; `shardline package SOURCE --out {folder}/NAME` makes one")
     return models
+
+
+def with_signatures(folder: Path, models: dict[str, ServedModel]) -> dict[str, ServedModel]:
+    """`models` with what clients of each version send and get. Checks every artifact.
+
+    Raises ArtifactError, or what an operator's handler raises.
+    """
+    return {name: _with_signatures(folder, name, model) for name, model in models.items()}
+
+
+def _with_signatures(folder: Path, name: str, model: ServedModel) -> ServedModel:
+    signatures = {
+        version: _signature(artifact_folder(folder, name, version), model.config.handler) for version in model.replicas
+    }
+    return model.model_copy(update={"signatures": signatures})
+
+
+def _signature(folder: Path, handler: str | None) -> Signature:
+    artifact = load_artifact(folder)
+    if handler is None:
+        return artifact.manifest.signature
+    return load_handler(handler, folder / "handler").signature
 
 
 def artifact_folder(repository: Path, model: str, version: int) -> Path:

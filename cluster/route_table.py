@@ -2,36 +2,32 @@
 
 from collections.abc import Mapping, Sequence
 
+from cluster.state import ServedModel
 from cluster.world import Route
 from protos import control_pb2
 from worker.model_yaml import ModelYaml
 from worker.nouns import Axis, Signature, TensorSpec
 
 
-def route_table(
-    generation: int,
-    routes: Sequence[Route],
-    configs: Mapping[str, ModelYaml],
-    signatures: Mapping[tuple[str, int], Signature],
-) -> control_pb2.RouteTable:
-    """`configs` by model, `signatures` by model and version: what a client sends and gets."""
+def route_table(generation: int, routes: Sequence[Route], models: Mapping[str, ServedModel]) -> control_pb2.RouteTable:
+    """`models` holds at least those of `routes`, with their signatures."""
     return control_pb2.RouteTable(
-        generation=generation,
-        models=[
-            control_pb2.ModelRoute(
-                model=route.model,
-                version=str(route.version),
-                ready=not route.reason,
-                reason=route.reason,
-                signature=signature_message(signatures[route.model, route.version]),
-                replicas=[
-                    control_pb2.Replica(id=replica, address=address)
-                    for replica, address in sorted(route.replicas.items())
-                ],
-                limits=_limits(configs[route.model], batched=signatures[route.model, route.version].batched),
-            )
-            for route in routes
+        generation=generation, models=[_model(route, models[route.model]) for route in routes]
+    )
+
+
+def _model(route: Route, served: ServedModel) -> control_pb2.ModelRoute:
+    signature = served.signatures[route.version]
+    return control_pb2.ModelRoute(
+        model=route.model,
+        version=str(route.version),
+        ready=not route.reason,
+        reason=route.reason,
+        signature=signature_message(signature),
+        replicas=[
+            control_pb2.Replica(id=replica, address=address) for replica, address in sorted(route.replicas.items())
         ],
+        limits=_limits(served.config, batched=signature.batched),
     )
 
 

@@ -4,8 +4,11 @@ The folder that holds it (the *state dir*) belongs to one `shardline serve`. It 
 gateways and the command line find the controller.
 """
 
+import fcntl
+import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -14,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from cluster.world import Stage
 from worker.errors import InvalidRequest, NotFound, ShardlineError
 from worker.model_yaml import ModelYaml
+from worker.nouns import Signature
 
 MAX_FILE_BYTES = 16 * 2**20
 MAX_REPLICAS = 1024
@@ -33,10 +37,12 @@ class ServedModel(Record):
     """One model as it was when `serve` started: later changes of its files are noticed, not taken.
 
     replicas: for each version, the wanted replicas of each stage.
+    signatures: for each version, what a client sends and gets; filled by `cluster.repository.with_signatures`.
     """
 
     config: ModelYaml
     replicas: dict[int, tuple[int, ...]]
+    signatures: dict[int, Signature] = {}
 
     @model_validator(mode="after")
     def _one_count_for_each_stage(self) -> "ServedModel":
@@ -60,6 +66,11 @@ class State(Record):
     token: str = Field(min_length=16, repr=False)
     models: dict[str, ServedModel]
     stopping: bool = False
+
+    @property
+    def run(self) -> str:
+        """Names this run of `serve`: workers of another run are not ours."""
+        return hashlib.sha256(self.token.encode()).hexdigest()[:8]
 
     @property
     def desired(self) -> Mapping[Stage, int]:
@@ -99,6 +110,13 @@ class Control(Record):
     token: str = Field(repr=False)
 
 
+class Owner(Record):
+    """A living `serve`. listen: the gateway's host:port."""
+
+    pid: int
+    listen: str
+
+
 class StateDir:
     """The files of one `serve`. Creates the folder, readable by its owner alone."""
 
@@ -113,6 +131,40 @@ class StateDir:
     @property
     def control_file(self) -> Path:
         return self.folder / "control.json"
+
+    @property
+    def lock_file(self) -> Path:
+        return self.folder / "serve.lock"
+
+    @contextmanager
+    def owned(self, listen: str) -> Iterator[None]:
+        """Makes this process the folder's owner while the context lasts. Raises StateError where another one is."""
+        with open(os.open(self.lock_file, os.O_RDWR | os.O_CREAT, 0o600), "r+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                owner = self.owner()
+                who = f"process {owner.pid}, which listens on {owner.listen}" if owner else "another process"
+                raise StateError(
+                    f"{self.folder}: belongs to a living `shardline serve` ({who}); stop it with `shardline stop "
+                    f"--state-dir {self.folder}`, or give this one a --state-dir of its own"
+                ) from error
+            file.truncate()
+            file.write(Owner(pid=os.getpid(), listen=listen).model_dump_json())
+            file.flush()
+            yield
+
+    def owner(self) -> "Owner | None":
+        """The living `serve` that this folder belongs to; None where there is none."""
+        try:
+            with self.lock_file.open("r+") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return _read(self.lock_file, Owner)
+        except FileNotFoundError:
+            return None
+        return None
 
     def write_state(self, state: State) -> None:
         write_private(self.state_file, state.model_dump_json(indent=1))

@@ -1,0 +1,116 @@
+"""The controller's gRPC service: translates, checks the token, and bounds who may wait. Decides nothing."""
+
+import asyncio
+import hmac
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+from grpc import aio
+
+from cluster.controller import Controller
+from cluster.status import cluster_status
+from protos import control_pb2, control_pb2_grpc
+from worker.errors import Overloaded, ShardlineError, Unauthenticated
+
+logger = logging.getLogger(__name__)
+
+MAX_WATCHERS = 256
+MAX_CALLS = 1024
+STATUS = {code.value[0]: code for code in grpc.StatusCode}
+
+OPTIONS = [
+    ("grpc.so_reuseport", 0),  # two controllers on one port would split the gateways between them
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.max_receive_message_length", 64 * 1024),
+]
+
+Context = aio.ServicerContext[Any, Any]
+
+
+class ControlServer(control_pb2_grpc.ControllerServicer):
+    """Serves `controller` to holders of `token`, on the event loop that both belong to."""
+
+    def __init__(self, controller: Controller, token: str) -> None:
+        self._controller = controller
+        self._expected = f"Bearer {token}".encode()
+        self._watchers = 0
+        self._strangers: set[str] = set()
+        self._server: aio.Server | None = None
+        self.stopped = asyncio.Event()
+        """Set when Stop was answered."""
+
+    async def start(self, host: str, port: int) -> int:
+        """Listens on `port`, or where that is taken on another; returns which. Raises OSError where none is free."""
+        for candidate in (port, 0) if port else (0,):
+            server = aio.server(options=OPTIONS, maximum_concurrent_rpcs=MAX_CALLS)
+            control_pb2_grpc.add_ControllerServicer_to_server(self, server)  # type: ignore[no-untyped-call]
+            try:
+                bound = server.add_insecure_port(f"{host}:{candidate}")
+            except RuntimeError as error:
+                logger.warning("port %d of %s is taken: %s", candidate, host, error)
+                await server.stop(None)
+                continue
+            await server.start()
+            self._server = server
+            return bound
+        raise OSError(f"no port of {host} is free")
+
+    async def close(self, grace_s: float = 0.5) -> None:
+        if self._server is not None:
+            await self._server.stop(grace_s)
+
+    async def WatchRoutes(  # noqa: N802 -- the name is the protocol's
+        self, request: control_pb2.WatchRoutesRequest, context: Context
+    ) -> AsyncIterator[control_pb2.RouteTable]:
+        await self._check(context)
+        if self._watchers >= MAX_WATCHERS:
+            await _abort(context, Overloaded(f"{MAX_WATCHERS} gateways watch already"))
+        self._watchers += 1
+        try:
+            async for table in self._controller.feed.watch():
+                yield table
+        finally:
+            self._watchers -= 1
+
+    async def GetStatus(  # noqa: N802
+        self, request: control_pb2.GetStatusRequest, context: Context
+    ) -> control_pb2.ClusterStatus:
+        await self._check(context)
+        return cluster_status(self._controller)
+
+    async def Scale(self, request: control_pb2.ScaleRequest, context: Context) -> control_pb2.ScaleResponse:  # noqa: N802
+        await self._check(context)
+        try:
+            self._controller.scale(request.model, None if request.stage == -1 else request.stage, request.replicas)
+        except ShardlineError as error:
+            await _abort(context, error)
+        return control_pb2.ScaleResponse()
+
+    async def Stop(self, request: control_pb2.StopRequest, context: Context) -> control_pb2.StopResponse:  # noqa: N802
+        await self._check(context)
+        await self._controller.stop()
+        context.add_done_callback(self._answered)  # type: ignore[arg-type]
+        return control_pb2.StopResponse()
+
+    def _answered(self, _: Any) -> None:
+        self.stopped.set()
+
+    async def _check(self, context: Context) -> None:
+        """Refuses who does not hold the token, and logs a stranger's address once."""
+        metadata = dict(context.invocation_metadata() or ())
+        offered = metadata.get("authorization", "")
+        if hmac.compare_digest(offered.encode() if isinstance(offered, str) else offered, self._expected):
+            return
+        peer = context.peer().rsplit(":", 1)[0]
+        if peer not in self._strangers and len(self._strangers) < MAX_CALLS:
+            self._strangers.add(peer)
+            logger.warning("refused %s, which does not hold the cluster's token", peer)
+        await _abort(context, Unauthenticated("expected the cluster's token as `authorization: Bearer <token>`"))
+
+
+async def _abort(context: Context, error: ShardlineError) -> None:
+    await context.abort(STATUS[error.code], str(error))

@@ -1,0 +1,131 @@
+"""Starts an embedded Ray or joins a running one, and starts the controller in it. Leaves nothing behind."""
+
+import contextlib
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from cluster.controller_actor import ControllerActor
+from cluster.ray_fleet import NAMESPACE
+from worker.errors import ShardlineError
+
+CONTROLLER = "controller"
+CONTROLLER_WITHIN_S = 60.0
+OBJECT_STORE_BYTES = 80 * 2**20
+"""Ray's smallest: no tensor ever travels through it."""
+
+
+class LaunchError(ShardlineError):
+    """The cluster could not be started or joined; the message says why and what to do."""
+
+
+@contextlib.contextmanager
+def embedded_ray(cpus: int | None = None) -> Iterator[None]:
+    """A Ray cluster of this machine alone, with `cpus` CPUs (None: all). Ends with the context, or with this process.
+
+    Ray's processes listen on the machine's address; its token authentication keeps others out.
+    """
+    scratch = tempfile.mkdtemp(prefix="shardline-ray-")
+    try:
+        with _environment({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), **QUIET}):
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                namespace=NAMESPACE,
+                include_dashboard=False,
+                log_to_driver=False,
+                configure_logging=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                _temp_dir=scratch,
+            )
+            try:
+                yield
+            finally:
+                ray.shutdown()
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def joined_ray(address: str) -> Iterator[None]:
+    """This process as a driver of the Ray cluster at `address` ("auto": the one on this machine)."""
+    try:
+        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, configure_logging=False)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise LaunchError(f"cannot join the Ray cluster at {address}: {error}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+QUIET = {"RAY_USAGE_STATS_ENABLED": "0"}
+
+
+def find_controller(state_folder: Path) -> bool:
+    """Whether a controller of this state dir lives in the cluster, which an earlier `serve` that was killed left behind.
+
+    Raises LaunchError where another state dir's controller does: one Ray cluster serves for one.
+    """
+    try:
+        controller: Any = ray.get_actor(CONTROLLER, NAMESPACE)
+    except ValueError:
+        return False
+    folder = _wait_for(controller)
+    if Path(folder) != state_folder:
+        raise LaunchError(
+            f"this Ray cluster already serves for the state dir {folder}; stop that first: "
+            f"`shardline stop --state-dir {folder}`"
+        )
+    return True
+
+
+def start_controller(state_folder: Path) -> None:
+    """Starts the controller; it reads what it needs in `state_folder`. Returns when it listens. Raises LaunchError."""
+    actor: Any = ray.remote(ControllerActor)
+    controller = actor.options(
+        name=CONTROLLER,
+        namespace=NAMESPACE,
+        lifetime="detached",
+        max_restarts=-1,
+        num_cpus=0,
+        scheduling_strategy=_here(),
+    ).remote(str(state_folder))
+    _wait_for(controller)
+
+
+def _wait_for(controller: Any) -> str:
+    """Its state dir, once it listens."""
+    try:
+        folder: str = ray.get(controller.where.remote(), timeout=CONTROLLER_WITHIN_S)[0]
+    except GetTimeoutError as error:
+        raise LaunchError(f"the controller does not answer within {CONTROLLER_WITHIN_S:g} s") from error
+    except (RayActorError, RayTaskError) as error:
+        raise LaunchError(f"the controller cannot start: {error}") from error
+    return folder
+
+
+def _here() -> NodeAffinitySchedulingStrategy:
+    """The controller stays on this node: its state dir and its address do."""
+    node = ray.get_runtime_context().get_node_id()
+    return NodeAffinitySchedulingStrategy(node, soft=False)
+
+
+@contextlib.contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Sets what Ray's processes read from the environment; what the user set wins, and all is put back."""
+    added = [name for name in values if name not in os.environ]
+    os.environ.update({name: values[name] for name in added})
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)

@@ -1,0 +1,221 @@
+"""Starts a cluster, a controller and a gateway, and takes them down again in the order that loses nothing."""
+
+import contextlib
+import secrets
+import socket
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.control_client import ControlClient
+from cluster.repository import read_repository, with_signatures
+from cluster.state import State, StateDir, StateError
+from protos import control_pb2
+from shardline.gateway_process import GatewayPlace, GatewayProcess
+from shardline.signals import Forced, StopSignals
+from worker.errors import ShardlineError, Unavailable
+
+Say = Callable[[str], None]
+"""Told what happens, a line at a time."""
+
+POLL_S = 0.5
+AWAY_S = 60.0
+"""A controller that does not answer for so long will not come back."""
+GATEWAY_STARTS = 5
+"""So many gateways in a minute, and `serve` gives up."""
+
+
+class PortBusy(ShardlineError):
+    """Something else listens where the gateway should."""
+
+
+class ClusterLost(ShardlineError):
+    """The cluster went away while it served."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServeSettings:
+    """models: the folder of models. listen: the gateway's host:port.
+
+    address: a running Ray cluster to join; None: an embedded one. cpus: of the embedded one; None: this machine's.
+    """
+
+    models: Path
+    state_dir: Path
+    listen: str = "127.0.0.1:8001"
+    processes: int = 1
+    address: str | None = None
+    cpus: int | None = None
+
+
+class Serving:
+    """A cluster that serves. `address`: the gateway's host:port."""
+
+    def __init__(self, place: GatewayPlace, client: ControlClient, stop: StopSignals, say: Say) -> None:
+        self._place = place
+        self._client = client
+        self._stop = stop
+        self._say = say
+        self._gateway: GatewayProcess | None = None
+        self._gateway_starts: list[float] = []
+        self.address = place.listen
+
+    def start_gateway(self) -> None:
+        now = time.monotonic()
+        self._gateway_starts = [at for at in self._gateway_starts if now - at < 60.0] + [now]
+        if len(self._gateway_starts) > GATEWAY_STARTS:
+            raise ClusterLost(f"the gateway ended {GATEWAY_STARTS} times within a minute; its log: {self._place.log}")
+        self._gateway = GatewayProcess(self._place)
+        self.address = self._gateway.wait_until_ready(self._stop.check)
+
+    def wait_until_ready(self, within_s: float | None = None) -> bool:
+        """Shows what is still missing until every model is ready; False where that takes longer than `within_s`."""
+        until = time.monotonic() + within_s if within_s is not None else float("inf")
+        told = ""
+        while time.monotonic() < until:
+            self._stop.check()
+            status = self._status()
+            now = "\n".join(_progress(model) for model in status.models)
+            if now != told:
+                self._say(now)
+                told = now
+            if status.models and all(model.ready for model in status.models):
+                return True
+            self._stop.asked.wait(POLL_S)
+        return False
+
+    def keep(self) -> None:
+        """Returns when a signal asks to stop. Starts the gateway again where it died. Raises ClusterLost."""
+        away_since: float | None = None
+        while not self._stop.asked.wait(POLL_S):
+            if self._gateway is not None and self._gateway.exit_code is not None:
+                self._say(f"the gateway ended with code {self._gateway.exit_code}; starting another")
+                self.start_gateway()
+            try:
+                self._client.status(timeout_s=5.0)
+            except ShardlineError as error:
+                away_since = away_since or time.monotonic()
+                if time.monotonic() - away_since > AWAY_S:
+                    raise ClusterLost(f"the controller was away for {AWAY_S:g} s: {error}") from error
+            else:
+                away_since = None
+
+    def drain(self, within_s: float) -> None:
+        """Gateway first, then the workers. Each wait has a bound."""
+        if self._gateway is not None:
+            self._say("draining the gateway")
+            self._gateway.drain()
+        self._say("draining the workers")
+        try:
+            self._client.stop(within_s)
+        except ShardlineError as error:
+            self._say(f"the workers did not drain: {error}")
+
+    def kill_gateway(self) -> None:
+        if self._gateway is not None and self._gateway.exit_code is None:
+            self._gateway.kill()
+
+    def _status(self) -> control_pb2.ClusterStatus:
+        until = time.monotonic() + AWAY_S
+        while True:
+            try:
+                return self._client.status(timeout_s=5.0)
+            except Unavailable:
+                if time.monotonic() > until:
+                    raise
+                self._stop.check()
+                self._stop.asked.wait(POLL_S)
+
+
+@contextlib.contextmanager
+def serving(settings: ServeSettings, stop: StopSignals, say: Say) -> Iterator[Serving]:
+    """Everything started when it is entered; everything drained and ended when it is left, killed if left by Forced.
+
+    Raises StopAsked where a signal came meanwhile, and ShardlineErrors that say what is wrong and what to do.
+    """
+    state_dir = StateDir(settings.state_dir.resolve())
+    repository = settings.models.resolve()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(state_dir.owned(settings.listen))
+        models = with_signatures(repository, read_repository(repository))
+        refuse_busy_port(settings.listen)
+        say(f"serving {', '.join(models)} from {settings.models}")
+        state = State(
+            generation=_last_generation(state_dir),
+            repository=str(repository),
+            host="127.0.0.1" if settings.address is None else None,
+            token=secrets.token_urlsafe(32),
+            models=models,
+        )
+        stop.check()
+        _start_cluster(settings, state_dir, state, stack, say)
+        stop.install()  # Ray put handlers of its own in place
+        stop.check()
+        client = stack.enter_context(ControlClient(state_dir.read_control()))
+        place = GatewayPlace(settings.listen, settings.processes, state_dir.control_file, state_dir.folder)
+        serving_now = Serving(place, client, stop, say)
+        stack.callback(serving_now.kill_gateway)
+        drain_s = 10.0 + sum(model.config.drain_s * model.config.stages for model in models.values())
+        drains = True
+        try:
+            serving_now.start_gateway()
+            yield serving_now
+        except (Forced, ClusterLost):
+            drains = False
+            raise
+        finally:
+            if drains:
+                serving_now.drain(drain_s)
+
+
+def _start_cluster(
+    settings: ServeSettings, state_dir: StateDir, state: State, stack: contextlib.ExitStack, say: Say
+) -> None:
+    from cluster.launch import embedded_ray, find_controller, joined_ray, start_controller  # noqa: PLC0415 -- slow
+
+    # What Ray prints of itself goes to a file: this terminal shows ours.
+    log = stack.enter_context((state_dir.folder / "ray.log").open("w"))
+    if settings.address is None:
+        say("starting an embedded Ray")
+        stack.enter_context(contextlib.redirect_stdout(log))
+        stack.enter_context(contextlib.redirect_stderr(log))
+        stack.enter_context(embedded_ray(settings.cpus))
+    else:
+        say(f"joining the Ray cluster at {settings.address}")
+        stack.enter_context(joined_ray(settings.address))
+    if find_controller(state_dir.folder):
+        say("found the controller of an earlier serve, and its workers, alive")
+        return
+    state_dir.control_file.unlink(missing_ok=True)
+    state_dir.write_state(state)
+    start_controller(state_dir.folder)
+
+
+def _last_generation(state_dir: StateDir) -> int:
+    try:
+        return state_dir.read_state().generation
+    except StateError:
+        return 0
+
+
+def refuse_busy_port(listen: str) -> None:
+    """Raises PortBusy where somebody listens on host:port already."""
+    host, _, port = listen.rpartition(":")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, int(port)))
+        except OSError as error:
+            raise PortBusy(
+                f"cannot listen on {listen}: {error.strerror}; stop what listens there "
+                "(another `shardline serve`? `shardline stop`), or give another --listen HOST:PORT"
+            ) from error
+
+
+def _progress(model: control_pb2.ModelStatus) -> str:
+    stages = "  ".join(
+        f"stage {stage.stage}: {sum(replica.state == 'ready' for replica in stage.replicas)} of {stage.desired}"
+        for stage in model.stages
+    )
+    return f"{model.model}/{model.version}  {stages}" + ("  ready" if model.ready else f"  ({model.reason})")

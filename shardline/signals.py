@@ -1,0 +1,52 @@
+"""Ctrl-C and SIGTERM: the first asks to drain, the second forces."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class StopAsked(Exception):
+    """The first signal came before there was anything to drain."""
+
+
+class Forced(BaseException):
+    """The second signal: skip every wait, only clean up. Not an Exception, so that nothing handles it by mistake."""
+
+
+class StopSignals:
+    """Asked once: `asked` is set. Asked twice: Forced is raised in the main thread."""
+
+    def __init__(self) -> None:
+        self.asked = threading.Event()
+
+    @contextmanager
+    def installed(self) -> Iterator["StopSignals"]:
+        """Main thread only."""
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.getsignal(number) for number in numbers}
+        self.install()
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def install(self) -> None:
+        """Again after a library put its own handlers in place."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+
+    def check(self) -> None:
+        """Raises StopAsked after the first signal."""
+        if self.asked.is_set():
+            raise StopAsked
+
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
+        if not self.asked.is_set():
+            self.asked.set()
+            return
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_IGN)
+        raise Forced
