@@ -152,6 +152,8 @@ class Worker:
         if self._link is None:
             self._deliver(items, answer)
             return
+        if all(item.future.done() for item in items):
+            return
         task = asyncio.create_task(self._forward(self._link, items, answer))
         self._forwards.add(task)
         task.add_done_callback(self._forwards.discard)

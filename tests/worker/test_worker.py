@@ -173,9 +173,17 @@ async def test_a_wrong_tensor_is_refused_before_the_queue() -> None:
 
 
 @contextlib.asynccontextmanager
-async def two_stages(first: Doubles, second: Renames, limits: LinkLimits | None = None) -> AsyncIterator[Worker]:
+async def two_stages(
+    first: Doubles, second: Renames, limits: LinkLimits | None = None, arrivals: asyncio.Queue[Work] | None = None
+) -> AsyncIterator[Worker]:
     last = Worker(second, outputs=second.signature.outputs)
-    server = StreamServer(TOKEN, last.serve, last.load)
+
+    async def serve(given: Work) -> Answer:
+        if arrivals is not None:
+            arrivals.put_nowait(given)
+        return await last.serve(given)
+
+    server = StreamServer(TOKEN, serve, last.load)
     async with running(last):
         link = Link(TOKEN, limits or LinkLimits(max_inflight=4))
         link.route({"last": await server.start()})
@@ -208,19 +216,33 @@ async def test_a_batch_travels_whole_to_the_next_stage() -> None:
 
 async def test_when_everyone_of_a_batch_has_gone_the_next_stage_does_not_compute_it() -> None:
     first, second = Doubles(), Renames()
-    async with two_stages(first, second) as worker:
+    arrivals: asyncio.Queue[Work] = asyncio.Queue()
+    async with two_stages(first, second, arrivals=arrivals) as worker:
         second.go.clear()
         (held,) = await queued(worker, work(0))
         await second.has_entered()
         (gone,) = await queued(worker, work(1))
-        await first.has_entered()
+        for _ in range(2):
+            await arrivals.get()
+        gone.cancel()
+        (kept,) = await queued(worker, work(3))
+        await arrivals.get()  # on the same stream, behind the cancel
+        second.go.set()
+        await asyncio.gather(held, kept)
+    assert len(second.batches) == 2
+
+
+async def test_what_everyone_gave_up_during_its_computation_is_not_sent_on() -> None:
+    first, second = Doubles(), Renames()
+    async with two_stages(first, second) as worker:
+        first.go.clear()
+        (gone,) = await queued(worker, work(1))
         await first.has_entered()
         gone.cancel()
         await asyncio.gather(gone, return_exceptions=True)
-        second.go.set()
-        await held
+        first.go.set()
         await worker.serve(work(3))
-    assert len(second.batches) == 2
+    assert len(second.batches) == 1
 
 
 async def test_a_slow_next_stage_holds_back_the_first_instead_of_filling_memory() -> None:
