@@ -1,0 +1,67 @@
+"""The structure that docs/structure.md promises, read from the code's own imports."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ORDER = ["protos", "worker", "compressor", "cluster", "gateway", "shardline"]
+MAY_IMPORT_RAY = ("worker/actor.py", "cluster/", "shardline/demo.py")
+TORCH_FREE = ["worker.link", "worker.stream_server", "worker.model_yaml", "gateway.server", "shardline.cli"]
+
+
+def sources() -> Iterator[Path]:
+    for package in ORDER:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            if "_pb2" not in path.name:
+                yield path
+
+
+def imported(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module
+
+
+@pytest.mark.parametrize("path", list(sources()), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_run_one_way(path: Path) -> None:
+    package = path.relative_to(ROOT).parts[0]
+    allowed = ORDER[: ORDER.index(package) + 1]
+    for module in imported(path):
+        top = module.partition(".")[0]
+        assert top not in ORDER or top in allowed, f"{package} may not import {module}"
+        assert top not in {"tests", "benchmarks"}, f"{module} is not part of the product"
+
+
+def test_ray_is_imported_only_where_it_places_and_supervises() -> None:
+    for path in sources():
+        name = str(path.relative_to(ROOT))
+        if not name.startswith(MAY_IMPORT_RAY):
+            assert not any(module.partition(".")[0] == "ray" for module in imported(path)), name
+
+
+@pytest.mark.parametrize("module", TORCH_FREE)
+def test_what_only_carries_tensors_loads_neither_torch_nor_ray(module: str) -> None:
+    code = f"import sys, {module}; print(sorted({{'torch', 'ray'}} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_no_other_distribution_owns_our_names() -> None:
+    owners = packages_distributions()
+    for package in ORDER:
+        assert set(owners.get(package, [])) <= {"shardline"}, f"{package} is also installed by {owners[package]}"
+
+
+def test_no_file_has_grown_past_a_comfortable_read() -> None:
+    for path in sources():
+        assert len(path.read_text().splitlines()) <= 500, path
