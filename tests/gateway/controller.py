@@ -1,0 +1,77 @@
+"""The controller's side of `WatchRoutes`: pushes the tables it is given, to holders of the token."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import grpc
+import grpc.aio
+
+from gateway.watch import METHOD
+from protos import control_pb2 as pb
+from tests.gateway.backend import TOKEN
+
+
+class FakeController:
+    """`push` sends a table to every watcher, and to those that come later."""
+
+    def __init__(self, token: str = TOKEN) -> None:
+        self._token = token
+        self._table = pb.RouteTable()
+        self._pushed = asyncio.Event()
+        self._server: grpc.aio.Server | None = None
+        self.address = ""
+        self.refused = 0
+        self.watchers = 0
+
+    def push(self, table: pb.RouteTable) -> None:
+        self._table = table
+        self._pushed.set()
+        self._pushed = asyncio.Event()
+
+    async def start(self, port: int = 0) -> None:
+        service, method = METHOD[1:].split("/")
+        handler: grpc.RpcMethodHandler[pb.WatchRoutesRequest, pb.RouteTable] = grpc.unary_stream_rpc_method_handler(
+            self._watch_routes, pb.WatchRoutesRequest.FromString, pb.RouteTable.SerializeToString
+        )
+        self._server = grpc.aio.server()
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: handler}),))
+        self.address = f"127.0.0.1:{self._server.add_insecure_port(f'127.0.0.1:{port}')}"
+        await self._server.start()
+
+    async def stop(self) -> None:
+        if self._server is not None:
+            await self._server.stop(None)
+            self._server = None
+
+    def write_control_file(self, folder: Path) -> Path:
+        path = folder / "control.json"
+        path.touch(mode=0o600)
+        path.write_text(json.dumps({"address": self.address, "token": self._token}))
+        return path
+
+    async def _watch_routes(
+        self,
+        _: pb.WatchRoutesRequest,
+        context: "grpc.aio.ServicerContext[pb.WatchRoutesRequest, pb.RouteTable]",
+    ) -> AsyncIterator[pb.RouteTable]:
+        if ("authorization", f"Bearer {self._token}") not in tuple(context.invocation_metadata() or ()):
+            self.refused += 1
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the controller asks for the cluster's token")
+        self.watchers += 1
+        while True:
+            pushed = self._pushed
+            yield self._table
+            await pushed.wait()
+
+
+@asynccontextmanager
+async def controller() -> AsyncIterator[FakeController]:
+    one = FakeController()
+    await one.start()
+    try:
+        yield one
+    finally:
+        await one.stop()
