@@ -35,7 +35,7 @@ def embedded_ray(cpus: int | None = None) -> Iterator[None]:
     """
     scratch = tempfile.mkdtemp(prefix="shardline-ray-")
     try:
-        with _environment({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), **QUIET}):
+        with _environment({"RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}):
             ray.init(
                 address="local",
                 num_cpus=cpus,
@@ -67,11 +67,8 @@ def joined_ray(address: str) -> Iterator[None]:
         ray.shutdown()
 
 
-QUIET = {"RAY_USAGE_STATS_ENABLED": "0"}
-
-
 def find_controller(state_folder: Path) -> bool:
-    """Whether a controller of this state dir lives in the cluster, which an earlier `serve` that was killed left behind.
+    """Whether a controller of this state dir lives in the cluster: a `serve` that was killed left it behind.
 
     Raises LaunchError where another state dir's controller does: one Ray cluster serves for one.
     """
@@ -121,11 +118,11 @@ def _here() -> NodeAffinitySchedulingStrategy:
 
 @contextlib.contextmanager
 def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Sets what Ray's processes read from the environment; what the user set wins, and all is put back."""
-    added = [name for name in values if name not in os.environ]
-    os.environ.update({name: values[name] for name in added})
+    """Sets what Ray reads from the environment, where the user set nothing; takes it back, with what Ray added."""
+    before = dict(os.environ)
+    os.environ.update({name: value for name, value in values.items() if name not in before})
     try:
         yield
     finally:
-        for name in added:
-            os.environ.pop(name, None)
+        for name in [name for name in os.environ if name.startswith("RAY_") and name not in before]:
+            del os.environ[name]

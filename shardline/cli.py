@@ -1,63 +1,233 @@
-"""The `shardline` command. Parses, calls the piece that does the work, and says what came of it.
+"""The `shardline` command: parses, and calls the module that does the work.
 
-Exit codes: 0 done; 1 it failed, and standard error says why; 2 the command line is wrong; 3 nothing serves for this
-state dir; 130 forced by a second signal.
+Exit codes are in `exits`.
 """
 
 import argparse
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from shardline import exits
 from worker.errors import ShardlineError
 
-EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_NOT_SERVING, EXIT_FORCED = 0, 1, 2, 3, 130
-
 MODEL = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
+LISTEN = "127.0.0.1:8001"
 
-
-class NotServing(ShardlineError):
-    """No serve owns the state dir."""
+Run = Callable[[argparse.Namespace], int]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     given = parser().parse_args(arguments)
+    run: Run = given.run
     try:
-        code: int = given.run(given)
-    except NotServing as error:
+        return run(given)
+    except exits.NotServing as error:
         sys.stderr.write(f"shardline: {error}\n")
-        return EXIT_NOT_SERVING
+        return exits.NOT_SERVING
     except ShardlineError as error:
         sys.stderr.write(f"shardline: {error}\n")
-        return EXIT_FAILED
+        return exits.FAILED
     except KeyboardInterrupt:
-        return EXIT_FORCED
+        return exits.FORCED
     except BrokenPipeError:
-        sys.stdout = None  # type: ignore[assignment] -- who read our output has gone; there is nobody to tell
-        return EXIT_FAILED
-    return code
+        # Who read our output has gone. Python would complain once more when it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return exits.FAILED
 
 
 def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(
         prog="shardline",
         description="Serve a PyTorch model as a pipeline of shards, over the Open Inference Protocol.",
-        epilog="example: shardline package my.module:factory --out models/mine && shardline serve models/",
+        epilog="example: shardline package my_module:my_factory --out models/mine && shardline serve models/",
     )
     commands = root.add_subparsers(required=True, metavar="COMMAND")
-    _add_package(commands)
-    _add_serve(commands)
-    _add_status(commands)
-    _add_infer(commands)
-    _add_scale(commands)
-    _add_stop(commands)
+
+    def command(name: str, run: Run, summary: str, example: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=summary, description=summary, epilog=f"example: {example}")
+        added.set_defaults(run=run)
+        return added
+
+    _package_options(
+        command(
+            "package",
+            _package,
+            "Make an artifact of a model: capture, compress, cut, compile.",
+            "shardline package sentence_encoder:load --out models/encoder --quantize int8 --stages 2",
+        )
+    )
+    _serve_options(
+        command(
+            "serve",
+            _serve,
+            "Serve a folder of models until Ctrl-C, which drains.",
+            "shardline serve models/ --listen 0.0.0.0:8001 --processes 2",
+        )
+    )
+    status = command("status", _status, "Show models, stages, replicas and decisions.", "shardline status --watch")
+    status.add_argument("--json", action="store_true", help="for machines: the same facts as one JSON object")
+    status.add_argument("--watch", action="store_true", help="again every second until Ctrl-C")
+    infer = command("infer", _infer, "Send one request.", 'shardline infer minilm --text "a cat" --text "a dog"')
+    _infer_options(infer)
+    scale = command("scale", _scale, "Change the number of replicas.", "shardline scale minilm/1=3")
+    scale.add_argument(
+        "target", type=scale_target, metavar="MODEL[/STAGE]=N", help="N replicas of one stage, or of each"
+    )
+    scale.add_argument(
+        "--wait", type=_seconds, default=0.0, metavar="SECONDS", help="wait so long until it is so (default: do not)"
+    )
+    stop = command("stop", _stop, "Drain and end a running serve.", "shardline stop")
+    stop.add_argument(
+        "--within", type=_seconds, default=300.0, metavar="SECONDS", help="give up waiting after (default: %(default)g)"
+    )
+    for added in (status, infer, scale, stop):
+        _state_dir_option(added)
     return root
 
 
-Commands = "argparse._SubParsersAction[argparse.ArgumentParser]"
+def _package_options(package: argparse.ArgumentParser) -> None:
+    package.add_argument("source", metavar="SOURCE", help="module:function, a Hugging Face folder, or a .pt2 file")
+    package.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the model's folder: models/NAME")
+    package.add_argument("--quantize", choices=["int8"], help="linear layers with 8-bit weights and activations")
+    package.add_argument(
+        "--stages",
+        type=_count,
+        nargs="+",
+        default=[1],
+        metavar="N",
+        help="numbers of stages to cut and compile for; the first is what model.yaml will serve (default: 1)",
+    )
+    package.add_argument(
+        "--handler", metavar="MODULE:CLASS", help="turns a client's tensors into the program's and back"
+    )
+    package.add_argument("--device", default="cpu", help="that it will run on: cpu, cuda or cuda:N (default: cpu)")
+    package.add_argument("--runtime", choices=["fastest", "eager"], default="fastest", help="eager: compile nothing")
 
 
-def _command(commands: Commands, name: str, summary: str, example: str) -> argparse.ArgumentParser:  # type: ignore[valid-type]
-    return commands.add_parser(name, help=summary, description=summary, epilog=f"example: {example}")  # type: ignore[attr-defined,no-any-return]
+def _serve_options(serve: argparse.ArgumentParser) -> None:
+    serve.add_argument("models", type=Path, metavar="FOLDER", help="holds a folder for each model")
+    serve.add_argument("--listen", type=_listen, default=LISTEN, metavar="HOST:PORT", help="default: %(default)s")
+    serve.add_argument(
+        "--processes", type=_count, default=1, metavar="N", help="gateway processes on the port (default: %(default)s)"
+    )
+    serve.add_argument("--address", metavar="ADDRESS", help="join this Ray cluster (default: an embedded one)")
+    serve.add_argument("--cpus", type=_count, metavar="N", help="CPUs of the embedded Ray (default: this machine's)")
+    _state_dir_option(serve)
+
+
+def _infer_options(infer: argparse.ArgumentParser) -> None:
+    infer.add_argument("model", metavar="MODEL", help="MODEL or MODEL/VERSION")
+    what = infer.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--text", action="append", metavar="TEXT", help="one row of the model's text input; may be repeated"
+    )
+    what.add_argument("--input", type=Path, metavar="FILE.npz", help="an array for each input, under its name")
+    infer.add_argument("--out", type=Path, metavar="FILE.npz", help="write the outputs there")
+    infer.add_argument("--json", action="store_true", help="for machines: outputs and latency as one JSON object")
+    infer.add_argument("--url", type=_listen, metavar="HOST:PORT", help="of the gateway (default: the running serve's)")
+    infer.add_argument(
+        "--timeout", type=_seconds, default=60.0, metavar="SECONDS", help="the deadline (default: %(default)g)"
+    )
+
+
+def _state_dir_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--state-dir",
+        type=Path,
+        default=default_state_dir(os.environ.get("XDG_STATE_HOME", "")),
+        metavar="FOLDER",
+        help="belongs to one serve; how the other commands find it (default: %(default)s)",
+    )
+
+
+def default_state_dir(state_home: str) -> Path:
+    """`state_home`: XDG_STATE_HOME, or empty."""
+    return (Path(state_home) if state_home else Path.home() / ".local" / "state") / "shardline" / "default"
+
+
+def scale_target(text: str) -> tuple[str, int | None, int]:
+    """MODEL[/STAGE]=N as model, stage (None: every stage) and number."""
+    match = re.fullmatch(rf"({MODEL})(?:/(\d{{1,3}}))?=(\d{{1,4}})", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not MODEL=N or MODEL/STAGE=N, such as minilm=2 or minilm/1=3")
+    return match[1], int(match[2]) if match[2] else None, int(match[3])
+
+
+def _listen(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT, such as {LISTEN}")
+    return text
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 1024:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to 1024")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= 86400:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0 to 86400")
+    return seconds
+
+
+# Each command imports what it needs: `shardline status` must not wait for torch or Ray.
+
+
+def _package(given: argparse.Namespace) -> int:
+    from shardline.packaging import run  # noqa: PLC0415
+
+    return run(
+        given.source,
+        given.out,
+        quantize=given.quantize,
+        stages=given.stages,
+        handler=given.handler,
+        device=given.device,
+        runtime=given.runtime,
+    )
+
+
+def _serve(given: argparse.Namespace) -> int:
+    from shardline.serve import run  # noqa: PLC0415
+    from shardline.serving import ServeSettings  # noqa: PLC0415
+
+    return run(ServeSettings(given.models, given.state_dir, given.listen, given.processes, given.address, given.cpus))
+
+
+def _status(given: argparse.Namespace) -> int:
+    from shardline.status import run  # noqa: PLC0415
+
+    return run(given.state_dir, as_json=given.json, watch=given.watch)
+
+
+def _infer(given: argparse.Namespace) -> int:
+    from shardline.infer import run  # noqa: PLC0415
+    from shardline.running import gateway_of  # noqa: PLC0415
+
+    url = given.url or gateway_of(given.state_dir)
+    return run(url, given.model, given.text, given.input, out=given.out, as_json=given.json, timeout_s=given.timeout)
+
+
+def _scale(given: argparse.Namespace) -> int:
+    from shardline.running import scale  # noqa: PLC0415
+
+    return scale(given.state_dir, *given.target, wait_s=given.wait)
+
+
+def _stop(given: argparse.Namespace) -> int:
+    from shardline.running import stop  # noqa: PLC0415
+
+    return stop(given.state_dir, given.within)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -4,7 +4,7 @@ import contextlib
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +13,9 @@ from cluster.repository import read_repository, with_signatures
 from cluster.state import State, StateDir, StateError
 from protos import control_pb2
 from shardline.gateway_process import GatewayPlace, GatewayProcess
+from shardline.progress import Say
 from shardline.signals import Forced, StopSignals
 from worker.errors import ShardlineError, Unavailable
-
-Say = Callable[[str], None]
-"""Told what happens, a line at a time."""
 
 POLL_S = 0.5
 AWAY_S = 60.0

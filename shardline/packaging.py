@@ -1,0 +1,48 @@
+"""`shardline package`: makes an artifact, and beside it a `model.yaml` that serves it."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from shardline import exits
+from shardline.progress import steps
+from worker.model_yaml import ModelYaml, read_model_yaml, write_model_yaml
+
+
+def run(
+    source: str,
+    out: Path,
+    *,
+    quantize: Literal["int8"] | None,
+    stages: Sequence[int],
+    handler: str | None,
+    device: str,
+    runtime: Literal["fastest", "eager"],
+) -> int:
+    sys.path.insert(0, "")  # a factory may stand in the folder where the command is typed
+    with steps(f"loading {source}") as begin:
+        from compressor.package import package  # noqa: PLC0415 -- torch takes seconds
+        from worker.artifact import read_manifest  # noqa: PLC0415
+
+        folder = package(
+            source,
+            out,
+            quantize=quantize,
+            stages=stages,
+            handler=handler,
+            device=device,
+            runtime=runtime,
+            progress=begin,
+        )
+    keep_or_write(out / "model.yaml", ModelYaml(handler=read_manifest(folder).handler, stages=stages[0], device=device))
+    sys.stdout.write(f"{folder}\n")
+    return exits.OK
+
+
+def keep_or_write(path: Path, model: ModelYaml) -> None:
+    """Writes `model` where there is no file yet. A file that is there is the operator's: it is checked, and stays."""
+    if path.exists():
+        read_model_yaml(path)
+    else:
+        write_model_yaml(path, model)

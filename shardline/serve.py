@@ -1,0 +1,23 @@
+"""`shardline serve`: serves until a signal, and shows what happens."""
+
+from shardline import exits
+from shardline.progress import lines
+from shardline.serving import ServeSettings, serving
+from shardline.signals import Forced, StopAsked, StopSignals
+
+
+def run(settings: ServeSettings) -> int:
+    say = lines()
+    with StopSignals().installed() as stop:
+        try:
+            with serving(settings, stop, say) as cluster:
+                cluster.wait_until_ready()
+                say(f"ready: {cluster.address} (Ctrl-C drains and ends)")
+                cluster.keep()
+        except StopAsked:
+            pass
+        except Forced:
+            say("forced: what was in flight is lost")
+            return exits.FORCED
+    say("drained; bye")
+    return exits.OK

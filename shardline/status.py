@@ -1,0 +1,112 @@
+"""`shardline status`: what the controller sees, for people or for machines."""
+
+import sys
+import time
+from contextlib import nullcontext, suppress
+from datetime import datetime
+from pathlib import Path
+
+from google.protobuf.json_format import MessageToJson
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from cluster.control_client import ControlClient
+from protos import control_pb2
+from shardline import exits
+from shardline.running import controller_of
+
+SHOWN_DECISIONS = 8
+EVERY_S = 1.0
+
+
+def run(folder: Path, *, as_json: bool, watch: bool) -> int:
+    """OK where every model is ready, otherwise FAILED. `watch`: again until Ctrl-C, which is OK."""
+    with controller_of(folder) as client:
+        if watch:
+            with suppress(KeyboardInterrupt):
+                _watch(client, as_json=as_json)
+            return exits.OK
+        status = client.status()
+        if as_json:
+            sys.stdout.write(as_line(status) + "\n")
+        else:
+            Console().print(rendered(status))
+        return exits.OK if all(model.ready for model in status.models) else exits.FAILED
+
+
+def _watch(client: ControlClient, *, as_json: bool) -> None:
+    with nullcontext() if as_json else Live(refresh_per_second=4) as live:
+        while True:
+            status = client.status()
+            if live is None:
+                sys.stdout.write(as_line(status) + "\n")
+                sys.stdout.flush()
+            else:
+                live.update(rendered(status))
+            time.sleep(EVERY_S)
+
+
+def as_line(status: control_pb2.ClusterStatus) -> str:
+    """The message as JSON on one line, with the names of `control.proto` and every field present."""
+    return MessageToJson(
+        status, preserving_proto_field_name=True, always_print_fields_with_no_presence=True, indent=None
+    )
+
+
+def rendered(status: control_pb2.ClusterStatus) -> Group:
+    return Group(*(_model(model) for model in status.models), _decisions(status), _nodes(status))
+
+
+def _model(model: control_pb2.ModelStatus) -> Group:
+    title = Text(f"{model.model}/{model.version} ", style="bold")
+    title.append("ready", style="green") if model.ready else title.append(f"not ready: {model.reason}", style="red")
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for heading in ("stage", "replica", "state", "address", "pid", "runtime"):
+        table.add_column(heading)
+    for heading in ("queued", "ms/row", "rows", "batches", "late", "cancelled", "refused", "failed", "MiB"):
+        table.add_column(heading, justify="right")
+    for stage in model.stages:
+        name = f"{stage.stage}: {len(stage.replicas)} of {stage.desired}"
+        for replica in stage.replicas:
+            table.add_row(name, *_cells(replica))
+            name = ""
+        if not stage.replicas:
+            table.add_row(name, "none")
+    return Group(title, table)
+
+
+def _cells(replica: control_pb2.ReplicaStatus) -> list[str]:
+    return [
+        replica.id.rpartition("/")[2],
+        replica.state,
+        replica.address,
+        str(replica.pid or ""),
+        replica.runtime,
+        str(replica.queued_rows),
+        f"{replica.seconds_per_row * 1e3:.2f}",
+        str(replica.computed_rows),
+        str(replica.computed_batches),
+        str(replica.dropped_expired),
+        str(replica.dropped_cancelled),
+        str(replica.refused),
+        str(replica.failed),
+        f"{replica.resident_bytes / 2**20:.0f}",
+    ]
+
+
+def _decisions(status: control_pb2.ClusterStatus) -> Group:
+    shown = status.decisions[-SHOWN_DECISIONS:]
+    lines = [
+        Text(
+            f"{datetime.fromtimestamp(decision.unix_s).astimezone():%H:%M:%S}  {decision.what}, because {decision.why}"
+        )
+        for decision in shown
+    ]
+    return Group(Text("decisions", style="bold"), *lines)
+
+
+def _nodes(status: control_pb2.ClusterStatus) -> Text:
+    nodes = ", ".join(f"{node.address} ({node.resources.get('CPU', 0):g} CPU)" for node in status.nodes)
+    return Text(f"route table {status.generation}; nodes: {nodes or 'none'}", style="dim")
