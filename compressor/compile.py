@@ -1,0 +1,110 @@
+"""Compiles a stage with AOTInductor into a package that needs no Python and no compiler to run."""
+
+import logging
+import platform
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch._inductor import exc
+from torch._inductor.cpp_builder import get_cpp_compiler
+from torch.export import Dim
+
+from compressor.measure import example_inputs
+from compressor.quantize import int8_layers
+from worker.errors import Internal
+from worker.expression import Size, solve
+from worker.program import Program, ProgramModule
+
+FUSED_INT8: Final = b"qlinear"
+"""What the generated code calls where int8 linear layers became oneDNN's fused operator."""
+
+
+class CompileError(Internal):
+    """A stage that AOTInductor could not compile, or compiled without what makes it fast."""
+
+
+def compiler_problem() -> str:
+    """Why nothing can be compiled here; "" where it can."""
+    try:
+        get_cpp_compiler()
+    except (exc.InvalidCxxCompiler, RuntimeError, OSError) as error:
+        return f"no C++ compiler is found ({type(error).__name__}); install g++ or clang++ and compile later"
+    return ""
+
+
+def compile_stage(stage: Program, path: Path, *, frozen: bool, device: str = "cpu") -> None:
+    """Writes the compiled package of `stage` to `path`.
+
+    `frozen`: weights become constants of the code, which oneDNN may lay out anew. Without it, int8 stays emulated.
+
+    Raises:
+        CompileError: it cannot be compiled, or its int8 layers were not fused on a CPU that has them.
+    """
+    if device == "cpu":
+        # Its import registers the rewriting of int8 linear layers to oneDNN's; nothing else of it is used.
+        import torchao.quantization.pt2e.quantizer.x86_inductor_quantizer  # noqa: F401, PLC0415
+    sizes = {name: max(2, hint) for name, hint in stage.hints.items()}
+    placed = stage.on(device)
+    examples = tuple(tensor.to(device) for tensor in example_inputs(stage, sizes))
+    options = {"freezing": frozen, "cpp.dynamic_threads": True}
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            shapes = dynamic_shapes(stage)
+            # The program was captured without guards on its sizes: those that a second capture finds (that a size of at
+            # least 1 times 384 is at least 384) are truths that it cannot prove.
+            exported = torch.export.export(
+                ProgramModule(placed).eval(),
+                examples,
+                dynamic_shapes=(shapes,),
+                strict=False,
+                prefer_deferred_runtime_asserts_over_guards=True,
+            )
+            torch._inductor.aoti_compile_and_package(exported, package_path=str(path), inductor_configs=options)
+    except Exception as error:  # the compiler raises errors of many unrelated types
+        raise CompileError(f"AOTInductor: {type(error).__name__}: {str(error).strip()[:900]}") from error
+    finally:
+        logging.disable(before)
+    if frozen and device == "cpu" and int8_layers(stage) and _has_fused_int8() and not calls(path, FUSED_INT8):
+        raise CompileError("the int8 layers were not fused into oneDNN's qlinear: the stage would be slower than fp32")
+
+
+def dynamic_shapes(stage: Program) -> tuple[dict[int, Any], ...]:
+    """For each input, the dimensions that vary, in torch.export's terms."""
+    dims: dict[str, Any] = {}
+
+    def dim(size: Size) -> Any:
+        solution = solve(size)
+        if solution is None:
+            return Dim.AUTO
+        symbol, factor, offset = solution
+        if symbol not in dims:
+            minimum, maximum = stage.bounds.get(symbol, (1, None))
+            dims[symbol] = Dim(symbol, min=max(1, minimum), max=maximum)
+        derived = dims[symbol]
+        derived = derived if factor == 1 else factor * derived
+        return derived if offset == 0 else derived + offset
+
+    return tuple(
+        {axis: dim(size) for axis, size in enumerate(stage.values[name].shape) if not isinstance(size, int)}
+        for name in stage.inputs
+    )
+
+
+def calls(package: Path, name: bytes) -> bool:
+    """Whether the generated code in a package calls what is named so."""
+    with zipfile.ZipFile(package) as archive:
+        return any(name in archive.read(entry) for entry in archive.namelist() if entry.endswith(".cpp"))
+
+
+def _has_fused_int8() -> bool:
+    capability = torch.backends.cpu.get_cpu_capability()
+    return platform.machine() in {"x86_64", "AMD64"} and capability.startswith("AVX512") and torch.backends.mkldnn.is_available()
+
+
