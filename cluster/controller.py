@@ -65,6 +65,7 @@ class Controller:
         self._ready_since: dict[str, float] = {}
         self._looked_at_files = monotonic()
         self._known_changes: frozenset[str] = frozenset()
+        self._known_notes: frozenset[tuple[Stage, str]] = frozenset()
         self._wake = asyncio.Event()
         self._emptied = asyncio.Event()
 
@@ -92,7 +93,9 @@ class Controller:
         self.sighting = await self._fleet.observe()
         now = self._monotonic()
         self._count_failures(self.sighting.replicas, now)
-        actions = plan(self._world(now))
+        world = self._world(now)
+        self._notice_waiting(world)
+        actions = plan(world)
         for action in actions:
             await self._act(action)
         await self._notice_changed_files(now)
@@ -167,6 +170,17 @@ class Controller:
         self._store(self.state.model_copy(update={"generation": self.state.generation + 1}))
         self.feed.publish(route_table(self.state.generation, table, self.state.models))
         self._published = table
+
+    def waiting(self) -> dict[Stage, str]:
+        """Why stages that lack replicas wait."""
+        world = self._world(self._monotonic())
+        return {**world.notes, **world.held_back}
+
+    def _notice_waiting(self, world: World) -> None:
+        notes = frozenset({**world.notes, **world.held_back}.items())
+        for stage, why in sorted(notes - self._known_notes):
+            self._decide(f"wait with {stage}", why)
+        self._known_notes = notes
 
     async def _notice_changed_files(self, now: float) -> None:
         if now - self._looked_at_files < LOOK_AT_FILES_S:

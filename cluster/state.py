@@ -7,7 +7,7 @@ gateways and the command line find the controller.
 import fcntl
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -137,8 +137,11 @@ class StateDir:
         return self.folder / "serve.lock"
 
     @contextmanager
-    def owned(self, listen: str) -> Iterator[None]:
-        """Makes this process the folder's owner while the context lasts. Raises StateError where another one is."""
+    def owned(self, listen: str) -> Iterator[Callable[[str], None]]:
+        """Makes this process the folder's owner while the context lasts. Raises StateError where another one is.
+
+        Yields a function that is told where the gateway listens in the end, where that is not `listen`.
+        """
         with open(os.open(self.lock_file, os.O_RDWR | os.O_CREAT, 0o600), "r+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -149,10 +152,15 @@ class StateDir:
                     f"{self.folder}: belongs to a living `shardline serve` ({who}); stop it with `shardline stop "
                     f"--state-dir {self.folder}`, or give this one a --state-dir of its own"
                 ) from error
-            file.truncate()
-            file.write(Owner(pid=os.getpid(), listen=listen).model_dump_json())
-            file.flush()
-            yield
+
+            def announce(address: str) -> None:
+                file.seek(0)
+                file.truncate()
+                file.write(Owner(pid=os.getpid(), listen=address).model_dump_json())
+                file.flush()
+
+            announce(listen)
+            yield announce
 
     def owner(self) -> "Owner | None":
         """The living `serve` that this folder belongs to; None where there is none."""

@@ -32,11 +32,16 @@ def _versions(controller: Controller) -> list[tuple[str, int]]:
 def _model(controller: Controller, name: str, version: int) -> control_pb2.ModelStatus:
     reasons = {(route.model, route.version): route.reason for route in controller.routes()}
     reason = reasons.get((name, version), "it is not served")
+    waiting = "; ".join(
+        f"stage {stage.index} waits: {why}"
+        for stage, why in sorted(controller.waiting().items())
+        if (stage.model, stage.version) == (name, version)
+    )
     return control_pb2.ModelStatus(
         model=name,
         version=str(version),
         ready=not reason,
-        reason=reason,
+        reason=reason or waiting,
         stages=[
             _stage(controller, stage, desired)
             for stage, desired in sorted(controller.state.desired.items())

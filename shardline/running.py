@@ -57,9 +57,10 @@ def scale(folder: Path, model: str, stage: int | None, replicas: int, *, wait_s:
     with controller_of(folder) as client:
         client.scale(model, stage, replicas)
         until = time.monotonic() + wait_s
-        while wait_s and not _is_so(client.status(), model, stage, replicas):
+        while wait_s and not _is_so(status := client.status(), model, stage, replicas):
             if time.monotonic() > until:
-                raise NotInTime(f"{model} has not {replicas} ready replicas after {wait_s:g} s; see `shardline status`")
+                why = "; ".join(served.reason for served in status.models if served.model == model and served.reason)
+                raise NotInTime(f"{model} is not there yet after {wait_s:g} s: {why or 'see `shardline status`'}")
             time.sleep(POLL_S)
     return 0
 

@@ -5,7 +5,7 @@ import secrets
 import socket
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cluster.control_client import ControlClient
@@ -66,6 +66,7 @@ class Serving:
             raise ClusterLost(f"the gateway ended {GATEWAY_STARTS} times within a minute; its log: {self._place.log}")
         self._gateway = GatewayProcess(self._place)
         self.address = self._gateway.wait_until_ready(self._stop.check)
+        self._place = replace(self._place, listen=self.address)  # one that is started again listens there too
 
     def wait_until_ready(self, within_s: float | None = None) -> bool:
         """Shows what is still missing until every model is ready; False where that takes longer than `within_s`."""
@@ -135,7 +136,7 @@ def serving(settings: ServeSettings, stop: StopSignals, say: Say) -> Iterator[Se
     state_dir = StateDir(settings.state_dir.resolve())
     repository = settings.models.resolve()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(state_dir.owned(settings.listen))
+        announce = stack.enter_context(state_dir.owned(settings.listen))
         models = with_signatures(repository, read_repository(repository))
         refuse_busy_port(settings.listen)
         say(f"serving {', '.join(models)} from {settings.models}")
@@ -158,6 +159,7 @@ def serving(settings: ServeSettings, stop: StopSignals, say: Say) -> Iterator[Se
         drains = True
         try:
             serving_now.start_gateway()
+            announce(serving_now.address)
             yield serving_now
         except (Forced, ClusterLost):
             drains = False

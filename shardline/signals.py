@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -15,11 +16,16 @@ class Forced(BaseException):
     """The second signal: skip every wait, only clean up. Not an Exception, so that nothing handles it by mistake."""
 
 
+ONE_WISH_S = 0.5
+"""Signals that come so close together are one wish: a terminal and whoever started us may both send it."""
+
+
 class StopSignals:
     """Asked once: `asked` is set. Asked twice: Forced is raised in the main thread."""
 
     def __init__(self) -> None:
         self.asked = threading.Event()
+        self._asked_at = float("-inf")
 
     @contextmanager
     def installed(self) -> Iterator["StopSignals"]:
@@ -44,8 +50,11 @@ class StopSignals:
             raise StopAsked
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
+        now = time.monotonic()
         if not self.asked.is_set():
+            self._asked_at = now
             self.asked.set()
+        if now - self._asked_at < ONE_WISH_S:
             return
         for each in (signal.SIGINT, signal.SIGTERM):
             signal.signal(each, signal.SIG_IGN)

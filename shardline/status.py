@@ -61,14 +61,16 @@ def rendered(status: control_pb2.ClusterStatus) -> Group:
 
 def _model(model: control_pb2.ModelStatus) -> Group:
     title = Text(f"{model.model}/{model.version} ", style="bold")
-    title.append("ready", style="green") if model.ready else title.append(f"not ready: {model.reason}", style="red")
+    title.append("ready" if model.ready else "not ready", style="green" if model.ready else "red")
+    if model.reason:
+        title.append(f": {model.reason}", style="yellow" if model.ready else "red")
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for heading in ("stage", "replica", "state", "address", "pid", "runtime"):
-        table.add_column(heading)
-    for heading in ("queued", "ms/row", "rows", "batches", "late", "cancelled", "refused", "failed", "MiB"):
-        table.add_column(heading, justify="right")
+    for heading in ("stage", "replica", "state", "address", "pid"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("queued", "ms/row", "rows", "rows/batch", "dropped", "failed", "MiB"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for stage in model.stages:
-        name = f"{stage.stage}: {len(stage.replicas)} of {stage.desired}"
+        name = f"{stage.stage} ({len(stage.replicas)}/{stage.desired})"
         for replica in stage.replicas:
             table.add_row(name, *_cells(replica))
             name = ""
@@ -83,14 +85,11 @@ def _cells(replica: control_pb2.ReplicaStatus) -> list[str]:
         replica.state,
         replica.address,
         str(replica.pid or ""),
-        replica.runtime,
         str(replica.queued_rows),
         f"{replica.seconds_per_row * 1e3:.2f}",
         str(replica.computed_rows),
-        str(replica.computed_batches),
-        str(replica.dropped_expired),
-        str(replica.dropped_cancelled),
-        str(replica.refused),
+        f"{replica.computed_rows / max(1, replica.computed_batches):.1f}",
+        str(replica.dropped_expired + replica.dropped_cancelled + replica.refused),
         str(replica.failed),
         f"{replica.resident_bytes / 2**20:.0f}",
     ]
