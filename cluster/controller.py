@@ -52,11 +52,13 @@ class Controller:
         state: State,
         *,
         monotonic: Callable[[], float] = time.monotonic,
+        step_interval_s: float = STEP_INTERVAL_S,
     ) -> None:
         self._fleet = fleet
         self._state_dir = state_dir
         self.state = state
         self._monotonic = monotonic
+        self._step_interval_s = step_interval_s
         self.feed = RouteFeed()
         self.sighting = Sighting(())
         self.decisions: deque[Decision] = deque(maxlen=KEPT_DECISIONS)
@@ -85,7 +87,7 @@ class Controller:
                 acted = False
             if not acted:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), STEP_INTERVAL_S)
+                    await asyncio.wait_for(self._wake.wait(), self._step_interval_s)
             self._wake.clear()
 
     async def step(self) -> bool:
