@@ -38,7 +38,8 @@ def options(parameters: Parameters) -> Options:
     if not parameters:
         return DEFAULTS
     priority, timeout_s = DEFAULTS.priority, DEFAULTS.timeout_s
-    for name, parameter in parameters.items():
+    for name in sorted(parameters):
+        parameter = parameters[name]
         if name == "priority":
             level = _whole_number(name, parameter)
             priority = (level if 0 < level <= PRIORITY_LEVELS else DEFAULT_LEVEL) - 1

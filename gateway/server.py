@@ -96,7 +96,13 @@ def _options(limits: ServerLimits) -> list[tuple[str, int]]:
         ("grpc.max_receive_message_length", limits.max_message_bytes),
         ("grpc.max_send_message_length", -1),
         ("grpc.max_concurrent_streams", limits.max_streams),
+        # Core's protection counts streams that have ended but are not freed yet, and resets those of clients that keep
+        # to the advertised limit.
+        ("grpc.http.overload_protection", 0),
         ("grpc.max_allowed_incoming_connections", limits.max_connections),
+        # Beyond these core drops calls with a bare CANCELLED; up to them a call over `max_calls` is told why.
+        ("grpc.server.max_pending_requests", limits.max_calls),
+        ("grpc.server.max_pending_requests_hard_limit", 2 * limits.max_calls),
         ("grpc.max_connection_idle_ms", int(limits.idle_s * 1000)),
         ("grpc.keepalive_time_ms", int(limits.keepalive_s * 1000)),
         ("grpc.keepalive_timeout_ms", int(limits.keepalive_timeout_s * 1000)),

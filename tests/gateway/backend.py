@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from gateway.server import Gateway
 from gateway.settings import ServerLimits
@@ -78,6 +79,11 @@ async def worker(serve: Serve = echo, token: str = TOKEN) -> AsyncIterator[str]:
         await server.stop()
 
 
+def served(name: str = "echo", **fields: Any) -> Callable[[str], pb.ModelRoute]:
+    """For `running`: a `model` whose replica is the worker."""
+    return lambda address: model(name, replicas=[address], **fields)
+
+
 @dataclass(frozen=True)
 class Running:
     gateway: Gateway
@@ -99,5 +105,5 @@ async def running(
     """A gateway that serves `models`, each made from the worker's address; without any, the model `echo`."""
     async with worker(serve) as address, Gateway("127.0.0.1:0", limits=limits) as gateway:
         one = Running(gateway, f"127.0.0.1:{gateway.port}", address)
-        one.apply(*(make(address) for make in models or (lambda where: model(replicas=[where]),)))
+        one.apply(*(make(address) for make in models or (served(),)))
         yield one

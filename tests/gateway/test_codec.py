@@ -4,11 +4,10 @@ import pytest
 
 from gateway.codec import decode, encode, parse_infer, wanted_outputs
 from protos import inference_pb2 as pb
-from tests.gateway.requests import contract, given, request
+from tests.gateway.messages import REFUSED, ROW, contract, given, infer_request
 from worker.errors import Internal, InvalidRequest, Unsupported
 from worker.nouns import ELEMENT_BYTES, Axis, Tensor, TensorSpec
 
-ROW = bytes(16)
 TYPED = [
     ("BOOL", {"bool_contents": [True, False]}, b"\1\0"),
     ("INT8", {"int_contents": [-1, 5]}, struct.pack("<2b", -1, 5)),
@@ -29,7 +28,7 @@ TYPED = [
 def test_raw_bytes_are_passed_on_as_they_came(datatype: str) -> None:
     element = struct.pack("<I", 3) + b"a\0b" if datatype == "BYTES" else b"\1" * ELEMENT_BYTES[datatype]
     data = element * 6
-    message = request(given(shape=(2, 3), datatype=datatype), raw=[data])
+    message = infer_request(given(shape=(2, 3), datatype=datatype), raw=[data])
     assert decode(message, contract(TensorSpec("x", datatype, ("batch", 3)))) == (Tensor("x", datatype, (2, 3), data),)
 
 
@@ -38,81 +37,27 @@ def test_typed_contents_become_the_bytes_that_travel(
     datatype: str, fields: dict[str, list[object]], data: bytes
 ) -> None:
     contents = pb.InferTensorContents(**fields)  # type: ignore[arg-type]
-    message = request(given(shape=(1, 2), datatype=datatype, contents=contents))
+    message = infer_request(given(shape=(1, 2), datatype=datatype, contents=contents))
     assert decode(message, contract(TensorSpec("x", datatype, ("batch", 2)))) == (Tensor("x", datatype, (1, 2), data),)
 
 
 def test_tensors_come_out_in_the_signatures_order() -> None:
     both = contract(TensorSpec("a", "INT8", ("batch",)), TensorSpec("b", "INT8", ("batch",)))
-    message = request(given("b", (1,), "INT8"), given("a", (1,), "INT8"), raw=[b"B", b"A"])
+    message = infer_request(given("b", (1,), "INT8"), given("a", (1,), "INT8"), raw=[b"B", b"A"])
     assert [(tensor.name, tensor.data) for tensor in decode(message, both)] == [("a", b"A"), ("b", b"B")]
 
 
 def test_nan_is_a_value_like_any_other() -> None:
     data = struct.pack("<4f", float("nan"), float("-inf"), 0.0, 1.0)
-    assert decode(request(given(), raw=[data]), contract())[0].data == data
+    assert decode(infer_request(given(), raw=[data]), contract())[0].data == data
     typed = pb.InferTensorContents(fp32_contents=[float("nan")] * 4)
-    assert len(decode(request(given(contents=typed)), contract())[0].data) == 16
+    assert len(decode(infer_request(given(contents=typed)), contract())[0].data) == 16
 
 
 def test_a_tensor_without_elements_needs_no_data_where_the_model_takes_it() -> None:
     empty = contract(TensorSpec("x", "FP32", ("n",)), axes=[Axis("n", minimum=0)])
-    assert decode(request(given(shape=(0,)), raw=[b""]), empty)[0].data == b""
-    assert decode(request(given(shape=(0,))), empty)[0].data == b""
-
-
-REFUSED = [
-    ("an unknown input", request(given("y"), raw=[ROW]), r"unknown input 'y' for model 'echo'; it takes 'x'"),
-    (
-        "an input without a name",
-        request(given(""), raw=[ROW]),
-        r"an input without a name for model 'echo'; it takes 'x'",
-    ),
-    ("a missing input", request(), r"input 'x' for model 'echo' is missing"),
-    ("an input given twice", request(given(), given(), raw=[ROW, ROW]), r"input 'x' for model 'echo' is given twice"),
-    ("a wrong datatype", request(given(datatype="FP16"), raw=[ROW]), r"input 'x' .*datatype 'FP16', expected FP32"),
-    ("an unknown datatype", request(given(datatype="FP8"), raw=[ROW]), r"input 'x' .*datatype 'FP8', expected FP32"),
-    ("a wrong rank", request(given(shape=(4,)), raw=[ROW]), r"input 'x' .*1 dimensions, expected 2: \[batch, 4\]"),
-    ("a scalar", request(given(shape=()), raw=[ROW]), r"input 'x' .*0 dimensions, expected 2"),
-    (
-        "a wrong fixed dimension",
-        request(given(shape=(1, 5)), raw=[bytes(20)]),
-        r"input 'x' .*dimension 1 is 5, must be 4",
-    ),
-    ("a negative dimension", request(given(shape=(-1, 4)), raw=[ROW]), r"input 'x' .*negative"),
-    ("two negative dimensions", request(given(shape=(-1, -4)), raw=[ROW]), r"input 'x' .*negative"),
-    ("no rows", request(given(shape=(0, 4)), raw=[b""]), r"input 'x' .*0 rows came, at least 1 must"),
-    ("too many rows", request(given(shape=(17, 4)), raw=[bytes(272)]), r"input 'x' .*17 rows came, at most 16 may"),
-    ("an enormous shape", request(given(shape=(1 << 62, 4)), raw=[ROW]), r"input 'x' .*rows came, at most 16"),
-    (
-        "too few bytes",
-        request(given(), raw=[bytes(15)]),
-        r"input 'x' .*15 bytes came, expected 16: shape \[1, 4\] of FP32",
-    ),
-    ("too many bytes", request(given(), raw=[bytes(17)]), r"input 'x' .*17 bytes came, expected 16"),
-    ("no data", request(given()), r"input 'x' .*has no data"),
-    ("more raw entries than inputs", request(given(), raw=[ROW, ROW]), r"2 entries, expected 1: one for each of 'x'"),
-    (
-        "raw and typed data together",
-        request(given(contents=pb.InferTensorContents(fp32_contents=[1] * 4)), raw=[ROW]),
-        r"contents field must not be specified when using raw_input_contents for 'x' for model 'echo'",
-    ),
-    (
-        "typed data in another type's field",
-        request(given(contents=pb.InferTensorContents(fp64_contents=[1] * 4))),
-        r"input 'x' .*FP32 elements belong in fp32_contents; fp64_contents came",
-    ),
-    (
-        "typed data in two fields",
-        request(given(contents=pb.InferTensorContents(fp32_contents=[1] * 4, int_contents=[1] * 4))),
-        r"input 'x' .*FP32 elements belong in fp32_contents; int_contents came",
-    ),
-    (
-        "too few typed elements",
-        request(given(contents=pb.InferTensorContents(fp32_contents=[1] * 3))),
-        r"input 'x' .*12 bytes came, expected 16",
-    ),
-]
+    assert decode(infer_request(given(shape=(0,)), raw=[b""]), empty)[0].data == b""
+    assert decode(infer_request(given(shape=(0,))), empty)[0].data == b""
 
 
 @pytest.mark.parametrize(("message", "says"), [case[1:] for case in REFUSED], ids=[case[0] for case in REFUSED])
@@ -128,14 +73,14 @@ def test_an_element_that_does_not_fit_its_type_is_refused() -> None:
     ):
         with pytest.raises(InvalidRequest, match=f"input 'x' .*does not fit {datatype}"):
             decode(
-                request(given(shape=(1,), datatype=datatype, contents=fields)),
+                infer_request(given(shape=(1,), datatype=datatype, contents=fields)),
                 contract(TensorSpec("x", datatype, ("batch",))),
             )
 
 
 @pytest.mark.parametrize("datatype", ["FP16", "BF16"])
 def test_half_precision_has_no_typed_contents(datatype: str) -> None:
-    message = request(given(shape=(1,), datatype=datatype, contents=pb.InferTensorContents(fp32_contents=[1])))
+    message = infer_request(given(shape=(1,), datatype=datatype, contents=pb.InferTensorContents(fp32_contents=[1])))
     with pytest.raises(InvalidRequest, match=f"input 'x' .*{datatype} has no typed contents; send it in raw_input"):
         decode(message, contract(TensorSpec("x", datatype, ("batch",))))
 
@@ -144,18 +89,18 @@ def test_an_overflowing_shape_is_refused_even_where_it_holds_nothing() -> None:
     free = contract(TensorSpec("x", "FP32", ("n", "m", "k")), axes=[Axis("n", 0), Axis("m", 0), Axis("k", 0)])
     for shape in ((1 << 40, 1 << 40, 1), (1 << 62, 0, 4), (0, 1 << 62, 1 << 62)):
         with pytest.raises(InvalidRequest, match=r"input 'x' .*overflows a 64-bit size"):
-            decode(request(given(shape=shape), raw=[b""]), free)
+            decode(infer_request(given(shape=shape), raw=[b""]), free)
 
 
 def test_a_shape_of_a_million_dimensions_is_refused_before_it_is_multiplied() -> None:
     with pytest.raises(InvalidRequest, match="1000000 dimensions, expected 2"):
-        decode(request(given(shape=[1 << 62] * 1_000_000), raw=[ROW]), contract())
+        decode(infer_request(given(shape=[1 << 62] * 1_000_000), raw=[ROW]), contract())
 
 
 def test_a_bool_is_zero_or_one() -> None:
     one = contract(TensorSpec("x", "BOOL", ("batch", 2)))
     with pytest.raises(InvalidRequest, match=r"input 'x' .*a BOOL element is one byte, 0 or 1"):
-        decode(request(given(shape=(1, 2), datatype="BOOL"), raw=[b"\1\2"]), one)
+        decode(infer_request(given(shape=(1, 2), datatype="BOOL"), raw=[b"\1\2"]), one)
 
 
 BAD_BYTES = [
@@ -176,18 +121,18 @@ BAD_BYTES = [
 def test_bytes_elements_with_a_bad_length_are_refused(data: bytes, says: str) -> None:
     text = contract(TensorSpec("x", "BYTES", ("batch",)))
     with pytest.raises(InvalidRequest, match=f"input 'x' .*{says}"):
-        decode(request(given(shape=(2,), datatype="BYTES"), raw=[data]), text)
+        decode(infer_request(given(shape=(2,), datatype="BYTES"), raw=[data]), text)
 
 
 def test_shared_memory_is_refused_before_its_missing_data() -> None:
     parameters = {"shared_memory_region": pb.InferParameter(string_param="r")}
     with pytest.raises(Unsupported, match="input 'x' for model 'echo': this server has no shared memory"):
-        decode(request(given(parameters=parameters)), contract())
+        decode(infer_request(given(parameters=parameters)), contract())
 
 
 def test_an_unknown_input_parameter_is_refused() -> None:
     with pytest.raises(InvalidRequest, match=r"input 'x' .*'colour' is not understood"):
-        decode(request(given(parameters={"colour": pb.InferParameter(int64_param=1)}), raw=[ROW]), contract())
+        decode(infer_request(given(parameters={"colour": pb.InferParameter(int64_param=1)}), raw=[ROW]), contract())
 
 
 @pytest.mark.parametrize(
@@ -202,12 +147,12 @@ TWO = (TensorSpec("a", "FP32", ("batch",)), TensorSpec("b", "FP32", ("batch",)))
 
 
 def test_a_client_that_names_no_output_gets_all_of_them() -> None:
-    assert tuple(wanted_outputs(request(), contract(outputs=TWO))) == ("a", "b")
+    assert tuple(wanted_outputs(infer_request(), contract(outputs=TWO))) == ("a", "b")
 
 
 def test_a_client_gets_the_outputs_it_names_in_its_order() -> None:
-    assert wanted_outputs(request(outputs=["b", "a"]), contract(outputs=TWO)) == ["b", "a"]
-    assert wanted_outputs(request(outputs=["b"]), contract(outputs=TWO)) == ["b"]
+    assert wanted_outputs(infer_request(outputs=["b", "a"]), contract(outputs=TWO)) == ["b", "a"]
+    assert wanted_outputs(infer_request(outputs=["b"]), contract(outputs=TWO)) == ["b"]
 
 
 @pytest.mark.parametrize(
@@ -216,7 +161,7 @@ def test_a_client_gets_the_outputs_it_names_in_its_order() -> None:
 )
 def test_an_output_that_is_unknown_or_asked_for_twice_is_refused(names: list[str], says: str) -> None:
     with pytest.raises(InvalidRequest, match=says):
-        wanted_outputs(request(outputs=names), contract(outputs=TWO))
+        wanted_outputs(infer_request(outputs=names), contract(outputs=TWO))
 
 
 def test_an_output_in_shared_memory_or_as_classes_is_not_supported() -> None:
@@ -224,7 +169,7 @@ def test_an_output_in_shared_memory_or_as_classes_is_not_supported() -> None:
         ("shared_memory_region", pb.InferParameter(string_param="r"), "no shared memory"),
         ("classification", pb.InferParameter(int64_param=3), "does not classify"),
     ):
-        message = request(outputs=["a"])
+        message = infer_request(outputs=["a"])
         message.outputs[0].parameters[name].CopyFrom(parameter)
         with pytest.raises(Unsupported, match=f"output 'a' for model 'echo': .*{says}"):
             wanted_outputs(message, contract(outputs=TWO))

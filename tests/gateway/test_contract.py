@@ -1,6 +1,6 @@
 import pytest
 
-from tests.gateway.requests import contract
+from tests.gateway.messages import contract
 from worker.errors import InvalidRequest
 from worker.nouns import Axis, TensorSpec
 
