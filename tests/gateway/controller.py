@@ -24,6 +24,7 @@ class FakeController:
         self._server: grpc.aio.Server | None = None
         self.address = ""
         self.refused = 0
+        self._refusal = asyncio.Event()
         self.watchers = 0
 
     def push(self, table: pb.RouteTable) -> None:
@@ -40,6 +41,12 @@ class FakeController:
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: handler}),))
         self.address = f"127.0.0.1:{self._server.add_insecure_port(f'127.0.0.1:{port}')}"
         await self._server.start()
+
+    async def until_refused(self, times: int) -> None:
+        async with asyncio.timeout(20):
+            while self.refused < times:
+                await self._refusal.wait()
+                self._refusal.clear()
 
     async def stop(self) -> None:
         if self._server is not None:
@@ -59,6 +66,7 @@ class FakeController:
     ) -> AsyncIterator[pb.RouteTable]:
         if ("authorization", f"Bearer {self._token}") not in tuple(context.invocation_metadata() or ()):
             self.refused += 1
+            self._refusal.set()
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the controller asks for the cluster's token")
         self.watchers += 1
         while True:
