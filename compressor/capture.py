@@ -47,7 +47,7 @@ def capture(model: Model, path: Path) -> Program:
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            exported = torch.export.export(_Flat(module), examples, dynamic_shapes=(shapes,), strict=False)
+            exported = torch.export.export(Flat(module), examples, dynamic_shapes=(shapes,), strict=False)
             exported = exported.run_decompositions({})
         except Exception as error:  # torch.export raises errors of many unrelated types
             raise CaptureError(_explain(model, error)) from error
@@ -55,7 +55,7 @@ def capture(model: Model, path: Path) -> Program:
     return read_program(path)
 
 
-class _Flat(torch.nn.Module):
+class Flat(torch.nn.Module):
     """Gives the module's outputs as a flat tuple of tensors."""
 
     def __init__(self, module: torch.nn.Module) -> None:

@@ -4,7 +4,6 @@ import logging
 import platform
 import warnings
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -105,6 +104,4 @@ def calls(package: Path, name: bytes) -> bool:
 
 def _has_fused_int8() -> bool:
     capability = torch.backends.cpu.get_cpu_capability()
-    return platform.machine() in {"x86_64", "AMD64"} and capability.startswith("AVX512") and torch.backends.mkldnn.is_available()
-
-
+    return platform.machine() in {"x86_64", "AMD64"} and capability.startswith("AVX512") and torch._C._has_mkldnn

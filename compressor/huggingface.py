@@ -61,7 +61,7 @@ def read_folder(folder: Path) -> Model:
         axes=(Axis("batch", 1, MAX_BATCH), Axis("sequence", 1, longest)),
         handler=TEXT_HANDLER if text else None,
         assets=_text_assets(folder, longest, pad, int(encoder.config.hidden_size)) if text else {},
-        identity=_identity(folder),
+        identity=folder_identity(folder),
     )
 
 
@@ -107,7 +107,9 @@ def _pooling(folder: Path) -> tuple[bool, bool] | None:
         return None
     kinds = [str(module["type"]).rsplit(".", 1)[-1] for module in _read_json(folder / "modules.json")]
     if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
-        raise Unsupported(f"{folder / 'modules.json'}: {' → '.join(kinds)}; known are Transformer → Pooling (→ Normalize)")
+        raise Unsupported(
+            f"{folder / 'modules.json'}: {' → '.join(kinds)}; known are Transformer → Pooling (→ Normalize)"
+        )
     settings = _read_json(folder / "1_Pooling" / "config.json")
     modes = sorted(key for key, value in settings.items() if key.startswith("pooling_mode_") and value is True)
     if modes not in (["pooling_mode_mean_tokens"], ["pooling_mode_cls_token"]):
@@ -129,7 +131,7 @@ def _text_assets(folder: Path, longest: int, pad: int, dimension: int) -> dict[s
     return {"tokenizer.json": folder / "tokenizer.json", "text.json": json.dumps(text).encode()}
 
 
-def _identity(folder: Path) -> str:
+def folder_identity(folder: Path) -> str:
     """A hash of the files that decide what the model is."""
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):

@@ -1,15 +1,24 @@
-"""Measures a program's steps, and its stages in each runtime, on this machine."""
+"""Measures programs on this machine: each step, a whole runtime, and how far two results are apart."""
 
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import replace
+from typing import Any, Final
 
 import torch
 
 from worker.expression import evaluate
-from worker.program import Interpreter, Program, Step
+from worker.nouns import BATCH
+from worker.program import Interpreter, Program
+from worker.runtime import Runtime
+
+ROWS: Final = (1, 8)
+"""Rows of the batches that are measured."""
+
+LENGTH: Final = 64
+"""Length of every other axis while measuring, within its bounds."""
 
 
 @contextmanager
@@ -23,18 +32,44 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def example_inputs(program: Program, sizes: Mapping[str, int], *, seed: int = 0) -> tuple[torch.Tensor, ...]:
-    """Inputs of these sizes (symbol to length): normal numbers, and ones for integers, which any index can be."""
-    generator = torch.Generator().manual_seed(seed)
+def measured_sizes(program: Program, names: Mapping[str, str]) -> tuple[dict[str, int], ...]:
+    """The sizes to measure at, symbol to length. `names` tells which axis a symbol is."""
+
+    def length(symbol: str, rows: int) -> int:
+        minimum, maximum = program.bounds.get(symbol, (1, None))
+        wanted = rows if names[symbol] == BATCH else LENGTH
+        return max(minimum, min(wanted, maximum or wanted))
+
+    found = [{symbol: length(symbol, rows) for symbol in names} for rows in ROWS]
+    return tuple(sizes for place, sizes in enumerate(found) if sizes not in found[:place])
+
+
+def example_inputs(
+    program: Program, sizes: Mapping[str, int], examples: Sequence[torch.Tensor] = ()
+) -> tuple[torch.Tensor, ...]:
+    """Inputs of these sizes (symbol to length).
+
+    Made of the given examples, repeated; without them, of normal numbers, and of ones where integers are taken.
+    """
+    generator = torch.Generator().manual_seed(0)
     made = []
-    for name in program.inputs:
+    for place, name in enumerate(program.inputs):
         value = program.values[name]
         shape = [int(evaluate(size, sizes)) for size in value.shape]
-        if value.dtype.is_floating_point:
+        if examples:
+            made.append(_tiled(examples[place], shape))
+        elif value.dtype.is_floating_point:
             made.append(torch.randn(shape, generator=generator).to(value.dtype))
         else:
             made.append(torch.ones(shape, dtype=value.dtype))
     return tuple(made)
+
+
+def _tiled(example: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    tensor = example.detach().cpu()
+    for axis, size in enumerate(shape):
+        tensor = tensor.index_select(axis, torch.arange(size) % tensor.shape[axis])
+    return tensor.contiguous()
 
 
 def step_seconds(program: Program, inputs: Sequence[torch.Tensor], *, rounds: int = 5) -> tuple[float, ...]:
@@ -50,16 +85,53 @@ def step_seconds(program: Program, inputs: Sequence[torch.Tensor], *, rounds: in
 
         return call
 
-    steps = tuple(
-        Step(timed(index, step.operator), step.args, step.kwargs, step.outputs, step.several)
-        for index, step in enumerate(program.steps)
-    )
-    watched = Program(
-        program.inputs, program.outputs, steps, program.values, program.weights, program.bounds, program.hints
-    )
-    interpreter = Interpreter(watched)
+    watched = tuple(replace(step, operator=timed(index, step.operator)) for index, step in enumerate(program.steps))
+    interpreter = Interpreter(replace(program, steps=watched))
     weights = tuple(program.weights.values())
     with torch.inference_mode():
         for _ in range(rounds + 1):
             interpreter.run(inputs, weights)
     return tuple(statistics.median(taken[1:]) for taken in samples)
+
+
+def run_seconds(runtime: Runtime, inputs: Sequence[torch.Tensor], *, rounds: int = 7, most_s: float = 3.0) -> float:
+    """Least seconds of a run, of `rounds` or as many as fit into `most_s`: other work only ever adds."""
+    runtime.run(inputs)
+    taken: list[float] = []
+    began = time.perf_counter()
+    while len(taken) < rounds and (not taken or time.perf_counter() - began < most_s):
+        started = time.perf_counter()
+        runtime.run(inputs)
+        taken.append(time.perf_counter() - started)
+    return min(taken)
+
+
+def distance(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> float:
+    """The largest relative distance of a tensor from what it should be: |found - expected| / |expected|.
+
+    Infinite where types or shapes differ, where integers differ at all, or where one has NaN and the other has not.
+    """
+    if len(found) != len(expected):
+        return float("inf")
+    return max((_distance(a, b) for a, b in zip(found, expected, strict=True)), default=0.0)
+
+
+def _distance(found: torch.Tensor, expected: torch.Tensor) -> float:
+    if found.shape != expected.shape or found.dtype != expected.dtype:
+        return float("inf")
+    if not expected.dtype.is_floating_point:
+        return 0.0 if torch.equal(found, expected) else float("inf")
+    a, b = found.double(), expected.double()
+    finite = b.isfinite()
+    if not torch.equal(a.isfinite(), finite) or not torch.equal(a.isnan(), b.isnan()):
+        return float("inf")
+    a, b = a[finite], b[finite]
+    length = float(b.norm())
+    apart = float((a - b).norm())
+    return apart / length if length else (0.0 if apart == 0 else float("inf"))
+
+
+def cosine(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """The mean cosine between rows (all but the last axis count as rows)."""
+    a, b = found.double().reshape(-1, found.shape[-1]), expected.double().reshape(-1, expected.shape[-1])
+    return float(torch.nn.functional.cosine_similarity(a, b).mean())

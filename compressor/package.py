@@ -1,32 +1,42 @@
 """Makes an artifact of a source: capture, quantize, measure, cut, compile, write."""
 
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from compressor.capture import capture
-from compressor.measure import example_inputs, step_seconds, threads
+from compressor.capture import Flat, capture
+from compressor.compile import compiler_problem
+from compressor.describe import describe
+from compressor.measure import cosine, example_inputs, measured_sizes, step_seconds, threads
 from compressor.model import Model
+from compressor.padding import padding_error, two_requests
+from compressor.quantize import int8_layers, quantize_int8
+from compressor.recipe import Recipe
 from compressor.sources import read_source
-from worker.artifact import write_artifact
-from worker.cut import choose_points, cut, travel
+from compressor.stage_runtime import choose_runtime, tolerance
+from worker.artifact import file_entry, load_artifact, write_artifact
+from worker.cut import cut, part, travel
+from worker.cut_points import choose_points
 from worker.errors import InvalidRequest
-from worker.expression import rename
 from worker.manifest import (
     PROGRAM,
-    AxisEntry,
+    CompiledEntry,
     CutEntry,
-    FileEntry,
     Manifest,
     ProfileEntry,
     RecipeEntry,
+    StageEntry,
     TensorEntry,
 )
-from worker.program import DATATYPES, Program
-from worker.runtime import check_device
-from worker.stages import describe_stages
+from worker.program import Program
+from worker.runtime import Eager, check_device, instruction_set
+from worker.seal import DEFAULT_KEY, make_key, read_key, seal
+from worker.shard import load_program
+from worker.stages import axis_names, describe_stages
 
 Progress = Callable[[str], None]
 """Told what begins now, in a few words."""
@@ -41,6 +51,7 @@ def package(
     device: str = "cpu",
     runtime: Literal["fastest", "eager"] = "fastest",
     handler: str | None = None,
+    key: Path = DEFAULT_KEY,
     progress: Progress = lambda _: None,
 ) -> Path:
     """Packages `source` as the next version under `out` (models/minilm) and returns its folder.
@@ -51,71 +62,241 @@ def package(
             the program can be cut.
         runtime: "eager": compile nothing.
         handler: "module:Class"; None: the source's own.
+        key: the machine's key, with which compiled packages are sealed; made where it is missing.
         progress: told of each long step.
+
+    Raises:
+        ShardlineError: the source cannot be read, captured or quantized, or padding changes its answers.
     """
     device = check_device(device)
+    recipe = Recipe(source, quantize, tuple(stages) if stages else None, device, runtime, handler)
+    progress(f"loading {_name_of(source)}")
     model = source if isinstance(source, Model) else read_source(source)
+    recipe_key = recipe.key(model)
 
     def fill(folder: Path) -> Manifest:
+        examples = [item.example for item in model.inputs]
+        with torch.no_grad():
+            exact = Flat(model.module.eval())(*examples) if quantize else ()
+        if quantize == "int8":
+            progress("quantizing to int8")
+            quantize_int8(model.module)
         progress("capturing the program")
         program = capture(model, folder / PROGRAM)
-        manifest = _describe(
-            model, program, str(source) if not isinstance(source, Model) else type(model.module).__name__
+        layers = int8_layers(program)
+        if quantize and not layers:
+            raise InvalidRequest("nothing was quantized: no linear layer's result is used by an output")
+        told = RecipeEntry(
+            source=_name_of(source),
+            quantize=quantize,
+            quantized_layers=layers,
+            cosine=_closeness(program, examples, exact) if quantize else None,
+            key=recipe_key,
+            torch=torch.__version__,
         )
-        progress("measuring its steps")
-        sizes = dict(program.hints)
-        with threads(1):
-            seconds = step_seconds(program, example_inputs(program, sizes))
-        profile = ProfileEntry(sizes=sizes, device="cpu", seconds=seconds)
-        crossing = travel(program)
-        cuts = []
-        most = 1 + sum(item is not None for item in crossing)
-        for count in stages or range(1, min(2, most) + 1):
-            points = choose_points(seconds, crossing, count)
-            parts = cut(program, points)
-            cuts.append(CutEntry(points=points, stages=describe_stages(program, parts, manifest)))
-        return manifest.model_copy(
-            update={"profile": profile, "cuts": tuple(cuts), "handler": handler or model.handler}
-        )
+        for name, asset in model.assets.items():
+            target = folder / "handler" / name
+            target.parent.mkdir(exist_ok=True)
+            target.write_bytes(asset if isinstance(asset, bytes) else asset.read_bytes())
+        manifest = describe(model, program, told, handler or model.handler)
+        builder = _Builder(program, manifest, examples, folder, device, progress)
+        return builder.build(stages, compiled=runtime == "fastest", key=key)
 
     return write_artifact(out, fill)
 
 
-def _describe(model: Model, program: Program, source: str) -> Manifest:
-    axes: dict[str, AxisEntry] = {}
-    names: dict[str, str] = {}
-    inputs = []
-    for value, item in zip(program.inputs, model.inputs, strict=True):
-        known = program.values[value]
-        shape: list[int | str] = []
-        for size, axis in zip(known.shape, item.axes, strict=True):
-            if isinstance(size, int):
-                shape.append(size)
-                continue
-            if axis is None:
-                raise InvalidRequest(f"input {item.name!r}: the dimension {size} has no name")
-            names[str(size)] = axis
-            minimum, maximum = program.bounds.get(str(size), (1, None))
-            axes[axis] = AxisEntry(name=axis, minimum=max(1, minimum), maximum=maximum)
-            shape.append(axis)
-        inputs.append(TensorEntry(name=item.name, datatype=DATATYPES[known.dtype], shape=tuple(shape), pad=item.pad))
-    outputs = []
-    labels = model.outputs or (
-        ("output",) if len(program.outputs) == 1 else tuple(f"output_{index}" for index in range(len(program.outputs)))
-    )
-    if len(labels) != len(program.outputs):
-        raise InvalidRequest(f"{len(labels)} names for {len(program.outputs)} outputs")
-    for value, label in zip(program.outputs, labels, strict=True):
-        known = program.values[value]
-        shape = [size if isinstance(size, int) else rename(size, names) for size in known.shape]
-        outputs.append(TensorEntry(name=label, datatype=DATATYPES[known.dtype], shape=tuple(shape)))
-    recipe = RecipeEntry(source=source, key="0" * 64, torch=torch.__version__)
-    return Manifest(
-        format=1,
-        inputs=tuple(inputs),
-        outputs=tuple(outputs),
-        axes=tuple(axes.values()),
-        recipe=recipe,
-        profile=ProfileEntry(sizes={}, device="cpu", seconds=()),
-        files={PROGRAM: FileEntry(sha256="0" * 64, bytes=0)},
-    )
+def compile_artifact(
+    folder: Path, *, device: str = "cpu", key: Path = DEFAULT_KEY, progress: Progress = lambda _: None
+) -> Path:
+    """Writes the next version of the artifact in `folder`: the same program, compiled for this machine.
+
+    Packages for other machines are kept. For a version that came from elsewhere, was packaged without a compiler, or
+    before an upgrade of PyTorch.
+
+    Raises:
+        ArtifactError: `folder` is not a sound artifact.
+        Unsupported: there is no such device.
+        InvalidRequest: there is no C++ compiler here.
+    """
+    device = check_device(device)
+    problem = compiler_problem()
+    if problem:
+        raise InvalidRequest(problem)
+    artifact = load_artifact(folder)
+    program = load_program(artifact)
+
+    def fill(target: Path) -> Manifest:
+        for name in artifact.manifest.files:
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(folder / name, target / name)
+        builder = _Builder(program, artifact.manifest, (), target, device, progress)
+        return builder.compiled(artifact.manifest, key)
+
+    return write_artifact(folder.parent, fill)
+
+
+@dataclass(frozen=True, slots=True)
+class _Builder:
+    """Fills an artifact's folder beyond the program itself."""
+
+    program: Program
+    manifest: Manifest
+    examples: Sequence[torch.Tensor]
+    folder: Path
+    device: str
+    progress: Progress
+
+    def build(self, stages: Sequence[int] | None, *, compiled: bool, key: Path) -> Manifest:
+        """The manifest with profile and cuts, and compiled packages where there is a compiler."""
+        axes = axis_names(self.program, self.manifest)
+        self._check_padding(self.program, axes, [entry.pad for entry in self.manifest.inputs])
+        self.progress("measuring each step")
+        sizes = measured_sizes(self.program, axes)[-1]
+        with threads(1):
+            seconds = step_seconds(self.program, example_inputs(self.program, sizes, self.examples))
+        profile = ProfileEntry(sizes={axes[name]: size for name, size in sizes.items()}, device="cpu", seconds=seconds)
+        crossing = travel(self.program)
+        most = 1 + sum(item is not None for item in crossing)
+        cuts = tuple(
+            self._cut(choose_points(seconds, crossing, count), axes) for count in stages or range(1, min(2, most) + 1)
+        )
+        manifest = self.manifest.model_copy(update={"profile": profile, "cuts": cuts})
+        problem = compiler_problem() if compiled else ""
+        if problem:
+            self.progress(f"{problem}; the model is packaged uncompiled")
+        return self.compiled(manifest, key) if compiled and not problem else manifest
+
+    def compiled(self, manifest: Manifest, key: Path) -> Manifest:
+        """The manifest with every stage of every cut compiled and measured on this device."""
+        secret = read_key(key) or make_key(key)
+        (self.folder / "stages").mkdir(exist_ok=True)
+        cuts = []
+        for entry in manifest.cuts:
+            inputs = self._program_inputs()
+            made: list[StageEntry] = []
+            for index, stage in enumerate(cut(self.program, entry.points)):
+                self.progress(f"compiling stage {index + 1} of {len(entry.stages)}")
+                made.append(
+                    self._compiled_stage(
+                        stage, entry.stages[index], inputs, place=(index, len(entry.stages)), secret=secret
+                    )
+                )
+                runner = Eager(stage.on(self.device), self.device)
+                inputs = {label: runner.run(tensors) for label, tensors in inputs.items()}
+            cuts.append(CutEntry(points=entry.points, stages=tuple(made)))
+        return manifest.model_copy(update={"cuts": tuple(cuts)})
+
+    def _program_inputs(self) -> dict[str, Sequence[torch.Tensor]]:
+        axes = axis_names(self.program, self.manifest)
+        return {
+            " ".join(f"{axes[name]}={size}" for name, size in sizes.items()) or "fixed": example_inputs(
+                self.program, sizes, self.examples
+            )
+            for sizes in measured_sizes(self.program, axes)
+        }
+
+    def _cut(self, points: tuple[int, ...], axes: Mapping[str, str]) -> CutEntry:
+        """The cut's description; tensors inside the model are padded where trying shows that it does no harm."""
+        stages = cut(self.program, points)
+        plain = describe_stages(self.program, stages, self.manifest)
+        padded = tuple(entry for entry in self.manifest.inputs if _varies(entry))
+        if len(stages) == 1 or not padded or any(entry.pad is None for entry in padded):
+            return CutEntry(points=points, stages=plain)
+        arriving = two_requests(self.program, axes, self.examples)
+        harmless: dict[str, bool | int | float] = {}
+        for stage, entry in zip(stages, plain, strict=True):
+            fills = [
+                item.pad if item.pad is not None or not _varies(item) else (False if item.datatype == "BOOL" else 0)
+                for item in entry.inputs
+            ]
+            if padding_error(stage, axes, fills, arriving) <= tolerance(stage):
+                harmless |= {
+                    name: fill
+                    for name, fill, item in zip(stage.inputs, fills, entry.inputs, strict=True)
+                    if fill is not None and _varies(item)
+                }
+            runner = Eager(stage)
+            arriving = [(runner.run(inputs), sizes) for inputs, sizes in arriving]
+        return CutEntry(points=points, stages=describe_stages(self.program, stages, self.manifest, harmless))
+
+    def _check_padding(
+        self, program: Program, axes: Mapping[str, str], pads: Sequence[bool | int | float | None]
+    ) -> None:
+        varying = [entry for entry in self.manifest.inputs if _varies(entry)]
+        if not varying or any(entry.pad is None for entry in varying):
+            return
+        error = padding_error(program, axes, pads, two_requests(program, axes, self.examples))
+        if error > tolerance(program):
+            names = ", ".join(f"{entry.name!r} with {entry.pad}" for entry in varying)
+            raise InvalidRequest(
+                f"padding {names} changes the answers (by {error:.2g} of their size): give the input that masks the "
+                "padding a pad value of 0, or leave `pad` out so that only requests of one length are put together"
+            )
+
+    def _compiled_stage(
+        self,
+        stage: Program,
+        entry: StageEntry,
+        inputs: Mapping[str, Sequence[torch.Tensor]],
+        *,
+        place: tuple[int, int],
+        secret: bytes,
+    ) -> StageEntry:
+        """`place`: the stage's index, and of how many stages it is."""
+        index, count = place
+        computed, _ = part(stage)
+        if not computed.outputs:
+            return entry
+        instructions = instruction_set(self.device)
+        kind = self.device.partition(":")[0]
+        label = f"{count}-{index}-{kind}-{instructions.replace(' ', '-')}-{torch.__version__}"
+        if (self.folder / "stages" / f"{label}.pt2").exists():
+            (self.folder / "stages" / f"{label}.pt2").unlink()
+        chosen = choose_runtime(computed, inputs, self.folder / "stages", label, device=self.device)
+        if chosen.problem:
+            self.progress(f"stage {index + 1} of {count} stays uncompiled in one way: {chosen.problem.splitlines()[0]}")
+        others = tuple(
+            one
+            for one in entry.compiled
+            if (one.device, one.instruction_set, one.torch) != (kind, instructions, torch.__version__)
+        )
+        mine: tuple[CompiledEntry, ...] = ()
+        if chosen.package is not None:
+            sealed = seal(
+                secret,
+                sha256=file_entry(chosen.package).sha256,
+                device=kind,
+                instruction_set=instructions,
+                torch=torch.__version__,
+            )
+            mine = (
+                CompiledEntry(
+                    file=f"stages/{chosen.package.name}",
+                    device=kind,  # type: ignore[arg-type]
+                    instruction_set=instructions,
+                    torch=torch.__version__,
+                    seal=sealed,
+                ),
+            )
+        return entry.model_copy(
+            update={
+                "runtime": "aotinductor" if mine else "eager",
+                "compiled": (*others, *mine),
+                "figures": chosen.figures,
+            }
+        )
+
+
+def _varies(entry: TensorEntry) -> bool:
+    """Whether requests of different lengths need padding in this tensor."""
+    return any(isinstance(size, str) for size in entry.shape[1:])
+
+
+def _name_of(source: str | Path | Model) -> str:
+    return type(source.module).__name__ if isinstance(source, Model) else str(source)
+
+
+def _closeness(program: Program, examples: Sequence[torch.Tensor], exact: Sequence[torch.Tensor]) -> float:
+    """The least mean cosine of an output to that of the model before quantization, on the examples."""
+    found = Eager(program).run(examples)
+    return min(cosine(a, b) for a, b in zip(found, exact, strict=True))

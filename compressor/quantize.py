@@ -1,4 +1,4 @@
-"""Int8 for linear layers: weights per output channel, activations per token, measured at each call. torchao stays behind here."""
+"""Int8 for linear layers: weights per output channel, activations per token. torchao stays behind this module."""
 
 import logging
 from typing import Final
@@ -19,7 +19,9 @@ def quantize_int8(module: torch.nn.Module) -> None:
         InvalidRequest: the module has no linear layer.
     """
     if not any(isinstance(layer, torch.nn.Linear) for layer in module.modules()):
-        raise InvalidRequest(f"{type(module).__name__} has no linear layer to quantize; package it without --quantize int8")
+        raise InvalidRequest(
+            f"{type(module).__name__} has no linear layer to quantize; package it without --quantize int8"
+        )
     # torchao warns at import about kernels of other platforms.
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)

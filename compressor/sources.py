@@ -43,12 +43,11 @@ def _from_factory(source: str, module: str, function: str) -> Model:
         made = getattr(importlib.import_module(module), function)()
     except (ImportError, AttributeError) as error:
         raise InvalidRequest(f"source {source!r}: {error}; {EXPECTED}") from error
-    model = made if isinstance(made, Model) else _from_tuple(source, made)
-    return model
+    return made if isinstance(made, Model) else _from_tuple(source, made)
 
 
 def _from_tuple(source: str, made: Any) -> Model:
-    """(module, {input: example}, {input: {dimension: axis}}): the plain form, for factories that import nothing of ours."""
+    """(module, {input: example}, {input: {dimension: axis}}), for factories that import nothing of ours."""
     match made:
         case (torch.nn.Module() as module, Mapping() as examples, Mapping() as axes):
             pass

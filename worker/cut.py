@@ -3,23 +3,21 @@
 A cut falls between two steps. What later stages need and earlier ones know travels: live tensors, and original inputs.
 Three things make it small and exact. A value that is only another look at one (a view), or integer arithmetic on the
 inputs (attention masks), is computed again instead of carried. A tensor whose elements lie in another order than its
-dimensions travels in its own order, so that the kernels after the cut see the same strides. Sizes are read again from the
-shapes of what arrives.
+dimensions travels in its own order, so that the kernels after the cut see the same strides. Sizes are read again from
+the shapes of what arrives.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Final
 
 import torch
 
 from worker.errors import InvalidRequest
-from worker.expression import Size, evaluate, solve
+from worker.expression import Size, evaluate, solve, symbols
 from worker.operators import is_pointwise, is_view
 from worker.program import DATATYPES, Program, Ref, Step, Value
-
-BALANCE_TOLERANCE: Final = 0.03
-"""Cuts whose slowest stage is within this share of the best one count as equal; the lightest of them is taken."""
 
 MASK_SHRINKS: Final = 8
 """Integer inputs travel instead of masks made from them, though an int64 input is 8 times as large as its bool mask."""
@@ -37,14 +35,14 @@ def cut(program: Program, points: Sequence[int]) -> tuple[Program, ...]:
         InvalidRequest: points that are not ascending or lie outside the program.
     """
     edges = [0, *points, len(program.steps)]
-    if points and any(low >= high for low, high in zip(edges, edges[1:], strict=False)):
+    if points and any(low >= high for low, high in pairwise(edges)):
         raise InvalidRequest(
             f"cut points {list(points)}: expected ascending numbers from 1 to {len(program.steps) - 1}"
         )
     carrier = Carrier(program)
     stages: list[Program] = []
     outputs: tuple[str, ...] = program.outputs
-    for low, high in reversed(list(zip(edges, edges[1:], strict=False))):
+    for low, high in reversed(list(pairwise(edges))):
         stage, outputs = _stage(program, carrier, low, high, outputs)
         stages.append(stage)
     return tuple(reversed(stages))
@@ -69,7 +67,7 @@ class Carrier:
         return tuple(sorted(names, key=self._order.__getitem__))
 
     def carry(self, needed: Iterable[str], low: int) -> tuple[set[str], set[int]]:
-        """What travels over a cut before step `low` so that `needed` is known after it, and which steps are repeated."""
+        """What travels over a cut before step `low` so that `needed` is known after it, and the steps to repeat."""
         travels: set[str] = set()
         repeated: set[int] = set()
         pending = [name for name in needed if name not in self._program.weights]
@@ -137,7 +135,7 @@ def _stage(
     own = program.steps[low:high]
     needed = {name for step in own for name in step.uses} | set(outputs)
     if low == 0:
-        travels, repeated = set(program.inputs), set()
+        travels, repeated = set(program.inputs), set[int]()
     else:
         travels, repeated = carrier.carry(needed, low)
     steps = [program.steps[index] for index in sorted(repeated)] + list(own)
@@ -181,13 +179,7 @@ def _stage(
 
 def _size_sources(program: Program, travels: set[str], steps: Sequence[Step]) -> set[str]:
     """Original inputs that must travel because only their shape tells a size that the steps use."""
-    used = {
-        symbol.name
-        for step in steps
-        for size in step.sizes
-        if not isinstance(size, int)
-        for symbol in size.free_symbols
-    }
+    used = {name for step in steps for size in step.sizes for name in symbols(size)}
     known = {solution[0] for name in travels for size in program.values[name].shape if (solution := solve(size))}
     extra: set[str] = set()
     for symbol in sorted(used - known):
@@ -256,16 +248,12 @@ def _row_major_strides(shape: Sequence[Size]) -> tuple[Size, ...]:
 
 def _symbols(program: Program) -> set[str]:
     return {
-        symbol.name
-        for value in program.values.values()
-        for size in (*value.shape, *value.strides)
-        if not isinstance(size, int)
-        for symbol in size.free_symbols
+        name for value in program.values.values() for size in (*value.shape, *value.strides) for name in symbols(size)
     }
 
 
 def travel(program: Program) -> tuple[tuple[int, int] | None, ...]:
-    """For each point from 0 to the number of steps: the (bytes, tensors) that cross a cut there, at the example's sizes.
+    """The (bytes, tensors) that cross a cut at each point from 0 to the number of steps, at the example's sizes.
 
     None where no cut should be: at the ends, where something would travel that the wire has no name for, or whose first
     axis is not the batch although the program's inputs' are.
@@ -297,73 +285,6 @@ def _batch_size(program: Program) -> Size | None:
     return None
 
 
-def choose_points(
-    costs: Sequence[float],
-    crossing: Sequence[tuple[int, int] | None],
-    stages: int,
-    *,
-    seconds_per_byte: float = 2e-9,
-    seconds_per_tensor: float = 2e-5,
-) -> tuple[int, ...]:
-    """Where to cut so that the slowest stage is as fast as it can be and, among near-equals, the least travels.
-
-    Args:
-        costs: seconds of each step.
-        crossing: as from `travel`; one longer than `costs`.
-        stages: how many stages there shall be.
-        seconds_per_byte: what a byte costs the stage that sends it, and the one that receives it.
-        seconds_per_tensor: the same for each tensor.
-
-    Raises:
-        InvalidRequest: the program cannot be cut into that many stages.
-    """
-    allowed = [point for point, item in enumerate(crossing) if item is not None]
-    if stages == 1:
-        return ()
-    if stages < 1 or len(allowed) < stages - 1:
-        raise InvalidRequest(f"the program cannot be cut into {stages} stages: it has {len(allowed)} places for a cut")
-    toll = {
-        point: item[0] * seconds_per_byte + item[1] * seconds_per_tensor
-        for point in allowed
-        if (item := crossing[point]) is not None
-    }
-    before = [0.0]
-    for cost in costs:
-        before.append(before[-1] + cost)
-    edges = [0, *allowed, len(costs)]
-
-    def stage_cost(low: int, high: int) -> float:
-        return before[high] - before[low] + toll.get(low, 0.0) + toll.get(high, 0.0)
-
-    best, _ = _shortest(edges, stages, stage_cost, lambda a, b: max(a, b))
-    bound = best * (1 + BALANCE_TOLERANCE)
-
-    def weight(low: int, high: int) -> float:
-        return toll.get(high, 0.0) if stage_cost(low, high) <= bound else float("inf")
-
-    _, points = _shortest(edges, stages, weight, lambda a, b: a + b)
-    return points
-
-
-def _shortest(
-    edges: Sequence[int], stages: int, cost: Callable[[int, int], float], combine: Callable[[float, float], float]
-) -> tuple[float, tuple[int, ...]]:
-    """The cheapest way from the first edge to the last in `stages` steps, by dynamic programming over prefixes."""
-    reached: Mapping[int, tuple[float, tuple[int, ...]]] = {edges[0]: (0.0, ())}
-    for stage in range(stages):
-        last = stage == stages - 1
-        following: dict[int, tuple[float, tuple[int, ...]]] = {}
-        for high in edges[-1:] if last else edges[1:-1]:
-            options = [
-                (combine(so_far, cost(low, high)), path) for low, (so_far, path) in reached.items() if low < high
-            ]
-            if options:
-                total, path = min(options, key=lambda option: option[0])
-                following[high] = (total, path if last else (*path, high))
-        reached = following
-    return reached[edges[-1]]
-
-
 def part(program: Program) -> tuple[Program, tuple[int | None, ...]]:
     """What a runtime must compute: the program without the outputs that are inputs passed on.
 
@@ -372,4 +293,4 @@ def part(program: Program) -> tuple[Program, tuple[int | None, ...]]:
     places = {name: place for place, name in enumerate(program.inputs)}
     passed = tuple(places.get(name) for name in program.outputs)
     computed = tuple(name for name, place in zip(program.outputs, passed, strict=True) if place is None)
-    return replace(program, outputs=computed), passed
+    return replace(program, outputs=computed).without_dead_steps(), passed

@@ -7,13 +7,13 @@ A program file states its dynamic sizes as text. `parse` reads that text with a 
 import ast
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
-import sympy
+import sympy  # type: ignore[import-untyped]
 import torch
 from torch.utils._sympy.functions import FloorDiv, Max, Min, Mod, PythonMod
 
-Size = int | sympy.Expr
+Size: TypeAlias = int | sympy.Expr
 """A dimension: a number, or an expression over symbols."""
 
 MAX_TEXT: Final = 2_000
@@ -22,13 +22,13 @@ MAX_EXPONENT: Final = 8
 
 _SYMBOL: Final = re.compile(r"(?!u\d)[A-Za-z_]\w{0,63}", re.ASCII)
 _FUNCTIONS: Final[Mapping[str, Callable[..., Any]]] = {
-    "Add": lambda *terms: sympy.Add(*terms),
-    "Mul": lambda *factors: sympy.Mul(*factors),
-    "FloorDiv": lambda a, b: FloorDiv(a, b),
-    "Mod": lambda a, b: Mod(a, b),
-    "PythonMod": lambda a, b: PythonMod(a, b),
-    "Max": lambda a, b: Max(a, b),
-    "Min": lambda a, b: Min(a, b),
+    "Add": sympy.Add,
+    "Mul": sympy.Mul,
+    "FloorDiv": FloorDiv,
+    "Mod": Mod,
+    "PythonMod": PythonMod,
+    "Max": Max,
+    "Min": Min,
 }
 
 
@@ -119,6 +119,11 @@ _OPERATORS: Final[Mapping[type[ast.operator], Callable[[Any, Any], Any]]] = {
     ast.FloorDiv: FloorDiv,
     ast.Mod: Mod,
 }
+
+
+def symbols(size: Size) -> set[str]:
+    """Names of the symbols in a size."""
+    return set() if isinstance(size, int) else {free.name for free in size.free_symbols}
 
 
 def evaluate(size: Size, values: Mapping[str, Any]) -> Any:

@@ -8,7 +8,7 @@ import importlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, Protocol, cast, runtime_checkable
+from typing import Final, Protocol, runtime_checkable
 
 from worker.errors import InvalidRequest, Unsupported
 from worker.nouns import Signature, Tensor
@@ -49,4 +49,4 @@ def load_handler(name: str, assets: Path) -> Handler:
     made = found(assets)
     if not isinstance(made, Handler):
         raise Unsupported(f"handler {name!r}: it has no signature, before and after (see worker/handler.py)")
-    return cast(Handler, made)
+    return made

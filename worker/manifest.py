@@ -1,4 +1,4 @@
-"""What `manifest.json` says of an artifact: tensors, axes, recipe, cuts, compiled packages, figures, and every file's hash.
+"""What `manifest.json` says of an artifact: tensors, axes, recipe, cuts, compiled packages, figures, files' hashes.
 
 Unknown fields are refused: a field that this version does not know may change what the others mean.
 """
@@ -9,7 +9,7 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from worker.expression import ExpressionError, parse
+from worker.expression import ExpressionError, parse, symbols
 from worker.nouns import BYTES, ELEMENT_BYTES, Axis, Signature, TensorSpec
 
 FORMAT: Final = 1
@@ -71,11 +71,15 @@ class FileEntry(_Entry):
 
 
 class RecipeEntry(_Entry):
-    """How the artifact was made. `key` is the hash of all that went in: the same key gives the same artifact."""
+    """How the artifact was made. `key` is the hash of all that went in: the same key gives the same artifact.
+
+    `cosine`: how near the outputs are to the model's before quantization, on the examples.
+    """
 
     source: str
     quantize: Literal["int8"] | None = None
     quantized_layers: _Count = 0
+    cosine: Annotated[float, Field(allow_inf_nan=False)] | None = None
     key: _SHA256
     torch: str
 
@@ -165,7 +169,7 @@ class Manifest(_Entry):
         named = {entry.name for entry in self.axes}
         for entry in (*self.inputs, *self.outputs):
             for size in entry.shape:
-                if isinstance(size, str) and not {str(symbol) for symbol in parse(size).free_symbols} <= named:  # type: ignore[union-attr]
+                if isinstance(size, str) and not symbols(parse(size)) <= named:
                     raise ValueError(f"shape of {entry.name!r}: {size!r} names an axis that is not in axes")
         if PROGRAM not in self.files:
             raise ValueError(f"files: {PROGRAM!r} is missing")

@@ -28,7 +28,20 @@ _TYPES: Final = re.compile(
     r"|(Optional\[)?(List\[)?(Optional\[)?(int|float|bool|number|SymInt|Device)\]{0,3})"
 )
 _WORDS: Final = frozenset(
-    ["approximate", "rounding_mode", "equation", "mode", "padding", "reduce", "indexing", "ord", "mapping_type", "interpolation", "norm", "side"]
+    [
+        "approximate",
+        "rounding_mode",
+        "equation",
+        "mode",
+        "padding",
+        "reduce",
+        "indexing",
+        "ord",
+        "mapping_type",
+        "interpolation",
+        "norm",
+        "side",
+    ]
 )
 """Arguments that are words of a closed vocabulary. No other text is handed to an operator."""
 

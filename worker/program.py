@@ -5,14 +5,14 @@ programs out of it). Running it is a loop over its steps; no code is generated o
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any, Final
 
 import torch
 
 from worker.errors import Internal
-from worker.expression import Size, evaluate, solve
+from worker.expression import Size, evaluate, solve, symbols
 
 DATATYPES: Final[Mapping[torch.dtype, str]] = {
     torch.bool: "BOOL",
@@ -104,20 +104,20 @@ class Program:
         for step in reversed(self.steps):
             if not needed.isdisjoint(name for name in step.outputs if name):
                 outputs = tuple(name if name in needed else None for name in step.outputs)
-                kept.append(Step(step.operator, step.args, step.kwargs, outputs, step.several))
+                kept.append(replace(step, outputs=outputs))
                 needed.update(step.uses)
         weights = {name: weight for name, weight in self.weights.items() if name in needed}
-        return Program(self.inputs, self.outputs, tuple(reversed(kept)), self.values, weights, self.bounds, self.hints)
+        known = {*self.inputs, *weights, *(name for step in kept for name in step.outputs if name)}
+        values = {name: value for name, value in self.values.items() if name in known}
+        return replace(self, steps=tuple(reversed(kept)), values=values, weights=weights)
 
     def on(self, device: str) -> "Program":
         """The same program with its weights, and the tensors it makes, on `device`."""
         target = torch.device(device)
         steps = tuple(
-            Step(step.operator, *_moved((step.args, step.kwargs), target), step.outputs, step.several)
-            for step in self.steps
+            replace(step, args=_moved(step.args, target), kwargs=_moved(step.kwargs, target)) for step in self.steps
         )
-        weights = {name: weight.to(target) for name, weight in self.weights.items()}
-        return Program(self.inputs, self.outputs, steps, self.values, weights, self.bounds, self.hints)
+        return replace(self, steps=steps, weights={name: weight.to(target) for name, weight in self.weights.items()})
 
 
 def _leaves(arguments: Sequence[Any]) -> Iterator[Any]:
@@ -184,10 +184,10 @@ class Interpreter:
 
     def run(self, inputs: Sequence[torch.Tensor], weights: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """The program's outputs for inputs and weights in the program's order."""
-        symbols = {name: read(inputs) for name, read in self._symbols.items()}
+        lengths = {name: read(inputs) for name, read in self._symbols.items()}
         slots: list[Any] = [*inputs, *weights, *([None] * self._room)]
         for size, place in self._sizes.items():
-            slots[place] = evaluate(size, symbols)
+            slots[place] = evaluate(size, lengths)
         for operator, args, kwargs, targets, several, done in self._steps:
             result = operator(*_filled(args, slots), **_filled(kwargs, slots))
             if several:
@@ -235,13 +235,7 @@ def symbol_sources(program: Program) -> dict[str, Callable[[Sequence[torch.Tenso
                 sources[symbol] = _reader(place, axis, factor, offset)
                 if factor == 1 and offset == 0:
                     exact.add(symbol)
-    used = {
-        symbol.name
-        for step in program.steps
-        for size in step.sizes
-        if not isinstance(size, int)
-        for symbol in size.free_symbols
-    }
+    used = {name for step in program.steps for size in step.sizes for name in symbols(size)}
     unknown = sorted(used - set(sources))
     if unknown:
         raise Internal(f"the sizes {', '.join(unknown)} cannot be read from the inputs {', '.join(program.inputs)}")

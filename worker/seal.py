@@ -1,8 +1,8 @@
 """By which a machine knows the compiled packages that it made itself.
 
-A compiled package is native code: loading it runs it, and a hash in a manifest that came along with it proves nothing. So
-whoever compiles a package seals it with a key that stays on the machine (HMAC-SHA256), and whoever loads it asks for
-the seal. Machines that shall trust each other's packages share the key file.
+A compiled package is native code: loading it runs it, and a hash in a manifest that came along with it proves nothing.
+So whoever compiles a package seals it with a key that stays on the machine (HMAC-SHA256), and whoever loads it asks
+for the seal. Machines that shall trust each other's packages share the key file.
 """
 
 import hashlib

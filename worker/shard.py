@@ -6,13 +6,15 @@ from typing import Literal
 
 import torch
 
+from worker.archive import ProgramError
 from worker.artifact import Artifact, ArtifactError
-from worker.cut import choose_points, cut, part, travel
+from worker.cut import cut, part, travel
+from worker.cut_points import choose_points
 from worker.errors import InvalidRequest, Unsupported
 from worker.manifest import CompiledEntry, CutEntry, StageEntry
 from worker.nouns import Signature
 from worker.program import Program
-from worker.pt2 import ProgramError, read_program
+from worker.pt2 import read_program
 from worker.runtime import Aot, Eager, Passing, Runtime, check_device, instruction_set
 from worker.seal import DEFAULT_KEY, holds, read_key, seal
 from worker.stages import axis_names, describe_stages
@@ -120,7 +122,8 @@ def cut_program(
 def _trusted(artifact: Artifact, entry: StageEntry, device: str, key: Path) -> tuple[CompiledEntry | None, str]:
     """The compiled package to use, or None and the reason."""
     if entry.runtime == "eager":
-        reason = "" if entry.figures else f"nothing is compiled for this stage; {MEND}"
+        computes = any(place is None for place in entry.passed)
+        reason = "" if entry.figures or not computes else f"nothing is compiled for this stage; {MEND}"
         return None, reason
     kind = device.partition(":")[0]
     here = instruction_set(device)
