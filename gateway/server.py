@@ -66,13 +66,17 @@ class Gateway:
         """Not ready; after `notice_s` no new calls; those at work have `finish_s` more. Seconds."""
         self.health.drain()
         await asyncio.sleep(notice_s)
+        await self._servicer.hold_answers()
         await self.stop(finish_s)
 
     async def stop(self, finish_s: float = 0.0) -> None:
         """Takes no new call; those at work are cancelled after `finish_s` seconds."""
         self.health.close()
         if self._server is not None:
-            await self._server.stop(finish_s)
+            stopping = asyncio.create_task(self._server.stop(finish_s))
+            await asyncio.sleep(0)  # clients are told to go elsewhere before they get the answers that were held
+            self._servicer.release_answers()
+            await stopping
             self._server = None
         if self._watching is not None:
             self._watching.cancel()

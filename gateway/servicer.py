@@ -1,5 +1,6 @@
 """`inference.GRPCInferenceService`. Only translates: decode, admit, dispatch, encode."""
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable
 from time import monotonic, perf_counter_ns
@@ -43,6 +44,10 @@ NOT_SUPPORTED: Final = (
 )
 """Calls of Triton's that are answered UNIMPLEMENTED, by name."""
 
+QUIET_S: Final = 0.05
+HOLD_S: Final = 1.0
+"""When a server closes: without a new request for the first, at most the second, seconds."""
+
 _TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
@@ -52,9 +57,12 @@ class Servicer:
         self._statistics = statistics
         self._health = health
         self._version = version
+        self._arrived = 0
+        self._released: asyncio.Event | None = None
 
     async def model_infer(self, message: bytes, context: Context) -> bytes:
         began = perf_counter_ns()
+        self._arrived += 1
         request = parse_infer(message)
         served = self._routes.find(request.model_name, request.model_version)
         counters = served.counters
@@ -82,7 +90,26 @@ class Servicer:
             rows=work.rows,
             batch_rows=answer.timing.batch_rows,
         )
+        if self._released is not None:
+            await self._released.wait()
         return response
+
+    async def hold_answers(self) -> None:
+        """Sends no more answers, until `release_answers`; returns when no more requests come, or after a second.
+
+        A server that closes drops the requests that it has received and not yet begun. Clients that wait for answers
+        send no new requests: so those that were under way are begun, and none is dropped.
+        """
+        self._released = asyncio.Event()
+        for _ in range(int(HOLD_S / QUIET_S)):
+            arrived = self._arrived
+            await asyncio.sleep(QUIET_S)
+            if self._arrived == arrived:
+                return
+
+    def release_answers(self) -> None:
+        if self._released is not None:
+            self._released.set()
 
     async def server_live(self, _: pb.ServerLiveRequest) -> pb.ServerLiveResponse:
         return pb.ServerLiveResponse(live=True)

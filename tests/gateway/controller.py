@@ -24,7 +24,7 @@ class FakeController:
         self._server: grpc.aio.Server | None = None
         self.address = ""
         self.refused = 0
-        self._refusal = asyncio.Event()
+        self._call = asyncio.Event()
         self.watchers = 0
 
     def push(self, table: pb.RouteTable) -> None:
@@ -45,8 +45,15 @@ class FakeController:
     async def until_refused(self, times: int) -> None:
         async with asyncio.timeout(20):
             while self.refused < times:
-                await self._refusal.wait()
-                self._refusal.clear()
+                await self._call.wait()
+                self._call.clear()
+
+    async def until_watched(self, times: int) -> None:
+        """Returns once so many streams were opened since the start; not all of them need to be open still."""
+        async with asyncio.timeout(20):
+            while self.watchers < times:
+                await self._call.wait()
+                self._call.clear()
 
     async def stop(self) -> None:
         if self._server is not None:
@@ -66,9 +73,10 @@ class FakeController:
     ) -> AsyncIterator[pb.RouteTable]:
         if ("authorization", f"Bearer {self._token}") not in tuple(context.invocation_metadata() or ()):
             self.refused += 1
-            self._refusal.set()
+            self._call.set()
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the controller asks for the cluster's token")
         self.watchers += 1
+        self._call.set()
         while True:
             pushed = self._pushed
             yield self._table
