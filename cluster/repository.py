@@ -4,9 +4,7 @@ import re
 from pathlib import Path
 
 from cluster.state import ServedModel
-from worker.artifact import load_artifact
 from worker.errors import ShardlineError
-from worker.handler import load_handler
 from worker.model_yaml import ModelYaml, read_model_yaml
 from worker.nouns import Signature
 
@@ -49,6 +47,9 @@ def _with_signatures(folder: Path, name: str, model: ServedModel) -> ServedModel
 
 
 def _signature(folder: Path, handler: str | None) -> Signature:
+    from worker.artifact import load_artifact  # noqa: PLC0415 -- brings torch; the controller does without
+    from worker.handler import load_handler  # noqa: PLC0415
+
     artifact = load_artifact(folder)
     if handler is None:
         return artifact.manifest.signature

@@ -59,6 +59,14 @@ def parser() -> argparse.ArgumentParser:
             "shardline package sentence_encoder:load --out models/encoder --quantize int8 --stages 2",
         )
     )
+    _compile_options(
+        command(
+            "compile",
+            _compile,
+            "Compile a version for this machine, as a new version.",
+            "shardline compile models/encoder/1",
+        )
+    )
     _serve_options(
         command(
             "serve",
@@ -96,15 +104,19 @@ def _package_options(package: argparse.ArgumentParser) -> None:
         "--stages",
         type=_count,
         nargs="+",
-        default=[1],
         metavar="N",
-        help="numbers of stages to cut and compile for; the first is what model.yaml will serve (default: 1)",
+        help="numbers of stages to cut and compile for; model.yaml serves the first (default: 1 and 2)",
     )
     package.add_argument(
         "--handler", metavar="MODULE:CLASS", help="turns a client's tensors into the program's and back"
     )
     package.add_argument("--device", default="cpu", help="that it will run on: cpu, cuda or cuda:N (default: cpu)")
     package.add_argument("--runtime", choices=["fastest", "eager"], default="fastest", help="eager: compile nothing")
+
+
+def _compile_options(compile_: argparse.ArgumentParser) -> None:
+    compile_.add_argument("version", type=Path, metavar="FOLDER", help="of the version: models/NAME/1")
+    compile_.add_argument("--device", default="cpu", help="that it will run on: cpu, cuda or cuda:N (default: cpu)")
 
 
 def _serve_options(serve: argparse.ArgumentParser) -> None:
@@ -194,6 +206,12 @@ def _package(given: argparse.Namespace) -> int:
         device=given.device,
         runtime=given.runtime,
     )
+
+
+def _compile(given: argparse.Namespace) -> int:
+    from shardline.packaging import compile_version  # noqa: PLC0415
+
+    return compile_version(given.version, given.device)
 
 
 def _serve(given: argparse.Namespace) -> int:

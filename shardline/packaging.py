@@ -15,7 +15,7 @@ def run(
     out: Path,
     *,
     quantize: Literal["int8"] | None,
-    stages: Sequence[int],
+    stages: Sequence[int] | None,
     handler: str | None,
     device: str,
     runtime: Literal["fastest", "eager"],
@@ -35,8 +35,18 @@ def run(
             runtime=runtime,
             progress=begin,
         )
-    keep_or_write(out / "model.yaml", ModelYaml(handler=read_manifest(folder).handler, stages=stages[0], device=device))
+    served = ModelYaml(handler=read_manifest(folder).handler, stages=stages[0] if stages else 1, device=device)
+    keep_or_write(out / "model.yaml", served)
     sys.stdout.write(f"{folder}\n")
+    return exits.OK
+
+
+def compile_version(folder: Path, device: str) -> int:
+    with steps(f"loading {folder}") as begin:
+        from compressor.package import compile_artifact  # noqa: PLC0415 -- torch takes seconds
+
+        made = compile_artifact(folder, device=device, progress=begin)
+    sys.stdout.write(f"{made}\n")
     return exits.OK
 
 

@@ -12,7 +12,7 @@ from cluster.control_client import ControlClient
 from cluster.repository import read_repository, with_signatures
 from cluster.state import State, StateDir, StateError
 from protos import control_pb2
-from shardline.gateway_process import GatewayPlace, GatewayProcess
+from shardline.gateway_process import GatewayError, GatewayPlace, GatewayProcess
 from shardline.progress import Say
 from shardline.signals import Forced, StopSignals
 from worker.errors import ShardlineError, Unavailable
@@ -68,6 +68,14 @@ class Serving:
         self.address = self._gateway.wait_until_ready(self._stop.check)
         self._place = replace(self._place, listen=self.address)  # one that is started again listens there too
 
+    def _start_gateway_again(self) -> None:
+        """Its orphans may still hold the port for a moment: a start that fails is tried again, ever later."""
+        try:
+            self.start_gateway()
+        except GatewayError as error:
+            self._say(str(error))
+            self._stop.asked.wait(2.0 ** (len(self._gateway_starts) - 1))
+
     def wait_until_ready(self, within_s: float | None = None) -> bool:
         """Shows what is still missing until every model is ready; False where that takes longer than `within_s`."""
         until = time.monotonic() + within_s if within_s is not None else float("inf")
@@ -90,7 +98,7 @@ class Serving:
         while not self._stop.asked.wait(POLL_S):
             if self._gateway is not None and self._gateway.exit_code is not None:
                 self._say(f"the gateway ended with code {self._gateway.exit_code}; starting another")
-                self.start_gateway()
+                self._start_gateway_again()
             try:
                 self._client.status(timeout_s=5.0)
             except ShardlineError as error:
@@ -137,8 +145,9 @@ def serving(settings: ServeSettings, stop: StopSignals, say: Say) -> Iterator[Se
     repository = settings.models.resolve()
     with contextlib.ExitStack() as stack:
         announce = stack.enter_context(state_dir.owned(settings.listen))
-        models = with_signatures(repository, read_repository(repository))
+        models = read_repository(repository)
         refuse_busy_port(settings.listen)
+        models = with_signatures(repository, models)
         say(f"serving {', '.join(models)} from {settings.models}")
         state = State(
             generation=_last_generation(state_dir),

@@ -1,12 +1,15 @@
 """`shardline status`: what the controller sees, for people or for machines."""
 
+import json
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
-from google.protobuf.json_format import MessageToJson
+from google.protobuf.message import Message
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
@@ -49,10 +52,22 @@ def _watch(client: ControlClient, *, as_json: bool) -> None:
 
 
 def as_line(status: control_pb2.ClusterStatus) -> str:
-    """The message as JSON on one line, with the names of `control.proto` and every field present."""
-    return MessageToJson(
-        status, preserving_proto_field_name=True, always_print_fields_with_no_presence=True, indent=None
-    )
+    """The message as JSON on one line: `control.proto`'s names, every field present, numbers as numbers."""
+    return json.dumps(_plain(status))
+
+
+def _plain(message: Message) -> dict[str, Any]:
+    return {field.name: _plain_value(getattr(message, field.name)) for field in message.DESCRIPTOR.fields}
+
+
+def _plain_value(value: Any) -> Any:
+    if isinstance(value, Message):
+        return _plain(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, str | int | float):
+        return value
+    return [_plain_value(each) for each in value]
 
 
 def rendered(status: control_pb2.ClusterStatus) -> Group:
