@@ -1,5 +1,7 @@
 """Small models that tests package and serve. Each function is a source: "tests.models:identity"."""
 
+from pathlib import Path
+
 import torch
 from torch import nn
 
@@ -67,4 +69,92 @@ def chain() -> Model:
         _Chain(),
         (Input("input", torch.zeros(2, 3), ("batch", "width"), pad=0.0),),
         outputs=("output",),
+    )
+
+
+class _Block(nn.Module):
+    """Two 3x3 convolutions and a shortcut without weights: every second pixel, and new channels of zeros."""
+
+    def __init__(self, taken: int, given: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(taken, given, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(given)
+        self.conv2 = nn.Conv2d(given, given, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(given)
+        self.wider = given - taken
+        self.stride = stride
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
+        if self.wider:
+            x = nn.functional.pad(
+                x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.wider // 2, self.wider // 2)
+            )
+        return torch.relu(x + y)
+
+
+class CifarResNet(nn.Module):
+    """He et al., 2015, section 4.2: 6n+2 layers for 32x32 images; n blocks in each of three groups."""
+
+    def __init__(self, blocks: int = 3) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.layer1 = nn.Sequential(*(_Block(16, 16, 1) for _ in range(blocks)))
+        self.layer2 = nn.Sequential(_Block(16, 32, 2), *(_Block(32, 32, 1) for _ in range(blocks - 1)))
+        self.layer3 = nn.Sequential(_Block(32, 64, 2), *(_Block(64, 64, 1) for _ in range(blocks - 1)))
+        self.linear = nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        logits: torch.Tensor = self.linear(x.mean((2, 3)))
+        return logits
+
+
+CIFAR = Path(__file__).parents[2] / "shared" / "data" / "cifar10"
+
+
+def resnet20() -> Model:
+    """image FP32 [batch, 3, 32, 32] → logits FP32 [batch, 10]; weights lie beside the checkout."""
+    net = CifarResNet()
+    saved = torch.load(CIFAR / "resnet20-12fca82f.th", map_location="cpu", weights_only=True)["state_dict"]
+    net.load_state_dict({name.removeprefix("module."): weight for name, weight in saved.items()})
+    return Model(net, (Input("image", torch.randn(2, 3, 32, 32), ("batch", None, None, None)),), outputs=("logits",))
+
+
+class _Attention(nn.Module):
+    """Embedding, one masked attention layer with its residual, and the mean over what is not masked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(50, 16)
+        self.qkv = nn.Linear(16, 48)
+        self.out = nn.Linear(16, 16)
+        self.up, self.down = nn.Linear(16, 64), nn.Linear(64, 16)
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        x = self.embedding(ids)
+        q, k, v = (part.unflatten(-1, (4, 4)).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
+        seen = (mask != 0)[:, None, None, :]
+        y = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        x = x + self.out(y.transpose(1, 2).flatten(2))
+        x = x + self.down(torch.relu(self.up(x)))
+        weight = mask.unsqueeze(-1).to(x.dtype)
+        mean: torch.Tensor = (x * weight).sum(1) / weight.sum(1).clamp(min=1)
+        return mean
+
+
+def attention() -> Model:
+    """ids, mask INT64 [batch, length] → vector FP32 [batch, 16]; both inputs may be padded with 0. Has linear layers."""
+    ids = torch.randint(1, 50, (2, 5), generator=torch.Generator().manual_seed(0))
+    return Model(
+        _Attention(),
+        (
+            Input("ids", ids, ("batch", "length"), pad=0),
+            Input("mask", torch.ones_like(ids), ("batch", "length"), pad=0),
+        ),
+        outputs=("vector",),
+        axes=(Axis("batch", 1, 256), Axis("length", 1, 512)),
     )

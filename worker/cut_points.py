@@ -5,7 +5,6 @@ Narayanan et al., 2019), with a second pass that takes the lightest of the near-
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from operator import add
 from typing import Final
 
 from worker.errors import InvalidRequest
@@ -52,28 +51,36 @@ def choose_points(
     def stage_cost(low: int, high: int) -> float:
         return before[high] - before[low] + toll.get(low, 0.0) + toll.get(high, 0.0)
 
-    best, _ = _shortest(edges, stages, stage_cost, max)
+    def slowest(low: int, high: int) -> _Cost:
+        return (stage_cost(low, high), 0.0)
+
+    (best, _), _ = _shortest(edges, stages, slowest)
     bound = best * (1 + BALANCE_TOLERANCE)
 
-    def weight(low: int, high: int) -> float:
-        return toll.get(high, 0.0) if stage_cost(low, high) <= bound else float("inf")
+    def lightest(low: int, high: int) -> _Cost:
+        slow = stage_cost(low, high)
+        return (0.0 if slow <= bound else slow, toll.get(high, 0.0))
 
-    _, points = _shortest(edges, stages, weight, add)
+    _, points = _shortest(edges, stages, lightest)
     return points
 
 
-def _shortest(
-    edges: Sequence[int], stages: int, cost: Callable[[int, int], float], combine: Callable[[float, float], float]
-) -> tuple[float, tuple[int, ...]]:
+_Cost = tuple[float, float]
+"""(of the slowest stage, of all that travels); less of the first comes before less of the second."""
+
+
+def _shortest(edges: Sequence[int], stages: int, cost: Callable[[int, int], _Cost]) -> tuple[_Cost, tuple[int, ...]]:
     """The cheapest way from the first edge to the last in `stages` steps, by dynamic programming over prefixes."""
-    reached: Mapping[int, tuple[float, tuple[int, ...]]] = {edges[0]: (0.0, ())}
+    reached: Mapping[int, tuple[_Cost, tuple[int, ...]]] = {edges[0]: ((0.0, 0.0), ())}
     for stage in range(stages):
         last = stage == stages - 1
-        following: dict[int, tuple[float, tuple[int, ...]]] = {}
+        following: dict[int, tuple[_Cost, tuple[int, ...]]] = {}
         for high in edges[-1:] if last else edges[1:-1]:
-            options = [
-                (combine(so_far, cost(low, high)), path) for low, (so_far, path) in reached.items() if low < high
-            ]
+            options = []
+            for low, ((slowest, travels), path) in reached.items():
+                if low < high:
+                    here = cost(low, high)
+                    options.append(((max(slowest, here[0]), travels + here[1]), path))
             if options:
                 total, path = min(options, key=lambda option: option[0])
                 following[high] = (total, path if last else (*path, high))
