@@ -59,7 +59,7 @@ class TextEmbedding:
         """Tokens of each text, padded to the longest. Raises `InvalidRequest` naming the tensor."""
         texts = read_texts(_only(tensors, TEXT))
         encoded = self._tokenizer.encode_batch_fast(texts) if len(texts) > 1 else [self._tokenizer.encode(texts[0])]
-        longest = max(len(one.ids) for one in encoded)
+        longest = max(1, *(len(one.ids) for one in encoded))
         ids = np.full((len(texts), longest), self._settings.pad_id, dtype="<i8")
         mask = np.zeros((len(texts), longest), dtype="<i8")
         for row, one in enumerate(encoded):
