@@ -125,8 +125,8 @@ class Packer:
         self._small: deque[Outgoing] = deque()
         self._large: deque[_Pieces] = deque()
 
-    def __bool__(self) -> bool:
-        return bool(self._small or self._large)
+    def __len__(self) -> int:
+        return len(self._small) + len(self._large)
 
     def add(self, outgoing: Outgoing) -> None:
         if outgoing.size > MESSAGE_BYTES:

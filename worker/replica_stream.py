@@ -180,7 +180,7 @@ class ReplicaStream:
                 self._unpacker = Unpacker()
                 async with asyncio.timeout(self._timings.connect_s):
                     self._receive(await call.read())
-                writer = StreamWriter(call.write, lambda: None)
+                writer = StreamWriter(call.write, lambda: None, lambda: len(self._outstanding))
                 self._writer = writer
                 self._set_ready(not self._load.draining)
                 await first_to_end(self._read(call), writer.run())

@@ -168,7 +168,9 @@ class _Stream:
         self._limits = limits
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._less_owed = less_owed
-        self.writer = StreamWriter(context.write, load, written=less_owed)
+        self.writer = StreamWriter(
+            context.write, load, lambda: len(self._tasks) + self.writer.waiting, written=less_owed
+        )
         self.closing = asyncio.Event()
 
     @property

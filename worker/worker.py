@@ -38,6 +38,10 @@ class Computes(Protocol):
     def run(self, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]: ...
 
 
+_CHEAP_S = 100e-6
+"""A hop to the compute thread and back costs about this, seconds: what takes less is computed in place."""
+
+
 @dataclass(slots=True)
 class Counters:
     computed_rows: int = 0
@@ -48,7 +52,8 @@ class Counters:
 class Worker:
     """Hosts one shard. `link` leads to the next stage; None: this is the last one.
 
-    `outputs` are the whole program's, since that is what comes back from the last stage. Belongs to the event loop it runs on.
+    `outputs` are the whole program's, since that is what comes back from the last stage. Belongs to the event loop it
+    runs on.
     """
 
     def __init__(
@@ -70,6 +75,7 @@ class Worker:
         self.counters = Counters()
         self._seconds_per_row = 0.0
         self._computing_rows = 0
+        self._cheap_bytes = 0
         self._compute = ThreadPoolExecutor(1, "compute", initializer=torch.set_num_threads, initargs=(threads,))
         self._text = ThreadPoolExecutor(1, "handler")
         self._forwards: set[asyncio.Task[None]] = set()
@@ -81,9 +87,8 @@ class Worker:
         """Computes zeros at each of `shapes` (axis name to length), so that no request pays for first-time work."""
         for lengths in shapes:
             inputs = [_zeros(spec, lengths) for spec in self._shard.signature.inputs]
-            started = time.perf_counter()
-            await self._in_compute_thread(inputs)
-            self._seconds_per_row = (time.perf_counter() - started) / lengths.get(BATCH, 1)
+            _, seconds = await self._run(inputs)
+            self._seconds_per_row = seconds / lengths.get(BATCH, 1)
 
     async def serve(self, work: Work) -> Answer:
         """Queues `work` and returns its answer. Cancelling the caller takes it out of the queue."""
@@ -132,21 +137,40 @@ class Worker:
 
     async def _compute_batch(self, items: list[Item]) -> Answer:
         rows = sum(item.rows for item in items)
+        inputs = self._collator.stack([item.work for item in items])
         self._computing_rows = rows
-        started = time.perf_counter()
         try:
-            values = await self._in_compute_thread(self._collator.stack([item.work for item in items]))
+            values, seconds = await self._run(inputs)
         finally:
             self._computing_rows = 0
-        seconds = time.perf_counter() - started
         self.counters.computed_rows += rows
         self.counters.computed_batches += 1
         self._seconds_per_row += _SMOOTHING * (seconds / max(1, rows) - self._seconds_per_row)
         tensors = to_tensors(values, self._shard.signature.outputs)
         return Answer(tensors, Timing(0, int(seconds * 1e9), rows))
 
-    async def _in_compute_thread(self, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        return await asyncio.get_running_loop().run_in_executor(self._compute, self._shard.run, inputs)
+    async def _run(self, inputs: Sequence[torch.Tensor]) -> tuple[tuple[torch.Tensor, ...], float]:
+        """The shard's outputs and the seconds they took."""
+        nbytes = sum(tensor.nbytes for tensor in inputs)
+        if nbytes <= self._cheap_bytes:
+            values, seconds = self._timed_run(inputs)
+        else:
+            loop = asyncio.get_running_loop()
+            values, seconds = await loop.run_in_executor(self._compute, self._timed_run, inputs)
+        self._learn_cheap(nbytes, seconds)
+        return values, seconds
+
+    def _timed_run(self, inputs: Sequence[torch.Tensor]) -> tuple[tuple[torch.Tensor, ...], float]:
+        started = time.perf_counter()
+        values = self._shard.run(inputs)
+        return values, time.perf_counter() - started
+
+    def _learn_cheap(self, nbytes: int, seconds: float) -> None:
+        """Inputs of up to `_cheap_bytes` were computed in no time; one that was not lowers the mark below itself."""
+        if seconds < _CHEAP_S:
+            self._cheap_bytes = max(self._cheap_bytes, nbytes)
+        else:
+            self._cheap_bytes = min(self._cheap_bytes, nbytes - 1)
 
     def _send_on(self, items: list[Item], answer: Answer) -> None:
         if self._link is None:
