@@ -57,8 +57,8 @@ def make_request(size: int) -> bytes:
 def measure(folder: Path, *, seconds: float, rounds: int, console: Console) -> dict[tuple[str, str, int], Figures]:
     """Medians by (rival, size, callers)."""
     models = make_models(folder / "models")
-    for name, size in SIZES.items():
-        write_requests(folder / name, [make_request(size)])
+    for name, nbytes in SIZES.items():
+        write_requests(folder / name, [make_request(nbytes)])
     runs: dict[tuple[str, str, int], list[Figures]] = {}
     with contextlib.ExitStack() as stack:
         console.print("starting the three servers")

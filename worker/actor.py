@@ -150,7 +150,7 @@ class WorkerActor:
         await worker.warm_up(warm_up_shapes(shard.signature, spec.batching.max_rows))
         self._running = asyncio.create_task(worker.run_forever())
         server = StreamServer(spec.token, worker.serve, worker.load)
-        host = spec.host or ray.util.get_node_ip_address()
+        host = spec.host or str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
         self._address = await server.start(host)
         self._shard, self._worker, self._server = shard, worker, server
         return self._address

@@ -1,0 +1,108 @@
+"""The rival: Ray Serve behind its gRPC ingress, speaking the same protocol. Prints its address.
+
+`identity`: one replica that sends its input back. `minilm`: what a user would write today, the fp32 model behind
+`@serve.batch`, one replica per core with one thread each.
+"""
+
+import argparse
+import logging
+import os
+import signal
+import socket
+from typing import Any
+
+import numpy as np
+import ray
+from ray import serve
+from ray.serve.config import gRPCOptions
+
+from protos import inference_pb2 as pb
+
+SERVICER = "protos.inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server"
+
+
+def reply(
+    request: pb.ModelInferRequest, name: str, datatype: str, value: np.ndarray[Any, Any] | bytes, shape: list[int]
+) -> pb.ModelInferResponse:
+    raw = value if isinstance(value, bytes) else value.tobytes()
+    output = pb.ModelInferResponse.InferOutputTensor(name=name, datatype=datatype, shape=shape)
+    return pb.ModelInferResponse(model_name=request.model_name, outputs=[output], raw_output_contents=[raw])
+
+
+deployment: Any = serve.deployment(max_ongoing_requests=100)
+batch: Any = serve.batch(max_batch_size=16, batch_wait_timeout_s=0.005)
+
+
+@deployment
+class Identity:
+    async def ModelInfer(self, request: pb.ModelInferRequest) -> pb.ModelInferResponse:  # noqa: N802
+        first = request.inputs[0]
+        return reply(request, "y", first.datatype, request.raw_input_contents[0], list(first.shape))
+
+
+@deployment
+class MiniLM:
+    """Pads a batch to its longest sentence; mean of the last hidden states, normalized."""
+
+    def __init__(self, threads: int) -> None:
+        import torch
+
+        from compressor.huggingface import read_folder
+        from shardline.demo import weights
+
+        torch.set_num_threads(threads)
+        self.torch = torch
+        self.model = read_folder(weights()).module.eval()
+
+    @batch  # type: ignore[untyped-decorator]
+    async def embed(self, sentences: list[tuple[Any, Any]]) -> list[Any]:
+        torch = self.torch
+        longest = max(len(ids) for ids, _ in sentences)
+        ids = torch.zeros(len(sentences), longest, dtype=torch.int64)
+        mask = torch.zeros(len(sentences), longest, dtype=torch.int64)
+        for row, (own_ids, own_mask) in enumerate(sentences):
+            ids[row, : len(own_ids)] = torch.from_numpy(own_ids.copy())
+            mask[row, : len(own_mask)] = torch.from_numpy(own_mask.copy())
+        with torch.inference_mode():
+            return list(self.model(ids, mask).numpy())
+
+    async def ModelInfer(self, request: pb.ModelInferRequest) -> pb.ModelInferResponse:  # noqa: N802
+        named = {
+            tensor.name: np.frombuffer(raw, np.int64)
+            for tensor, raw in zip(request.inputs, request.raw_input_contents, strict=True)
+        }
+        vector = await self.embed((named["input_ids"], named["attention_mask"]))
+        return reply(request, "embedding", "FP32", vector, [1, vector.shape[0]])
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("app", choices=["identity", "minilm"])
+    parser.add_argument("--replicas", type=int, default=1)
+    given = parser.parse_args()
+    cores = os.cpu_count() or 1
+    ray.init(
+        address="local", num_cpus=cores + 2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
+    )
+    port, http_port = free_port(), free_port()
+    serve.start(
+        http_options={"host": "127.0.0.1", "port": http_port},
+        grpc_options=gRPCOptions(port=port, grpc_servicer_functions=[SERVICER]),
+    )
+    deployed: Any = Identity if given.app == "identity" else MiniLM
+    app = deployed.options(num_replicas=given.replicas).bind(*([1] if given.app == "minilm" else []))
+    serve.run(app, name="default", route_prefix="/")
+    print(f"127.0.0.1:{port}", flush=True)
+    signal.sigwait({signal.SIGTERM, signal.SIGINT})
+    serve.shutdown()
+    ray.shutdown()
+
+
+if __name__ == "__main__":
+    main()

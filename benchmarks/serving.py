@@ -1,0 +1,175 @@
+"""What does a user gain? MiniLM on this machine's cores, sentences of 8 to 128 tokens, 1, 16 and 32 callers.
+
+    two_stages    Shardline, int8, cut in two, one replica of each stage, one thread each
+    one_stage     Shardline, int8, whole, two replicas, one thread each
+    ray_serve     Ray Serve, fp32 eager, `@serve.batch`, two replicas, one thread each: what a user would write today
+
+Only one of them runs at a time; they take turns, round after round, and are asked by the same client with the same
+requests. Figures are medians over the rounds.
+
+    python -m benchmarks.serving [--seconds 8] [--rounds 3] [--json]
+"""
+
+import argparse
+import contextlib
+import json
+import random
+import shutil
+import statistics
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import servers
+from benchmarks.load import Figures, median_of, run_load, write_requests
+from compressor.package import package
+from compressor.recipe import Recipe, find_packaged
+from protos import inference_pb2 as pb
+from shardline.demo import weights
+
+CALLERS = (1, 16, 32)
+RIVALS = ("two_stages", "one_stage", "ray_serve")
+LENGTHS = (8, 128)
+VOCABULARY = 30_000
+REQUESTS = 512
+CACHE = Path("build/benchmarks")
+MODEL_YAML = "stages: {stages}\nreplicas: {replicas}\ncpus: 1\nbatching: {{max_rows: 16}}\n"
+
+Case = tuple[str, int]
+
+
+def make_models(console: Console) -> dict[str, Path]:
+    """A models folder for each way of serving; packaged once, kept under build/."""
+    packaged = CACHE / "packaged" / "minilm"
+    recipe = Recipe(weights(), quantize="int8", stages=(1, 2))
+    folder = find_packaged(packaged, recipe)
+    if folder is None:
+        console.print("packaging MiniLM (some minutes, once)")
+        folder = package(recipe.source, packaged, quantize="int8", stages=(1, 2), progress=console.print)
+    made = {}
+    for name, stages, replicas in (("two_stages", 2, 1), ("one_stage", 1, 2)):
+        models = CACHE / name
+        shutil.rmtree(models, ignore_errors=True)
+        shutil.copytree(folder, models / "minilm" / "1")
+        (models / "minilm" / "model.yaml").write_text(MODEL_YAML.format(stages=stages, replicas=replicas))
+        made[name] = models
+    return made
+
+
+def make_requests(seed: int = 0) -> list[bytes]:
+    """One sentence each, lengths drawn evenly from `LENGTHS`."""
+    chance = random.Random(seed)
+    requests = []
+    for _ in range(REQUESTS):
+        length = chance.randint(*LENGTHS)
+        ids = np.array([chance.randrange(1000, VOCABULARY) for _ in range(length)], np.int64)
+        request = pb.ModelInferRequest(
+            model_name="minilm",
+            inputs=[
+                pb.ModelInferRequest.InferInputTensor(name=name, datatype="INT64", shape=[1, length])
+                for name in ("input_ids", "attention_mask")
+            ],
+            raw_input_contents=[ids.tobytes(), np.ones(length, np.int64).tobytes()],
+        )
+        requests.append(request.SerializeToString())
+    return requests
+
+
+@contextlib.contextmanager
+def serving(rival: str, models: dict[str, Path], state: Path) -> Iterator[str]:
+    if rival == "ray_serve":
+        with servers.ray_serve("minilm", replicas=2) as address:
+            yield address
+    else:
+        with servers.shardline(models[rival], state) as address:
+            yield address
+
+
+def largest_worker(rival: str, state: Path) -> float:
+    """Resident MiB."""
+    if rival == "ray_serve":
+        pids = [
+            process.pid
+            for process in psutil.process_iter(["cmdline"])
+            if process.info["cmdline"] and "ServeReplica" in process.info["cmdline"][0]
+        ]
+    else:
+        stages = [stage for model in servers.status(state)["models"] for stage in model["stages"]]
+        pids = [replica["pid"] for stage in stages for replica in stage["replicas"]]
+    return max(psutil.Process(pid).memory_info().rss for pid in pids) / 2**20
+
+
+def measure(
+    folder: Path, *, seconds: float, rounds: int, console: Console
+) -> tuple[dict[Case, Figures], dict[str, float]]:
+    """Medians by (rival, callers), and resident MiB of each rival's largest worker."""
+    models = make_models(console)
+    write_requests(folder / "requests", make_requests())
+    runs: dict[Case, list[Figures]] = {}
+    resident: dict[str, list[float]] = {}
+    for number in range(rounds):
+        for rival in RIVALS:
+            console.print(f"round {number + 1} of {rounds}: {rival}")
+            state = folder / f"{rival}-{number}"
+            with serving(rival, models, state) as address:
+                for callers in CALLERS:
+                    figures = run_load(
+                        address, folder / "requests", callers=callers, seconds=seconds, warm_up_s=seconds / 4
+                    )
+                    runs.setdefault((rival, callers), []).append(figures)
+                resident.setdefault(rival, []).append(largest_worker(rival, state))
+    medians = {case: median_of(figures) for case, figures in runs.items()}
+    return medians, {rival: statistics.median(sizes) for rival, sizes in resident.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=8.0, help="of each measurement (default: %(default)g)")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each rival (default: %(default)d)")
+    parser.add_argument("--json", action="store_true", help="print one last line of JSON with the ratios")
+    given = parser.parse_args()
+    console = Console(stderr=True)
+    with tempfile.TemporaryDirectory() as folder:
+        medians, resident = measure(Path(folder), seconds=given.seconds, rounds=given.rounds, console=console)
+    shown = Table(
+        "callers", "server", "answers/s", "p50 ms", "p99 ms", "MiB, largest worker", title="MiniLM, 8-128 tokens"
+    )
+    for callers in CALLERS:
+        for rival in RIVALS:
+            figures = medians[rival, callers]
+            shown.add_row(
+                str(callers),
+                rival,
+                f"{figures.per_second:.1f}",
+                f"{figures.p50_ms:.1f}",
+                f"{figures.p99_ms:.1f}",
+                f"{resident[rival]:.0f}",
+            )
+    Console().print(shown)
+    found = ratios(medians)
+    for name, value in found.items():
+        print(f"{name}: {value}")
+    if given.json:
+        print(json.dumps(found | {f"resident_mib_{rival}": round(size) for rival, size in resident.items()}))
+
+
+def ratios(medians: dict[Case, Figures]) -> dict[str, float]:
+    """At 16 callers without a suffix. The comparison with Ray Serve is the two-stage pipeline's."""
+    found: dict[str, float] = {}
+    for callers in (16, 32, 1):
+        suffix = "" if callers == 16 else f"_{callers}_callers"
+        two, one, theirs = (medians[rival, callers] for rival in RIVALS)
+        found[f"throughput_vs_ray_serve{suffix}"] = two.per_second / theirs.per_second
+        found[f"p99_vs_ray_serve{suffix}"] = two.p99_ms / theirs.p99_ms
+        found[f"two_stages_vs_two_replicas{suffix}"] = two.per_second / one.per_second
+        found[f"one_stage_throughput_vs_ray_serve{suffix}"] = one.per_second / theirs.per_second
+    return {name: round(value, 3) for name, value in found.items()}
+
+
+if __name__ == "__main__":
+    main()
