@@ -1,6 +1,6 @@
 """When a stage whose replicas die may start the next one. Pure: the time is handed in."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 LONGEST_PAUSE_S = 60.0
 STEADY_AFTER_S = 10.0
@@ -21,11 +21,11 @@ class Failures:
         pause = 0.0 if count == 1 else min(LONGEST_PAUSE_S, 2.0 ** min(count - 2, 10))
         return Failures(count, now + pause, why)
 
-    def after_steady(self) -> "Failures":
-        return replace(self, count=0, retry_at=0.0)
-
     def held_back(self, now: float) -> str:
         """Why nothing may be started now; empty where it may."""
-        if now >= self.retry_at:
-            return ""
-        return f"{self.count} replicas in a row died, the last: {self.last}; the next start waits a while"
+        return self.note if now < self.retry_at else ""
+
+    @property
+    def note(self) -> str:
+        """What to tell of a stage that dies again and again. Without the count: it would change with every death."""
+        return f"its replicas die one after the other, the last: {self.last}" if self.count > 1 else ""

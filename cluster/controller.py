@@ -9,7 +9,7 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,12 +127,12 @@ class Controller:
         return routes(self._world(self._monotonic()))
 
     def _world(self, now: float) -> World:
-        held_back = {stage: failures.held_back(now) for stage, failures in self._failures.items()}
+        dying = {stage: failures.note for stage, failures in self._failures.items() if failures.note}
         return World(
             desired=self.state.desired,
             replicas=self.sighting.replicas,
-            held_back={stage: why for stage, why in held_back.items() if why},
-            notes=self.sighting.notes,
+            held_back={stage: why for stage, why in dying.items() if self._failures[stage].held_back(now)},
+            notes={**self.sighting.notes, **dying},
             published=self._published,
         )
 
@@ -173,13 +173,12 @@ class Controller:
         self.feed.publish(route_table(self.state.generation, table, self.state.models))
         self._published = table
 
-    def waiting(self) -> dict[Stage, str]:
+    def waiting(self) -> Mapping[Stage, str]:
         """Why stages that lack replicas wait."""
-        world = self._world(self._monotonic())
-        return {**world.notes, **world.held_back}
+        return self._world(self._monotonic()).notes
 
     def _notice_waiting(self, world: World) -> None:
-        notes = frozenset({**world.notes, **world.held_back}.items())
+        notes = frozenset(world.notes.items())
         for stage, why in sorted(notes - self._known_notes):
             self._decide(f"wait with {stage}", why)
         self._known_notes = notes

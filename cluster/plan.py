@@ -90,15 +90,20 @@ def _route(world: World, model: str, version: int) -> tuple[dict[str, str], str]
     replicas = {
         replica.id: replica.address
         for replica in world.of(stages[0])
-        if replica.takes_work and (len(stages) == 1 or replica.told)
+        if replica.takes_work and _can_hand_on(world, replica)
     }
     if not any(world.desired[stage] for stage in stages):
         return replicas, "it is being stopped"
     for stage in stages:
         if not any(replica.takes_work for replica in world.of(stage)):
-            note = world.held_back.get(stage) or world.notes.get(stage)
+            note = world.notes.get(stage)
             return replicas, f"stage {stage.index} has no ready replica" + (f": {note}" if note else "")
-    return replicas, "" if replicas else "stage 0 does not know stage 1 yet"
+    return replicas, "" if replicas else "its stages do not know each other yet"
+
+
+def _can_hand_on(world: World, replica: Replica) -> bool:
+    """Whether it knows whom to send what it computed. One that an earlier controller told is taken to know."""
+    return replica.stage.after not in world.desired or replica.told is None or bool(replica.told)
 
 
 def _bury(replicas: list[Replica]) -> Iterator[Action]:
@@ -129,8 +134,10 @@ def _adjust(world: World, stage: Stage) -> Iterator[Action]:
         yield Stop(replica.id, f"{why}; it has taken no work yet")
     if len(serving) <= desired or (desired == 0 and _upstream_lives(world, stage)):
         return
-    least_busy_first = sorted(serving, key=lambda replica: (replica.queued_rows, replica.id))
-    for replica in least_busy_first[: len(serving) - desired]:
+    least_useful_first = sorted(
+        serving, key=lambda replica: (_can_hand_on(world, replica), replica.queued_rows, replica.id)
+    )
+    for replica in least_useful_first[: len(serving) - desired]:
         yield Leave(replica.id, why)
 
 
@@ -146,7 +153,9 @@ def _tell(world: World, stage: Stage) -> Iterator[Action]:
         return
     if any(replica.phase is Phase.UNKNOWN for replica in after):
         return
-    next_stage = {replica.id: replica.address for replica in after if replica.takes_work}
+    next_stage = {
+        replica.id: replica.address for replica in after if replica.takes_work and _can_hand_on(world, replica)
+    }
     for replica in callers:
         if replica.asked != next_stage:
             yield Tell(replica.id, next_stage, f"{stage.after} has {len(next_stage)} ready")

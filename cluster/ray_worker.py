@@ -33,8 +33,8 @@ class RayWorker:
         self.asked_at = time.monotonic()
         self.leaving = False
         self._adopted = adopted
-        self._told: Mapping[str, str] | None = None
-        self._asked: Mapping[str, str] | None = None
+        self._told: Mapping[str, str] | None = None if adopted else {}
+        self._asked: Mapping[str, str] | None = self._told
         self._first_answer: float | None = None
         self._ping_at: float | None = None
         self._drained = False

@@ -48,8 +48,9 @@ class Phase(StrEnum):
 class Replica:
     """One worker as last seen.
 
-    told: the next stage's replicas (id to host:port) as the worker last confirmed; None: not known.
-    asked: what it was last told, confirmed or not; None: nothing, or it failed and must be told again.
+    told: the next stage's replicas (id to host:port) as the worker last confirmed; None: not known, since it was told
+      by an earlier controller.
+    asked: what it was last told, confirmed or not; None: it must be told again.
     leaving: chosen to go; it is in no table that is made from now on.
     why: for DEAD, what happened.
     """
@@ -58,8 +59,8 @@ class Replica:
     stage: Stage
     phase: Phase
     address: str = ""
-    told: Mapping[str, str] | None = None
-    asked: Mapping[str, str] | None = None
+    told: Mapping[str, str] | None = field(default_factory=dict)
+    asked: Mapping[str, str] | None = field(default_factory=dict)
     leaving: bool = False
     queued_rows: int = 0
     why: str = ""
@@ -96,7 +97,7 @@ class World:
     """All that `plan` looks at.
 
     desired: replicas wanted of each stage of every version that is served; 0 while stopping.
-    held_back: stages that may start nothing now, and why (they crash again and again).
+    held_back: stages that may start nothing now, since they crash again and again, and why.
     notes: why a stage's replicas are not ready, where more is known than that.
     published: what gateways were last told; None: nothing since this controller started, so they may hold any.
     """

@@ -31,7 +31,7 @@ MODEL = "minilm"
 HANDLER = "worker.text:TextEmbedding"
 STAGES = 2
 CALLERS = 8
-READY_WITHIN_S = 300.0
+READY_WITHIN_S = 180.0
 DEADLINE_S = 30.0
 
 SENTENCES = (

@@ -20,7 +20,7 @@ def steps(first: str) -> Iterator[Say]:
     current = first
 
     def finish() -> None:
-        console.print(f"{current} ({time.monotonic() - began:.1f} s)", markup=False)
+        console.print(f"{current} ({time.monotonic() - began:.1f} s)", markup=False, soft_wrap=True)
 
     def begin(step: str) -> None:
         nonlocal began, current
@@ -34,7 +34,7 @@ def steps(first: str) -> Iterator[Say]:
             if console.is_terminal:
                 spinner.update(step)
             else:
-                console.print(f"{step} …", markup=False)
+                console.print(f"{step} …", markup=False, soft_wrap=True)
 
         show(first)
         yield begin

@@ -117,7 +117,7 @@ async def test_a_stage_whose_replicas_die_at_once_backs_off_and_says_why(tmp_pat
     status = cluster_status(controller)
     assert len(fleet.calls) == starts, "it waits"
     assert not status.models[0].ready
-    assert "3 replicas in a row died, the last: ArtifactError: models/minilm/1/program.pt2: damaged" in (
+    assert "its replicas die one after the other, the last: ArtifactError: models/minilm/1/program.pt2: damaged" in (
         status.models[0].reason
     )
     clock.now += 60

@@ -22,6 +22,10 @@ def told(name: str, *following: str) -> Replica:
     return ready(name, told=table, asked=table)
 
 
+def adopted(name: str, stage: Stage = FIRST) -> Replica:
+    return ready(name, stage, told=None, asked=None)
+
+
 def published(*names: str, reason: str = "") -> tuple[Route, ...]:
     return (Route("minilm", 1, {name: f"host:{name}" for name in names}, reason),)
 
@@ -65,6 +69,19 @@ def test_a_worker_that_did_not_confirm_is_not_told_again_until_it_failed() -> No
     assert "Tell" in kinds(plan(replace(world, replicas=(replace(asked, asked=None), ready("c", SECOND)))))
 
 
+def test_a_pipeline_is_joined_up_from_its_end() -> None:
+    third = Stage("minilm", 1, 2)
+    world = World({FIRST: 1, SECOND: 1, third: 1}, (ready("a"), ready("b", SECOND), ready("c", third)))
+    assert [action for action in plan(world) if isinstance(action, Tell)] == [
+        Tell("b", {"c": "host:c"}, "minilm/1 stage 2 has 1 ready")
+    ]
+    joined = ready("b", SECOND, told={"c": "host:c"}, asked={"c": "host:c"})
+    world = replace(world, replicas=(ready("a"), joined, ready("c", third)))
+    assert [action for action in plan(world) if isinstance(action, Tell)] == [
+        Tell("a", {"b": "host:b"}, "minilm/1 stage 1 has 1 ready")
+    ]
+
+
 def test_a_dead_replica_is_buried_replaced_and_left_out_of_the_tables_at_once() -> None:
     dead = Replica("b", FIRST, Phase.DEAD, "host:b", why="its process died")
     world = World({FIRST: 2, SECOND: 1}, (told("a", "c"), dead, ready("c", SECOND)), published=published("a", "b"))
@@ -82,11 +99,12 @@ def test_a_dead_replica_of_a_later_stage_is_taken_from_its_callers() -> None:
 
 
 def test_a_stage_that_is_held_back_starts_nothing_and_says_why_it_is_not_ready() -> None:
-    world = World({FIRST: 1}, held_back={FIRST: "3 replicas in a row died"})
+    why = "its replicas die one after the other"
+    world = World({FIRST: 1}, held_back={FIRST: why}, notes={FIRST: why})
     assert plan(world) == [
         Publish(
-            published(reason="stage 0 has no ready replica: 3 replicas in a row died"),
-            "minilm/1 is not ready: stage 0 has no ready replica: 3 replicas in a row died",
+            published(reason=f"stage 0 has no ready replica: {why}"),
+            f"minilm/1 is not ready: stage 0 has no ready replica: {why}",
         )
     ]
 
@@ -121,8 +139,8 @@ def test_a_later_stage_is_drained_only_when_every_caller_confirmed_that_it_is_go
 
 
 def test_a_caller_of_which_nothing_is_known_may_still_call() -> None:
-    adopted = ready("a", asked={"c": "host:c"})
-    world = World({FIRST: 1, SECOND: 1}, (adopted, ready("c", SECOND), ready("d", SECOND, leaving=True)))
+    caller = ready("a", told=None, asked={"c": "host:c"})
+    world = World({FIRST: 1, SECOND: 1}, (caller, ready("c", SECOND), ready("d", SECOND, leaving=True)))
     assert "Drain" not in kinds(plan(world))
 
 
@@ -138,11 +156,17 @@ def test_living_workers_found_after_a_restart_are_waited_for() -> None:
     assert plan(World({FIRST: 2}, found)) == []
 
 
-def test_adopted_workers_are_kept_and_their_tables_told_again() -> None:
-    world = World({FIRST: 1, SECOND: 1}, (ready("a"), ready("c", SECOND)))
-    actions = plan(world)
-    assert kinds(actions) == ["Tell", "Publish"]
-    assert not any(isinstance(action, Start | Stop | Leave) for action in actions)
+def test_adopted_workers_are_kept_and_never_fall_out_of_the_tables() -> None:
+    world = World({FIRST: 1, SECOND: 1}, (adopted("a"), adopted("c", SECOND)))
+    assert plan(world) == [
+        Tell("a", {"c": "host:c"}, "minilm/1 stage 1 has 1 ready"),
+        Publish(published("a"), "minilm/1 takes requests at ['a']"),
+    ]
+
+
+def test_scale_down_keeps_a_replica_that_can_hand_on() -> None:
+    world = World({FIRST: 1, SECOND: 1}, (told("a", "c"), ready("b", asked={"c": "host:c"}), ready("c", SECOND)))
+    assert [action.replica for action in plan(world) if isinstance(action, Leave)] == ["b"]
 
 
 def test_stopping_drains_the_first_stage_before_the_next() -> None:
@@ -196,13 +220,13 @@ def test_a_simulated_cluster_converges_and_scaling_never_leaves_a_stage_empty(
     fleet = SimulatedFleet(moves=lambda _: randomness.random() < 0.7)
     pipeline = [Stage("m", 1, index) for index in range(stages)]
 
-    async def settle(world: World, *, never_empty: bool) -> World:
+    async def settle(world: World, event: str) -> World:
         for _ in range(400):
             world = replace(world, replicas=(await fleet.observe()).replicas)
-            if never_empty:
+            if event == "scale":
                 assert all(serving(world, stage) >= 1 for stage in pipeline)
-                assert world.published is not None
-                assert world.published[0].replicas
+            if event in ("scale", "forget") and world.published is not None:
+                assert world.published[0].replicas, "gateways were left with nobody to call"
             world = await act(fleet, world)
             living = tuple(fleet.replicas.values())
             done = all(
@@ -217,7 +241,7 @@ def test_a_simulated_cluster_converges_and_scaling_never_leaves_a_stage_empty(
     async def story() -> None:
         counts = st.lists(st.integers(1, 4), min_size=stages, max_size=stages)
         desired = dict(zip(pipeline, data.draw(counts), strict=True))
-        world = await settle(World(desired), never_empty=False)
+        world = await settle(World(desired), "start")
         for _ in range(data.draw(st.integers(0, 3))):
             event = data.draw(st.sampled_from(["scale", "kill", "forget"]))
             if event == "scale":
@@ -228,7 +252,7 @@ def test_a_simulated_cluster_converges_and_scaling_never_leaves_a_stage_empty(
                 fleet.forget()
                 world = replace(world, published=None)
             before = set(fleet.replicas)
-            world = await settle(replace(world, desired=desired), never_empty=event == "scale")
+            world = await settle(replace(world, desired=desired), event)
             if event == "forget":
                 assert set(fleet.replicas) == before
         world = replace(world, desired=dict.fromkeys(pipeline, 0))
