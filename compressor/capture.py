@@ -1,13 +1,15 @@
 """Captures a module as a program file: once, whole, with dynamic axes, in a form without in-place operators."""
 
-import re
+import linecache
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import torch
+from torch._ops import HigherOrderOperator, OpOverload
 from torch.export import Dim, ExportedProgram
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from compressor.model import Input, Model
 from worker.errors import ShardlineError
@@ -16,7 +18,8 @@ from worker.nouns import Axis
 from worker.program import DATATYPES, Program
 from worker.pt2 import read_program
 
-_OPERATOR: Final = re.compile(r"\b(?:aten|prims|torchao|quantized_decomposed)(?:\.|::)\w+(?:\.\w+)?")
+_NOT_THE_MODULES: Final = (Path(torch.__file__).parent, Path(__file__).parent)
+_NOISE: Final = ("For extended logs", "If you suspect", "The error above", "If you're using")
 
 
 class CaptureError(ShardlineError):
@@ -51,6 +54,7 @@ def capture(model: Model, path: Path) -> Program:
             exported = exported.run_decompositions({})
         except Exception as error:  # torch.export raises errors of many unrelated types
             raise CaptureError(_explain(model, error)) from error
+    _check_operators(model, exported)
     _write(exported, path)
     return read_program(path)
 
@@ -77,8 +81,12 @@ class Flat(torch.nn.Module):
 
 def _describe(outputs: Any) -> str:
     if isinstance(outputs, (tuple, list)):
-        return f"a {type(outputs).__name__} of {', '.join(type(item).__name__ for item in outputs)}"
+        return f"a {type(outputs).__name__} of {', '.join(map(_kind, outputs))}"
     return f"a {type(outputs).__name__}"
+
+
+def _kind(value: Any) -> str:
+    return "Tensor" if isinstance(value, torch.Tensor) else type(value).__name__
 
 
 def _check(model: Model) -> None:
@@ -112,14 +120,47 @@ def _check_input(item: Input) -> None:
 
 
 def _explain(model: Model, error: Exception) -> str:
-    """The first lines of what torch says, with the operator it stumbled over in front."""
+    """What torch says, after the operator that it was in and the line of the module that called it."""
     if isinstance(error, CaptureError):
         return str(error)
-    text = str(error).strip() or type(error).__name__
-    operator = _OPERATOR.search(text)
-    named = f"operator {operator[0]}: " if operator else ""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return f"{type(model.module).__name__} cannot be captured: {named}{' '.join(lines[:6])[:900]}"
+    operator, line = _where(error)
+    place = " ".join(part for part in (f"operator {operator}" if operator else "", line) if part)
+    lines = [part.strip() for part in str(error).splitlines() if part.strip()] or [type(error).__name__]
+    told = " ".join(part.partition("For more information")[0] for part in lines[:6] if not part.startswith(_NOISE))
+    if isinstance(error, GuardOnDataDependentSymNode):
+        told = "a branch or a size depends on the data; compute both sides, and choose with torch.where"
+    return f"{type(model.module).__name__} cannot be captured: {place + ': ' if place else ''}{told[:900]}"
+
+
+def _where(error: Exception) -> tuple[str, str]:
+    """The innermost operator, and the innermost line that is neither PyTorch's nor ours, that were running."""
+    operator, line = "", ""
+    trace = error.__traceback__
+    while trace is not None:
+        code, values = trace.tb_frame.f_code, trace.tb_frame.f_locals
+        found = next((values[name] for name in ("func", "op") if isinstance(values.get(name), OpOverload)), None)
+        operator = str(found) if found is not None else operator
+        path = Path(code.co_filename)
+        if path.is_file() and not any(path.is_relative_to(folder) for folder in _NOT_THE_MODULES):
+            text = linecache.getline(str(path), trace.tb_lineno).strip()
+            line = f"at {path.name}:{trace.tb_lineno} ({text})"
+        trace = trace.tb_next
+    return operator, line
+
+
+def _check_operators(model: Model, exported: ExportedProgram) -> None:
+    """Names the first operator whose result has a size that only the data tell, or that is a branch or a loop."""
+    for node in exported.graph.nodes:
+        kind = type(model.module).__name__
+        if node.meta.get("unbacked_bindings"):
+            raise CaptureError(
+                f"{kind} cannot be captured: the operator {node.target} gives a size that depends on the data; "
+                "give it a fixed size (mask instead of select)"
+            )
+        if isinstance(node.target, HigherOrderOperator):
+            raise CaptureError(
+                f"{kind} cannot be captured: the operator {node.target} branches or loops; compute both sides instead"
+            )
 
 
 def _write(exported: ExportedProgram, path: Path) -> None:

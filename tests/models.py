@@ -147,7 +147,7 @@ class _Attention(nn.Module):
 
 
 def attention() -> Model:
-    """ids, mask INT64 [batch, length] → vector FP32 [batch, 16]; both inputs may be padded with 0. Has linear layers."""
+    """ids, mask INT64 [batch, length], both padded with 0 → vector FP32 [batch, 16]. Has four linear layers."""
     ids = torch.randint(1, 50, (2, 5), generator=torch.Generator().manual_seed(0))
     return Model(
         _Attention(),

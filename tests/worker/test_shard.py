@@ -28,7 +28,7 @@ def run_all(shards: list[Shard], inputs: tuple[torch.Tensor, ...]) -> tuple[torc
 
 
 def copied(artifact: Artifact, target: Path, change: Callable[[Any], None] = lambda _: None) -> Artifact:
-    """A copy whose manifest was changed and whose hashes are right again: what someone who means harm would hand over."""
+    """A copy whose manifest was changed and whose hashes are right again, as someone who means harm would make it."""
     folder = Path(shutil.copytree(artifact.folder, target / "1"))
     document = json.loads((folder / MANIFEST).read_text())
     change(document)

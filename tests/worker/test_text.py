@@ -50,7 +50,7 @@ def test_a_long_text_is_cut(handler: TextEmbedding) -> None:
 
 
 def test_embedded_nulls_and_any_alphabet_survive(handler: TextEmbedding) -> None:
-    ids, _ = handler.before([text_tensor("one\0two".encode(), "приклад 例".encode())])
+    ids, _ = handler.before([text_tensor(b"one\0two", "приклад 例".encode())])
     assert ids.shape[0] == 2
 
 
