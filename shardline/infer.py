@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,11 +158,12 @@ def run(
 def read_npz(path: Path) -> dict[str, Array]:
     """Raises InvalidRequest where it is not a file of plain arrays."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            if not isinstance(arrays, np.lib.npyio.NpzFile):
-                raise InvalidRequest(f"{path}: expected an .npz file with an array for each input, under its name")
+        arrays = np.load(path, allow_pickle=False)
+        if not isinstance(arrays, np.lib.npyio.NpzFile):
+            raise InvalidRequest(f"{path}: expected an .npz file with an array for each input, under its name")
+        with arrays:
             return {name: np.ascontiguousarray(arrays[name]) for name in arrays.files}
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise InvalidRequest(f"{path}: not an .npz file of plain arrays: {error}") from error
 
 
