@@ -71,7 +71,7 @@ async def load(target: str, requests: Sequence[bytes], *, callers: int, seconds:
     options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
     latencies: list[float] = []
     async with grpc.aio.insecure_channel(target, options=options) as channel:
-        infer = channel.unary_unary(METHOD)
+        infer: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(METHOD)
         turns = itertools.cycle(requests)
         started = time.perf_counter() + warm_up_s
         stop = started + seconds

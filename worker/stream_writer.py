@@ -20,6 +20,11 @@ what it gave.
 _SAMPLE_S: Final = 0.05
 
 
+def quorum(under_way: int, busy: float) -> int:
+    """Frames that a message waits for; 0: it leaves at once. `busy`: share of the time that the loop computes."""
+    return under_way // 2 if under_way >= _CROWDED and busy >= _BUSY else 0
+
+
 class StreamWriter:
     """Used by both ends of a stream. Its owner awaits `run`, which ends by being cancelled or by a failed write.
 
@@ -81,11 +86,10 @@ class StreamWriter:
     async def _gather(self) -> None:
         """Lets more frames join the next message: those of this turn of the loop; on a busy stream, some more."""
         await asyncio.sleep(0)
-        under_way = self._under_way()
-        quorum = under_way // 2
-        if under_way < _CROWDED or len(self._packer) >= quorum or self._recent_load() < _BUSY:
+        self._quorum = quorum(self._under_way(), self._recent_load())
+        if len(self._packer) >= self._quorum:
+            self._quorum = 0
             return
-        self._quorum = quorum
         self._wake.clear()
         timer = asyncio.get_running_loop().call_later(_PATIENCE_S, self._wake.set)
         try:
