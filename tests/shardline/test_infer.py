@@ -51,14 +51,14 @@ def test_a_file_that_holds_no_arrays_is_refused(tmp_path: Path, content: bytes) 
 
 def test_a_file_with_pickled_objects_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "in.npz", x=np.array([{"a": 1}], object))
-    with pytest.raises(InvalidRequest, match="not an .npz file of plain arrays"):
+    with pytest.raises(InvalidRequest, match=r"not an \.npz file of plain arrays"):
         read_npz(tmp_path / "in.npz")
 
 
 def test_a_single_array_is_not_an_npz(tmp_path: Path) -> None:
     with (tmp_path / "in.npz").open("wb") as file:
         np.save(file, np.zeros(3))
-    with pytest.raises(InvalidRequest, match="expected an .npz file with an array for each input"):
+    with pytest.raises(InvalidRequest, match=r"expected an \.npz file with an array for each input"):
         read_npz(tmp_path / "in.npz")
 
 
