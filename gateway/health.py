@@ -1,14 +1,15 @@
 """`grpc.health.v1`: the whole server under "" and under the service's name, each model under its own name."""
 
 import asyncio
-from collections.abc import Callable
-from typing import Final, TypeAlias
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from typing import Final
 
-import grpc
-import grpc.aio
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2 as pb
 
+from gateway.call import CallContext, Methods
 from gateway.errors import quoted
+from worker.errors import InvalidRequest, NotFound
 
 SERVICE: Final = "grpc.health.v1.Health"
 WHOLE_SERVER: Final = ("", "inference.GRPCInferenceService")
@@ -16,10 +17,6 @@ WHOLE_SERVER: Final = ("", "inference.GRPCInferenceService")
 SERVING: Final[int] = pb.HealthCheckResponse.SERVING
 NOT_SERVING: Final[int] = pb.HealthCheckResponse.NOT_SERVING
 SERVICE_UNKNOWN: Final[int] = pb.HealthCheckResponse.SERVICE_UNKNOWN
-
-_Request: TypeAlias = pb.HealthCheckRequest
-_Response: TypeAlias = pb.HealthCheckResponse
-_Context: TypeAlias = "grpc.aio.ServicerContext[_Request, _Response]"
 
 
 class Health:
@@ -59,32 +56,36 @@ class Health:
             return SERVICE_UNKNOWN
         return SERVING if ready and not self.draining else NOT_SERVING
 
-    async def check(self, request: _Request, context: _Context) -> _Response:
-        status = self.status(request.service)
+    async def check(self, message: bytes, _: CallContext) -> bytes:
+        service = _service(message)
+        status = self.status(service)
         if status == SERVICE_UNKNOWN:
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"no model or service {quoted(request.service)}")
-        return _Response(status=status)
+            raise NotFound(f"no model or service {quoted(service)}")
+        return _response(status)
 
-    async def watch(self, request: _Request, context: _Context) -> None:
-        """Writes the status now and whenever it is another, until the client leaves or the server stops."""
+    async def watch(self, messages: AsyncIterator[bytes], _: CallContext) -> AsyncGenerator[bytes, None]:
+        """The status now and whenever it is another, until the client leaves or the server stops."""
+        service = _service(await anext(messages, b""))
         told: int | None = None
         while not self._closed:
             change = self._change
-            status = self.status(request.service)
+            status = self.status(service)
             if status != told:
-                await context.write(_Response(status=status))
+                yield _response(status)
                 told = status
-            await change.wait()
+            else:
+                await change.wait()
 
-    def handlers(self) -> grpc.GenericRpcHandler:
-        return grpc.method_handlers_generic_handler(
-            SERVICE,
-            {
-                "Check": grpc.unary_unary_rpc_method_handler(
-                    self.check, _Request.FromString, _Response.SerializeToString
-                ),
-                "Watch": grpc.unary_stream_rpc_method_handler(
-                    self.watch, _Request.FromString, _Response.SerializeToString
-                ),
-            },
-        )
+    def methods(self) -> Methods:
+        return Methods(unary={f"/{SERVICE}/Check": self.check}, streaming={f"/{SERVICE}/Watch": self.watch})
+
+
+def _service(message: bytes) -> str:
+    try:
+        return str(pb.HealthCheckRequest.FromString(message).service)
+    except DecodeError as error:
+        raise InvalidRequest(f"not a HealthCheckRequest, or a name in it is not UTF-8: {error}") from error
+
+
+def _response(status: int) -> bytes:
+    return bytes(pb.HealthCheckResponse(status=status).SerializeToString())

@@ -9,14 +9,14 @@ _PR_SET_PDEATHSIG: Final = 1
 
 
 def die_with_parent(parent: int) -> None:
-    """Has the kernel send this process SIGTERM when `parent` ends, however it ends; at once where it has already.
+    """Has the kernel send this process SIGHUP when `parent` ends, however it ends; at once where it has already.
 
     The kernel means the thread that started this process: start it from one that lives on. Raises OSError where the
     kernel refuses.
     """
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0) != 0:
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGHUP, 0, 0, 0) != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
     if os.getppid() != parent:
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGHUP)

@@ -27,6 +27,7 @@ async def serve(settings: ProcessSettings) -> None:
     terminated = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, _terminate, terminated)
+    loop.add_signal_handler(signal.SIGHUP, terminated.set)
     gateway = Gateway(
         settings.address,
         control_file=Path(settings.control_file),

@@ -5,11 +5,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import grpc
-import grpc.aio
-
+from gateway.grpc_server import GrpcServer
 from gateway.health import Health
-from gateway.reflection import reflection_handlers
+from gateway.reflection import reflection_methods
 from gateway.routes import Routes
 from gateway.servicer import Servicer
 from gateway.settings import ServerLimits
@@ -33,12 +31,12 @@ class Gateway:
         """`address`: host:port; port 0 takes a free one. `statistics` None: this process counts for itself."""
         self._address = address
         self._control_file = control_file
-        self._limits = limits or ServerLimits()
         statistics = statistics or Statistics.alone()
         self.routes = Routes(statistics)
         self.health = Health(self.routes.ready)
-        self._servicer = Servicer(self.routes, statistics, self.health, version)
-        self._server: grpc.aio.Server | None = None
+        servicer = Servicer(self.routes, statistics, self.health, version)
+        methods = servicer.methods() | self.health.methods() | reflection_methods()
+        self._server = GrpcServer(methods, limits or ServerLimits())
         self._watching: asyncio.Task[None] | None = None
         self.port = 0
 
@@ -49,15 +47,11 @@ class Gateway:
 
     async def start(self) -> None:
         """Listens on `self.port`. Raises OSError where the address cannot be had."""
-        server = grpc.aio.server(options=_options(self._limits), maximum_concurrent_rpcs=self._limits.max_calls)
-        # Generic handlers, because grpc.aio waits on one future per registered method for each new call.
-        server.add_generic_rpc_handlers((self._servicer.handlers(), self.health.handlers(), *reflection_handlers()))
+        host, _, port = self._address.rpartition(":")
         try:
-            self.port = server.add_insecure_port(self._address)
-        except RuntimeError as error:
-            raise OSError(f"cannot listen on {self._address}: {error}") from error
-        await server.start()
-        self._server = server
+            self.port = await self._server.start(host.strip("[]"), int(port))
+        except OSError as error:
+            raise OSError(error.errno, f"cannot listen on {self._address}: {error.strerror}") from error
         if self._control_file is not None:
             watch = Watch(self._control_file, self.apply)
             self._watching = asyncio.create_task(watch.run_forever(), name="route table")
@@ -66,18 +60,12 @@ class Gateway:
         """Not ready; after `notice_s` no new calls; those at work have `finish_s` more. Seconds."""
         self.health.drain()
         await asyncio.sleep(notice_s)
-        await self._servicer.hold_answers()
         await self.stop(finish_s)
 
     async def stop(self, finish_s: float = 0.0) -> None:
-        """Takes no new call; those at work are cancelled after `finish_s` seconds."""
+        """Takes no new call; those at work are ended after `finish_s` seconds."""
         self.health.close()
-        if self._server is not None:
-            stopping = asyncio.create_task(self._server.stop(finish_s))
-            await asyncio.sleep(0)  # clients are told to go elsewhere before they get the answers that were held
-            self._servicer.release_answers()
-            await stopping
-            self._server = None
+        await self._server.stop(finish_s)
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)
@@ -92,25 +80,3 @@ class Gateway:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.stop()
-
-
-def _options(limits: ServerLimits) -> list[tuple[str, int]]:
-    return [
-        ("grpc.so_reuseport", 1),
-        ("grpc.max_receive_message_length", limits.max_message_bytes),
-        ("grpc.max_send_message_length", -1),
-        ("grpc.max_concurrent_streams", limits.max_streams),
-        # Core's protection counts streams that have ended but are not freed yet, and resets those of clients that keep
-        # to the advertised limit.
-        ("grpc.http.overload_protection", 0),
-        ("grpc.max_allowed_incoming_connections", limits.max_connections),
-        # Beyond these core drops calls with a bare CANCELLED; up to them a call over `max_calls` is told why.
-        ("grpc.server.max_pending_requests", limits.max_calls),
-        ("grpc.server.max_pending_requests_hard_limit", 2 * limits.max_calls),
-        ("grpc.max_connection_idle_ms", int(limits.idle_s * 1000)),
-        ("grpc.keepalive_time_ms", int(limits.keepalive_s * 1000)),
-        ("grpc.keepalive_timeout_ms", int(limits.keepalive_timeout_s * 1000)),
-        ("grpc.keepalive_permit_without_calls", 1),
-        # Clients may probe as often as every 5 s; the default policy closes a connection that does so.
-        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-    ]

@@ -1,17 +1,15 @@
 """`inference.GRPCInferenceService`. Only translates: decode, admit, dispatch, encode."""
 
-import asyncio
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from time import monotonic, perf_counter_ns
 from typing import Final, TypeVar
 
-import grpc
 from google.protobuf.message import DecodeError, Message
 
 from gateway.admission import seconds_allowed
+from gateway.call import CallContext, Methods, Streaming, Unary
 from gateway.codec import decode, encode, parse_infer, wanted_outputs
-from gateway.errors import Call, Context, guarded
 from gateway.health import Health
 from gateway.metadata import (
     REPOSITORY,
@@ -44,9 +42,7 @@ NOT_SUPPORTED: Final = (
 )
 """Calls of Triton's that are answered UNIMPLEMENTED, by name."""
 
-QUIET_S: Final = 0.05
-HOLD_S: Final = 1.0
-"""When a server closes: without a new request for the first, at most the second, seconds."""
+STREAMING: Final = ("ModelStreamInfer",)
 
 _TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
@@ -57,12 +53,9 @@ class Servicer:
         self._statistics = statistics
         self._health = health
         self._version = version
-        self._arrived = 0
-        self._released: asyncio.Event | None = None
 
-    async def model_infer(self, message: bytes, context: Context) -> bytes:
+    async def model_infer(self, message: bytes, context: CallContext) -> bytes:
         began = perf_counter_ns()
-        self._arrived += 1
         request = parse_infer(message)
         served = self._routes.find(request.model_name, request.model_version)
         counters = served.counters
@@ -71,7 +64,7 @@ class Servicer:
             wanted = wanted_outputs(request, served.contract)
             asked = options(request.parameters)
             allowed = seconds_allowed(context.time_remaining(), asked.timeout_s, served.route.limits.deadline_s)
-            work = Work(tensors, monotonic() + allowed, asked.priority, traceparent(context))
+            work = Work(tensors, monotonic() + allowed, asked.priority, traceparent(context.metadata))
             decoded = perf_counter_ns()
             with served.admission:
                 answer = await served.link.call(work)
@@ -90,26 +83,7 @@ class Servicer:
             rows=work.rows,
             batch_rows=answer.timing.batch_rows,
         )
-        if self._released is not None:
-            await self._released.wait()
         return response
-
-    async def hold_answers(self) -> None:
-        """Sends no more answers, until `release_answers`; returns when no more requests come, or after a second.
-
-        A server that closes drops the requests that it has received and not yet begun. Clients that wait for answers
-        send no new requests: so those that were under way are begun, and none is dropped.
-        """
-        self._released = asyncio.Event()
-        for _ in range(int(HOLD_S / QUIET_S)):
-            arrived = self._arrived
-            await asyncio.sleep(QUIET_S)
-            if self._arrived == arrived:
-                return
-
-    def release_answers(self) -> None:
-        if self._released is not None:
-            self._released.set()
 
     async def server_live(self, _: pb.ServerLiveRequest) -> pb.ServerLiveResponse:
         return pb.ServerLiveResponse(live=True)
@@ -152,9 +126,8 @@ class Servicer:
             raise NotFound(f"there is one repository, {REPOSITORY!r}; {request.repository_name!r:.80} was asked for")
         return repository_index((served.route for served in self._routes.all()), only_ready=request.ready)
 
-    def handlers(self) -> grpc.GenericRpcHandler:
-        """For a server: messages come and go as bytes."""
-        calls: dict[str, Call] = {
+    def methods(self) -> Methods:
+        calls: dict[str, Unary] = {
             "ModelInfer": self.model_infer,
             "ServerLive": _unary(pb.ServerLiveRequest, self.server_live),
             "ServerReady": _unary(pb.ServerReadyRequest, self.server_ready),
@@ -164,26 +137,25 @@ class Servicer:
             "ModelConfig": _unary(pb.ModelConfigRequest, self.model_config),
             "ModelStatistics": _unary(pb.ModelStatisticsRequest, self.model_statistics),
             "RepositoryIndex": _unary(pb.RepositoryIndexRequest, self.repository_index),
-            **{name: _unsupported(name) for name in NOT_SUPPORTED},
+            **{name: _unsupported(name) for name in NOT_SUPPORTED if name not in STREAMING},
         }
-        return grpc.method_handlers_generic_handler(
-            SERVICE, {name: grpc.unary_unary_rpc_method_handler(guarded(call)) for name, call in calls.items()}
+        return Methods(
+            unary={f"/{SERVICE}/{name}": call for name, call in calls.items()},
+            streaming={f"/{SERVICE}/{name}": _unsupported_stream(name) for name in STREAMING},
         )
 
 
-def traceparent(context: Context) -> str:
+def traceparent(metadata: Mapping[str, str]) -> str:
     """The request's W3C trace context; empty where it has none, or one that cannot be read (as W3C asks)."""
-    for key, value in context.invocation_metadata() or ():
-        if key == "traceparent" and isinstance(value, str) and _TRACEPARENT.fullmatch(value):
-            return value
-    return ""
+    given = metadata.get("traceparent", "")
+    return given if _TRACEPARENT.fullmatch(given) else ""
 
 
 _Request = TypeVar("_Request", bound=Message)
 
 
-def _unary(kind: type[_Request], call: Callable[[_Request], Awaitable[Message]]) -> Call:
-    async def answer(message: bytes, _: Context) -> bytes:
+def _unary(kind: type[_Request], call: Callable[[_Request], Awaitable[Message]]) -> Unary:
+    async def answer(message: bytes, _: CallContext) -> bytes:
         try:
             request = kind.FromString(message)
         except DecodeError as error:
@@ -193,8 +165,20 @@ def _unary(kind: type[_Request], call: Callable[[_Request], Awaitable[Message]])
     return answer
 
 
-def _unsupported(name: str) -> Call:
-    async def answer(_: bytes, __: Context) -> bytes:
-        raise Unsupported(f"this server does not support {name}; it answers ModelInfer and the calls about models")
+def _unsupported(name: str) -> Unary:
+    async def answer(_: bytes, __: CallContext) -> bytes:
+        raise _not_supported(name)
 
     return answer
+
+
+def _unsupported_stream(name: str) -> Streaming:
+    async def answer(_: AsyncIterator[bytes], __: CallContext) -> AsyncGenerator[bytes, None]:
+        raise _not_supported(name)
+        yield b""
+
+    return answer
+
+
+def _not_supported(name: str) -> Unsupported:
+    return Unsupported(f"this server does not support {name}; it answers ModelInfer and the calls about models")

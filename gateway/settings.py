@@ -17,6 +17,8 @@ class ServerLimits:
     max_connections: further ones are closed at once.
     max_streams: calls at once on one connection; a client's library holds the next ones back.
     max_calls: calls at once on all connections; further ones are answered RESOURCE_EXHAUSTED.
+    max_receiving_bytes: of requests that are on their way in; one that would go over is answered RESOURCE_EXHAUSTED.
+    receive_s: longest that one request may be on its way in.
     keepalive_s, keepalive_timeout_s: a silent client is probed this often, and dropped this long after a probe.
     idle_s: a connection without a call is closed after this; the client's library opens it again when it needs it.
     """
@@ -25,6 +27,8 @@ class ServerLimits:
     max_connections: int = 1024
     max_streams: int = 1024
     max_calls: int = 4096
+    max_receiving_bytes: int = 512 << 20
+    receive_s: float = 60.0
     keepalive_s: float = 60.0
     keepalive_timeout_s: float = 20.0
     idle_s: float = 1800.0

@@ -176,7 +176,7 @@ def _write_ready_file(path: Path, address: str) -> None:
 
 
 async def run(settings: GatewaySettings) -> bool:
-    """A gateway from start to drain. SIGTERM or SIGINT drains it, the same again ends it at once.
+    """A gateway from start to drain. SIGTERM, SIGINT or SIGHUP drains it, the same again ends it at once.
 
     Returns whether it ended in order. Raises `StartError`, OSError.
     """
@@ -184,13 +184,13 @@ async def run(settings: GatewaySettings) -> bool:
         supervisor = Supervisor(settings, address, file)
         loop = asyncio.get_running_loop()
         asked: set[int] = set()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(number, _asked_to_end, number, asked, supervisor)
         return await supervisor.run()
 
 
 def _asked_to_end(number: int, asked: set[int], supervisor: Supervisor) -> None:
-    """Ctrl-C in a terminal and a SIGTERM from who started us often come together: that is one wish, not two."""
+    """Ctrl-C, a SIGTERM from who started us and its own end often come together: that is one wish, not three."""
     if not asked or number in asked:
         supervisor.stop()
     asked.add(number)

@@ -38,8 +38,8 @@ class Started:
 
 
 @asynccontextmanager
-async def started(folder: Path, *options: str, serve: Serve = echo, ready: bool = True) -> AsyncIterator[Started]:
-    """A gateway of processes of its own; `ready`: waits until each of them has the route table."""
+async def started(folder: Path, *options: str, serve: Serve = echo) -> AsyncIterator[Started]:
+    """A gateway of processes of its own, each of which has connected to the controller."""
     async with worker(serve) as address, controller() as one, AsyncExitStack() as stack:
         one.push(table(model(replicas=[address])))
         ready_file = folder / "ready.json"
@@ -55,8 +55,8 @@ async def started(folder: Path, *options: str, serve: Serve = echo, ready: bool 
             assert b"gateway listening on " in await process.stdout.readline()
         told = json.loads(ready_file.read_text())
         assert told["pid"] == process.pid
-        if ready:
-            await one.until_watched(len(psutil.Process(process.pid).children()))
+        await one.until_watched(len(psutil.Process(process.pid).children()))
+        await ready(told["address"])
         yield Started(process, told["address"], one)
 
 
@@ -76,7 +76,6 @@ async def ready(address: str) -> None:
 
 async def test_two_processes_share_a_port_and_sum_their_statistics(tmp_path: Path) -> None:
     async with started(tmp_path, "--processes", "2") as one, AsyncExitStack() as stack:
-        await ready(one.address)
         assert len(one.children()) == 2
         raws = [await stack.enter_async_context(channel(one.address)) for _ in range(16)]
         await asyncio.gather(*(infer(raw) for raw in raws))
@@ -100,7 +99,6 @@ def _connections(process: psutil.Process, address: str) -> int:
 
 async def test_a_process_that_dies_is_started_again_and_the_other_serves_meanwhile(tmp_path: Path) -> None:
     async with started(tmp_path, "--processes", "2") as one:
-        await ready(one.address)
         victim = one.children()[0]
         victim.kill()
         await one.controller.until_watched(3)

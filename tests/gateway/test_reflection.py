@@ -40,7 +40,7 @@ async def test_a_client_can_call_us_with_nothing_but_what_reflection_tells_it() 
     async with running() as one, channel(one.address) as raw:
         wanted = ["inference.GRPCInferenceService", "grpc.health.v1.Health", SERVICE]
         requests = [pb.ServerReflectionRequest(file_containing_symbol=symbol) for symbol in wanted]
-        pool = DescriptorPool()
+        pool: Any = DescriptorPool()
         for response in await ask(raw, SERVICE, *requests):
             for file in response.file_descriptor_response.file_descriptor_proto:
                 pool.Add(FileDescriptorProto.FromString(file))

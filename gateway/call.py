@@ -1,0 +1,148 @@
+"""What gRPC says beyond HTTP/2: how a call's headers read, how a message is wrapped, how a call ends."""
+
+import re
+import zlib
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Final, Protocol, TypeAlias
+
+import grpc
+
+from gateway.hpack import Header, encode
+from worker.errors import InvalidRequest, TooLarge, Unsupported
+
+PREFIX_BYTES: Final = 5
+"""Before each message: whether it is compressed, and its length, big-endian."""
+
+ENCODINGS: Final = ("identity", "deflate", "gzip")
+
+_TIMEOUT: Final = re.compile(r"([0-9]{1,8})([HMSmun])")
+_UNIT_S: Final = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
+_PLAIN: Final = frozenset(range(0x20, 0x7F)) - {ord("%")}
+
+OK_HEADERS: Final = encode((":status", "200"), ("content-type", "application/grpc"))
+OK_TRAILERS: Final = encode(("grpc-status", "0"))
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A call's headers, read once. `timeout_s` None: the client waits for ever. `fault`: why it is not a gRPC call."""
+
+    path: str
+    timeout_s: float | None
+    encoding: str
+    metadata: Mapping[str, str]
+    fault: str
+
+
+class CallContext(Protocol):
+    """What a call may ask of the connection that it came by."""
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """Header names in lower case, as the client sent them."""
+
+    def time_remaining(self) -> float | None:
+        """Seconds until the client's deadline, 0 when it has passed; None: it has none."""
+
+
+Unary: TypeAlias = Callable[[bytes, CallContext], Awaitable[bytes]]
+Streaming: TypeAlias = Callable[[AsyncIterator[bytes], CallContext], AsyncGenerator[bytes, None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Methods:
+    """The calls that are answered, by path: "/package.Service/Call"."""
+
+    unary: Mapping[str, Unary]
+    streaming: Mapping[str, Streaming]
+
+    def __or__(self, other: "Methods") -> "Methods":
+        return Methods({**self.unary, **other.unary}, {**self.streaming, **other.streaming})
+
+
+def read_head(headers: tuple[Header, ...]) -> Head:
+    """Never raises: what is wrong is told as `fault`."""
+    metadata = dict(headers)
+    fault = ""
+    timeout_s: float | None = None
+    timeout = metadata.get("grpc-timeout")
+    if timeout is not None:
+        match = _TIMEOUT.fullmatch(timeout)
+        if match is None:
+            fault = f"grpc-timeout is at most eight digits and a unit; {timeout!r:.40} came"
+        else:
+            timeout_s = int(match[1]) * _UNIT_S[match[2]]
+    if metadata.get(":method") != "POST":
+        fault = "gRPC calls are POST requests"
+    if not metadata.get("content-type", "").startswith("application/grpc"):
+        fault = "gRPC calls have the content-type application/grpc"
+    return Head(metadata.get(":path", ""), timeout_s, metadata.get("grpc-encoding", "identity"), metadata, fault)
+
+
+def announced_bytes(prefix: bytes, max_bytes: int) -> int:
+    """Length of the message that begins with `prefix`. Raises `TooLarge`, `InvalidRequest`."""
+    if prefix[0] > 1:
+        raise InvalidRequest("a message begins with neither 0 nor 1")
+    length = int.from_bytes(prefix[1:PREFIX_BYTES], "big")
+    if length > max_bytes:
+        raise _too_large(length, max_bytes)
+    return length
+
+
+def unwrapped(wrapped: bytes, head: Head, max_bytes: int) -> bytes:
+    """The one message that `wrapped` holds, unpacked. Raises `InvalidRequest`, `TooLarge`, `Unsupported`."""
+    if len(wrapped) < PREFIX_BYTES:
+        raise InvalidRequest("the call ended before its message began")
+    length = announced_bytes(wrapped, max_bytes)
+    if len(wrapped) - PREFIX_BYTES != length:
+        raise InvalidRequest(
+            f"the call holds {len(wrapped) - PREFIX_BYTES} bytes after its first prefix, which announces {length}: "
+            "it takes one message"
+        )
+    message = wrapped[PREFIX_BYTES:]
+    return unpacked(message, head.encoding, max_bytes) if wrapped[0] else message
+
+
+def unpacked(message: bytes, encoding: str, max_bytes: int) -> bytes:
+    """A compressed message, unpacked, never to more than `max_bytes`. Raises as `unwrapped` does."""
+    if encoding not in ENCODINGS:
+        raise Unsupported(f"grpc-encoding {encoding!r:.40} is not supported; {', '.join(ENCODINGS)} are")
+    if encoding == "identity":
+        raise InvalidRequest("a message is marked as compressed and the call names no grpc-encoding")
+    unpacker = zlib.decompressobj(31 if encoding == "gzip" else 15)
+    try:
+        plain = unpacker.decompress(message, max_bytes + 1)
+    except zlib.error as error:
+        raise InvalidRequest(f"a message is not the {encoding} that it says it is: {error}") from error
+    if len(plain) > max_bytes:
+        raise TooLarge(f"the message unpacks to more than the {max_bytes} bytes that are accepted")
+    if not unpacker.eof:
+        raise InvalidRequest(f"a message's {encoding} ends too early")
+    return plain
+
+
+def _too_large(length: int, max_bytes: int) -> TooLarge:
+    return TooLarge(f"the message of {length} bytes is larger than max: {max_bytes}; send fewer rows")
+
+
+def wrap(message: bytes) -> bytes:
+    """What stands before `message`."""
+    return b"\0" + len(message).to_bytes(4, "big")
+
+
+def status_block(status: grpc.StatusCode, message: str) -> bytes:
+    """Trailers that end a call."""
+    if not message:
+        return encode(("grpc-status", str(status.value[0])))
+    return encode(("grpc-status", str(status.value[0])), ("grpc-message", _percent_encoded(message)))
+
+
+def only_status_block(status: grpc.StatusCode, message: str) -> bytes:
+    """Headers and trailers in one, of a call that ends without a message."""
+    accepted = encode(("grpc-accept-encoding", ",".join(ENCODINGS))) if status is grpc.StatusCode.UNIMPLEMENTED else b""
+    return OK_HEADERS + accepted + status_block(status, message)
+
+
+def _percent_encoded(message: str) -> str:
+    return "".join(chr(byte) if byte in _PLAIN else f"%{byte:02X}" for byte in message.encode(errors="replace"))

@@ -1,0 +1,199 @@
+"""The writing side of a connection: answers go out as fast as the client's windows and its socket let them.
+
+All that is written in one turn of the event loop leaves together. A small answer is one write of three frames; one that
+does not fit its window waits here, a piece at a time, in turn with the others that wait.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+from gateway.call import OK_HEADERS, OK_TRAILERS, wrap
+from gateway.hpack import EMPTY_TABLE
+from gateway.http2 import (
+    DEFAULT_FRAME_BYTES,
+    DEFAULT_WINDOW,
+    MAX_WINDOW,
+    Code,
+    ConnectionFault,
+    Flag,
+    Kind,
+    frame_header,
+    reset,
+)
+from gateway.stream import Stream
+
+FLUSH_BYTES: Final = 256 << 10
+"""So much is handed to the socket at once, without waiting for the end of the turn."""
+
+JOIN_BYTES: Final = 64 << 10
+"""Up to here one joined write is cheaper than several."""
+
+MAX_UNSENT_BYTES: Final = 8 << 20
+"""Of small frames that a client makes us write and does not read; then its connection ends."""
+
+_HEADERS: Final = int(Kind.HEADERS)
+_DATA: Final = int(Kind.DATA)
+_END: Final = int(Flag.END_STREAM)
+_WHOLE: Final = int(Flag.END_HEADERS)
+
+
+class Sender:
+    """`finished` is told of a stream once all of its answer is written."""
+
+    def __init__(self, transport: asyncio.Transport, finished: Callable[[Stream], None]) -> None:
+        self.frame_bytes = DEFAULT_FRAME_BYTES
+        self._transport = transport
+        self._finished = finished
+        self._loop = asyncio.get_running_loop()
+        self._out: list[bytes | memoryview] = []
+        self._out_bytes = 0
+        self._window = DEFAULT_WINDOW
+        self._waiting: dict[int, Stream] = {}
+        self._paused = False
+        self._first_block = EMPTY_TABLE
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Whole frames that no window bounds."""
+        if not self._out:
+            self._loop.call_soon(self.flush)
+        self._out.append(data)
+        self._out_bytes += len(data)
+        if self._out_bytes > FLUSH_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        out, self._out = self._out, []
+        size, self._out_bytes = self._out_bytes, 0
+        if not out or self._transport.is_closing():
+            return
+        if size <= JOIN_BYTES:
+            self._transport.write(out[0] if len(out) == 1 else b"".join(out))
+        else:
+            self._transport.writelines(out)
+        if self._paused and self._transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
+            self._transport.abort()
+
+    def answer(self, stream: Stream, message: bytes) -> None:
+        """The whole answer of a call that succeeded."""
+        size = len(message) + 5
+        if self._waiting or self._paused or size > min(self._window, stream.window, self.frame_bytes):
+            self.message(stream, message)
+            self.end(stream, OK_TRAILERS)
+            return
+        self._window -= size
+        block = self._first_block + OK_HEADERS if self._first_block else OK_HEADERS
+        self._first_block = b""
+        self.write(
+            b"".join(
+                (
+                    frame_header(len(block), _HEADERS, _WHOLE, stream.id),
+                    block,
+                    frame_header(size, _DATA, 0, stream.id),
+                    wrap(message),
+                    message,
+                    frame_header(len(OK_TRAILERS), _HEADERS, _WHOLE | _END, stream.id),
+                    OK_TRAILERS,
+                )
+            )
+        )
+        self._finished(stream)
+
+    def message(self, stream: Stream, message: bytes) -> None:
+        """One message of a call; before its end may come more."""
+        if not stream.begun_answer:
+            stream.begun_answer = True
+            self._write_block(stream, OK_HEADERS, _WHOLE)
+        stream.pending.append(wrap(message))
+        if message:
+            stream.pending.append(memoryview(message))
+        self._waiting[stream.id] = stream
+        self._pump()
+
+    def end(self, stream: Stream, block: bytes) -> None:
+        """Trailers, after all messages; or headers and trailers in one, where there was no message."""
+        stream.tail = block
+        if not stream.pending:
+            self._write_tail(stream)
+
+    def reset(self, stream: Stream, code: Code) -> None:
+        self.forget(stream)
+        self.write(reset(stream.id, code))
+
+    def forget(self, stream: Stream) -> None:
+        """Sends nothing more on it."""
+        self._waiting.pop(stream.id, None)
+        stream.pending.clear()
+        self._sent_all(stream)
+
+    async def until_sent(self, stream: Stream) -> None:
+        """Returns when nothing of the stream waits here."""
+        while stream.pending:
+            stream.sent_all = self._loop.create_future()
+            await stream.sent_all
+
+    def widen(self, stream: Stream | None, size: int) -> None:
+        """The client lets us send `size` bytes more, on one stream or (None) on the connection."""
+        window = (self._window if stream is None else stream.window) + size
+        if window > MAX_WINDOW:
+            raise ConnectionFault(Code.FLOW_CONTROL_ERROR, "a window of 2 GiB or more")
+        if stream is None:
+            self._window = window
+        else:
+            stream.window = window
+        self._pump()
+
+    def pause(self) -> None:
+        self._paused = True
+
+    def resume(self) -> None:
+        self._paused = False
+        self._pump()
+
+    def _pump(self) -> None:
+        """A piece of each answer that waits, in turn, while the connection takes any."""
+        moved = True
+        while moved and self._waiting:
+            moved = False
+            for stream in list(self._waiting.values()):
+                if self._paused or self._window <= 0:
+                    return
+                moved = self._send_piece(stream) or moved
+
+    def _send_piece(self, stream: Stream) -> bool:
+        room = min(self._window, stream.window, self.frame_bytes)
+        if room <= 0:
+            return False
+        pieces: list[bytes | memoryview] = []
+        size = 0
+        while stream.pending and size < room:
+            piece = stream.pending.popleft()
+            if len(piece) > room - size:
+                stream.pending.appendleft(piece[room - size :])
+                piece = piece[: room - size]
+            pieces.append(piece)
+            size += len(piece)
+        self._window -= size
+        stream.window -= size
+        self.write(frame_header(size, _DATA, 0, stream.id))
+        for piece in pieces:
+            self.write(piece)
+        if not stream.pending:
+            del self._waiting[stream.id]
+            self._sent_all(stream)
+            if stream.tail:
+                self._write_tail(stream)
+        return True
+
+    def _sent_all(self, stream: Stream) -> None:
+        if stream.sent_all is not None and not stream.sent_all.done():
+            stream.sent_all.set_result(None)
+
+    def _write_tail(self, stream: Stream) -> None:
+        self._write_block(stream, stream.tail, _WHOLE | _END)
+        self._finished(stream)
+
+    def _write_block(self, stream: Stream, block: bytes, flags: int) -> None:
+        block = self._first_block + block
+        self._first_block = b""
+        self.write(frame_header(len(block), _HEADERS, flags, stream.id) + block)
