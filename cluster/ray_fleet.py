@@ -18,6 +18,7 @@ from cluster.fleet import Node, Sighting
 from cluster.health import HealthLimits
 from cluster.ray_worker import RayWorker
 from cluster.repository import artifact_folder
+from cluster.room import Room, why_pending
 from cluster.state import State
 from cluster.world import Phase, Stage
 from worker.actor import STAGE_LINK, WorkerActor, WorkerSpec
@@ -160,14 +161,10 @@ class RayFleet:
 
     def _why_pending(self, stage: Stage) -> str:
         config = self._state.models[stage.model].config
-        total = sum(node.resources.get("CPU", 0.0) for node in self._nodes)
-        if config.device == "cuda" and not any(node.resources.get("GPU") for node in self._nodes):
-            return (
-                "no node of the cluster has a GPU that Ray counts; set `device: cpu` in model.yaml or add such a node"
-            )
-        if self._free_cpus >= config.cpus and config.device != "cuda":
-            return "its process is being started"
-        return (
-            f"no room: a replica takes {config.cpus:g} CPU, and {self._free_cpus:g} of the cluster's {total:g} are "
-            "free; lower `cpus` or `replicas` in model.yaml, scale something down, or add a node"
+        room = Room(
+            cpus=sum(node.resources.get("CPU", 0.0) for node in self._nodes),
+            free_cpus=self._free_cpus,
+            gpus=sum(node.resources.get("GPU", 0.0) for node in self._nodes),
         )
+        asked = sum(self._state.models[worker.stage.model].config.cpus for worker in self._workers.values())
+        return why_pending(config.cpus, config.device == "cuda", asked, room)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 import time
 from collections.abc import Awaitable, Mapping
 from typing import Any
@@ -13,6 +14,7 @@ from cluster.health import HealthLimits, Heard, judge
 from cluster.world import Replica, Stage
 from worker.actor import WorkerStats
 
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 TELL_WITHIN_S = 5.0
 DRAIN_MARGIN_S = 5.0
 """A worker bounds its draining itself; this much later it is given up."""
@@ -115,9 +117,9 @@ class RayWorker:
         except ActorUnavailableError:
             return  # Ray lost sight of it for now; a ping that stays unanswered decides
         except RayActorError as error:
-            self._failed = _first_line(error)
+            self._failed = _telling_line(error)
         except RayTaskError as error:
-            self._failed = _first_line(error.cause or error)
+            self._failed = _telling_line(error.cause or error)
 
     async def _start(self) -> None:
         self.address = await self.handle.start.remote()
@@ -152,7 +154,12 @@ class RayWorker:
         self._drained = True
 
 
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    detail = next((line for line in lines if line.startswith("The actor is dead because")), lines[0] if lines else "")
-    return f"{type(error).__name__}: {detail[:300]}"
+def _telling_line(error: BaseException) -> str:
+    """What to tell of an error that Ray wraps in many lines: the line that says why, without colours."""
+    lines = [line.strip() for line in COLOURS.sub("", str(error)).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    if "creation task" in lines[0]:
+        return lines[-1][:300]
+    why = next((line for line in lines if line.startswith("The actor is dead because")), lines[0])
+    return f"{type(error).__name__}: {why[:300]}"

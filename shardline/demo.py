@@ -113,7 +113,7 @@ def run(settings: ServeSettings, say: Say, *, once: bool) -> int:
     with StopSignals().installed() as stop:
         try:
             with serving(settings, stop, say) as cluster:
-                if not cluster.wait_until_ready(READY_WITHIN_S):
+                if not cluster.wait_until_ready(READY_WITHIN_S, all_replicas=True):
                     raise Unavailable(f"not ready within {READY_WITHIN_S:g} s; see `shardline status`")
                 out.write(ask(cluster.address))
                 out.flush()

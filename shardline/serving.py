@@ -76,8 +76,11 @@ class Serving:
             self._say(str(error))
             self._stop.asked.wait(2.0 ** (len(self._gateway_starts) - 1))
 
-    def wait_until_ready(self, within_s: float | None = None) -> bool:
-        """Shows what is still missing until every model is ready; False where that takes longer than `within_s`."""
+    def wait_until_ready(self, within_s: float | None = None, *, all_replicas: bool = False) -> bool:
+        """Shows what is still missing until every model is ready; False where that takes longer than `within_s`.
+
+        A model is ready with one replica of each stage; `all_replicas`: wait for the others too.
+        """
         until = time.monotonic() + within_s if within_s is not None else float("inf")
         told = ""
         while time.monotonic() < until:
@@ -87,7 +90,7 @@ class Serving:
             if now != told:
                 self._say(now)
                 told = now
-            if status.models and all(model.ready for model in status.models):
+            if status.models and all(_is_ready(model, all_replicas=all_replicas) for model in status.models):
                 return True
             self._stop.asked.wait(POLL_S)
         return False
@@ -222,9 +225,14 @@ def refuse_busy_port(listen: str) -> None:
             ) from error
 
 
+def _is_ready(model: control_pb2.ModelStatus, *, all_replicas: bool) -> bool:
+    return model.ready and (not all_replicas or all(_ready(stage) >= stage.desired for stage in model.stages))
+
+
+def _ready(stage: control_pb2.StageStatus) -> int:
+    return sum(replica.state == "ready" for replica in stage.replicas)
+
+
 def _progress(model: control_pb2.ModelStatus) -> str:
-    stages = "  ".join(
-        f"stage {stage.stage}: {sum(replica.state == 'ready' for replica in stage.replicas)} of {stage.desired}"
-        for stage in model.stages
-    )
+    stages = "  ".join(f"stage {stage.stage}: {_ready(stage)} of {stage.desired}" for stage in model.stages)
     return f"{model.model}/{model.version}  {stages}" + ("  ready" if model.ready else f"  ({model.reason})")

@@ -1,0 +1,138 @@
+"""A `serve` that joins a Ray cluster which outlives it, and one that dies without a word."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import tritonclient.grpc as triton
+
+from compressor.package import package
+from tests.shardline.serve_process import Load, infer, kill, serve, shardline, wait_for
+from worker.model_yaml import ModelYaml, write_model_yaml
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    package("tests.models:chain", folder / "chain", stages=(2,), runtime="eager")
+    write_model_yaml(folder / "chain" / "model.yaml", ModelYaml(stages=2, replicas=1, cpus=0.5, runtime="eager"))
+    return folder
+
+
+def a_free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def end(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        if process.is_running():
+            process.kill()
+    psutil.wait_procs(processes, 10)
+
+
+@contextmanager
+def a_ray_cluster(folder: Path) -> Iterator[str]:
+    """`ray start` with 2 CPUs, as an operator would have it running; its address."""
+    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="0123456789abcdef" * 4, RAY_USAGE_STATS_ENABLED="0")
+    port = a_free_port()
+    ray = Path(sys.executable).parent / "ray"
+    log = folder / "ray.log"
+    with log.open("w") as said:
+        head = subprocess.Popen(
+            [
+                *(str(ray), "start", "--head", "--block", "--port", str(port), "--num-cpus", "2"),
+                *("--include-dashboard", "false", "--temp-dir", str(folder), "--node-ip-address", "127.0.0.1"),
+            ],
+            stdout=said,
+            stderr=said,
+            cwd=Path(__file__).parents[2],
+        )
+    try:
+        wait_for("Ray runs", lambda: "--block" in log.read_text())
+        yield f"127.0.0.1:{port}"
+    finally:
+        end([*psutil.Process(head.pid).children(recursive=True), psutil.Process(head.pid)])
+        head.wait()
+        for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_USAGE_STATS_ENABLED"):
+            del os.environ[name]
+
+
+def test_a_cluster_outlives_its_serve_and_the_next_serve_finds_it_alive(
+    models: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("r")
+    state = tmp_path_factory.mktemp("join") / "state"
+    with a_ray_cluster(folder) as address:
+        with serve(models, state, "--address", address, cpus=None) as first:
+            workers = first.pids()
+            assert len(workers) == 2
+            first.process.kill()
+            first.process.wait()
+            status = shardline("status", "--state-dir", state)
+            assert status.returncode == 0, "the controller answers without its serve"
+            for pid in workers:
+                assert psutil.pid_exists(pid)
+        with serve(models, state, "--address", address, cpus=None) as second:
+            assert second.pids() == workers, "adopted, none restarted"
+            with triton.InferenceServerClient(second.url) as client:
+                values = np.ones((1, 4), np.float32)
+                np.testing.assert_array_equal(infer(client, values), 16 * values + 15)
+            other = shardline(
+                *("serve", models, "--listen", "127.0.0.1:0", "--address", address),
+                *("--state-dir", state.with_name("other")),
+            )
+            assert other.returncode == 1
+            assert f"already serves for the state dir {state}" in other.stderr
+            too_many = shardline("scale", "chain/0=9", "--wait", "25", "--state-dir", state)
+            assert too_many.returncode == 1
+            assert "no room: a replica takes 0.5 CPU, and 0 of the cluster's 2 are free" in too_many.stderr
+            fewer = shardline("scale", "chain/0=1", "--wait", "30", "--state-dir", state)
+            assert fewer.returncode == 0, fewer.stderr
+            second.process.kill()
+            second.process.wait()
+        stopped = shardline("stop", "--state-dir", state)
+        assert stopped.returncode == 0, stopped.stderr
+        wait_for("its workers are gone", lambda: not any(psutil.pid_exists(pid) for pid in workers))
+        assert shardline("status", "--state-dir", state).returncode == 3
+
+
+def test_a_serve_that_is_killed_leaves_no_process_behind(
+    models: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with serve(models, tmp_path_factory.mktemp("killed") / "state") as serving:
+        below = serving.started()
+        kill(serving.process.pid)
+        serving.process.wait()
+        wait_for("all its processes are gone", lambda: not [each for each in below if each.is_running()], 30)
+
+
+def test_a_second_signal_ends_it_at_once_and_leaves_no_process_behind(
+    models: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with serve(models, tmp_path_factory.mktemp("forced") / "state") as serving, Load(serving.url, callers=1) as load:
+        load.wait_for_more(10)
+        below = serving.started()
+        log = serving.state_dir.with_name("state.log")
+        kill(serving.process.pid, signal.SIGINT)
+        wait_for("it drains", lambda: "draining" in log.read_text())
+        wait_for("the signals are two wishes", lambda: forced(serving.process), 10)
+        assert serving.process.wait(20) == 130
+        wait_for("all its processes are gone", lambda: not [each for each in below if each.is_running()], 10)
+
+
+def forced(process: subprocess.Popen[str]) -> bool:
+    process.send_signal(signal.SIGINT)
+    return process.poll() is not None
