@@ -60,6 +60,10 @@ class Axis:
     minimum: int = 1
     maximum: int | None = None
 
+    def nearest(self, size: int) -> int:
+        """The size within the bounds that is nearest to `size`."""
+        return max(self.minimum, size if self.maximum is None else min(size, self.maximum))
+
 
 @dataclass(frozen=True, slots=True)
 class Signature:

@@ -1,6 +1,8 @@
 """One stage of an artifact, loaded and ready to compute."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -19,19 +21,29 @@ from worker.runtime import Aot, Eager, Passing, Runtime, check_device, instructi
 from worker.seal import DEFAULT_KEY, holds, read_key, seal
 from worker.stages import axis_names, describe_stages
 
+logger = logging.getLogger(__name__)
+
 MEND = "`shardline compile` makes one for this machine"
 
 
 class Shard:
     """A stage that computes. `runtime` is "eager" or "aotinductor"; `note` says why a compiled package is not used."""
 
-    def __init__(self, stage: StageEntry, whole: Signature, runtime: Runtime, note: str = "") -> None:
+    def __init__(
+        self,
+        stage: StageEntry,
+        whole: Signature,
+        runtime: Runtime,
+        note: str = "",
+        uncompiled: Callable[[], Runtime] | None = None,
+    ) -> None:
         self.signature: Signature = Signature(
             tuple(entry.spec() for entry in stage.inputs), tuple(entry.spec() for entry in stage.outputs), whole.axes
         )
         self.runtime: str = runtime.name
         self.note = note
         self._runtime = runtime
+        self._uncompiled = cache(uncompiled) if uncompiled else None
         self._passed = stage.passed
 
     def run(self, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
@@ -42,8 +54,21 @@ class Shard:
         """
         if len(inputs) != len(self.signature.inputs):
             raise InvalidRequest(f"{len(inputs)} tensors; the stage takes {len(self.signature.inputs)}")
-        computed = iter(self._runtime.run(inputs))
+        computed = iter(self._computed(inputs))
         return tuple(next(computed) if place is None else inputs[place] for place in self._passed)
+
+    def _computed(self, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """Sizes for which the compiled code does not hold (the compiler assumed that two of them differ, say) are
+        computed uncompiled; the program is loaded when that first happens."""
+        try:
+            return self._runtime.run(inputs)
+        except RuntimeError as error:
+            if self._uncompiled is None:
+                raise
+            computed = self._uncompiled().run(inputs)
+            shapes = [list(tensor.shape) for tensor in inputs]
+            logger.info("%s was computed uncompiled: %s", shapes, str(error).strip().splitlines()[-1][:200])
+            return computed
 
 
 def load_shard(
@@ -78,12 +103,22 @@ def load_shard(
             entry = packaged.stages[stage]
             compiled, note = _trusted(artifact, entry, device, key)
             if compiled is not None:
-                return Shard(entry, artifact.manifest.signature, Aot(artifact.folder / compiled.file, device))
-    program = load_program(artifact)
-    parts, entries = cut_program(artifact, program, stages, packaged)
+                return Shard(
+                    entry,
+                    artifact.manifest.signature,
+                    Aot(artifact.folder / compiled.file, device),
+                    uncompiled=lambda: _eager(artifact, stage, stages, packaged, device)[0],
+                )
+    loaded, entry = _eager(artifact, stage, stages, packaged, device)
+    return Shard(entry, artifact.manifest.signature, loaded, note)
+
+
+def _eager(
+    artifact: Artifact, stage: int, stages: int, packaged: CutEntry | None, device: str
+) -> tuple[Runtime, StageEntry]:
+    parts, entries = cut_program(artifact, load_program(artifact), stages, packaged)
     computed, _ = part(parts[stage])
-    loaded = Eager(computed.on(device), device) if computed.outputs else Passing()
-    return Shard(entries[stage], artifact.manifest.signature, loaded, note)
+    return Eager(computed.on(device), device) if computed.outputs else Passing(), entries[stage]
 
 
 def load_program(artifact: Artifact) -> Program:

@@ -233,18 +233,15 @@ class Worker:
 
 
 def warm_up_shapes(signature: Signature, max_rows: int) -> list[dict[str, int]]:
-    """The smallest and a middling shape: axes at their minimum, then at a quarter of their maximum (at most 64)."""
+    """Everyday shapes: one row with axes of 16 and of 64, then four rows of 16; each within its axis' bounds."""
     names = {name for spec in signature.inputs for dim in spec.shape for name in _axes_of(dim)}
     bounds = {axis.name: axis for axis in signature.axes}
-    small = {name: bounds[name].minimum if name in bounds else 1 for name in names}
-    middling = {
-        name: max(small[name], min(64, (bounds[name].maximum or 256) // 4 if name in bounds else 16)) for name in names
-    }
-    for shape in (small, middling):
-        if BATCH in shape:
-            shape[BATCH] = max(1, small[BATCH])
-    full = middling | ({BATCH: min(max_rows, 4)} if BATCH in names else {})
-    return [small, middling, full]
+
+    def shape(rows: int, length: int) -> dict[str, int]:
+        wanted = {name: min(rows, max_rows) if name == BATCH else length for name in names}
+        return {name: bounds[name].nearest(size) if name in bounds else size for name, size in wanted.items()}
+
+    return [shape(1, 16), shape(1, 64), shape(4, 16)]
 
 
 def resident_bytes() -> int:

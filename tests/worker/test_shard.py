@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from tests import models
 from worker.artifact import Artifact, ArtifactError, file_entry, load_artifact
 from worker.errors import InvalidRequest, Unsupported
 from worker.manifest import MANIFEST
+from worker.runtime import Runtime
 from worker.seal import make_key
 from worker.shard import Shard, load_shard
 
@@ -205,3 +206,36 @@ def test_a_key_that_others_can_read_vouches_for_nothing(
     shard = load_shard(always_compiled, stage=0, stages=2, key=key)
     assert shard.runtime == "eager"
     assert "chmod 600" in shard.note
+
+
+class Refuses:
+    """A compiled package that does not hold for any size."""
+
+    name = "aotinductor"
+
+    def run(self, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        raise RuntimeError("Expected Ne(s21, s21*s22) to be True but received 1")
+
+
+def test_sizes_that_compiled_code_does_not_hold_for_are_computed_uncompiled(compiled: Artifact) -> None:
+    eager = load_shard(compiled, stage=0, stages=2, runtime="eager")
+    loads = 0
+
+    def uncompiled() -> Runtime:
+        nonlocal loads
+        loads += 1
+        return eager._runtime
+
+    entry = compiled.manifest.cuts[0].stages[0]
+    shard = Shard(entry, compiled.manifest.signature, Refuses(), uncompiled=uncompiled)
+    for _ in range(2):
+        assert all(map(torch.equal, shard.run(INPUTS), eager.run(INPUTS)))
+    assert loads == 1
+
+
+def test_an_error_of_the_model_itself_is_the_uncompiled_one(compiled: Artifact) -> None:
+    eager = load_shard(compiled, stage=0, stages=2, runtime="eager")
+    entry = compiled.manifest.cuts[0].stages[0]
+    shard = Shard(entry, compiled.manifest.signature, Refuses(), uncompiled=lambda: eager._runtime)
+    with pytest.raises(IndexError, match="out of range"):
+        shard.run((IDS + 10**6, INPUTS[1]))
