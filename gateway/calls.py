@@ -18,7 +18,7 @@ from gateway.call import (
 from gateway.errors import quoted, status_of
 from gateway.sender import Sender
 from gateway.settings import ServerLimits
-from gateway.stream import Stream
+from gateway.stream import PIECE_BYTES, Stream
 from worker.errors import DeadlineExceeded, InvalidRequest, Overloaded, ShardlineError, Unavailable, Unsupported
 
 UNPACK_HERE_BYTES: Final = 64 << 10
@@ -77,7 +77,9 @@ class Calls:
                 self._receive_streaming(stream, data)
                 return
             if data:
-                desk.receiving += stream.take(data, desk.limits.max_message_bytes)
+                stream.counted += len(data) + PIECE_BYTES
+                desk.receiving += len(data) + PIECE_BYTES
+                stream.take(data, desk.limits.max_message_bytes)
                 if desk.receiving > desk.limits.max_receiving_bytes:
                     raise Overloaded("this server is receiving as many bytes as it may; try again later")
         except ShardlineError as error:

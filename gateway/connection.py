@@ -23,9 +23,8 @@ CONNECTION_WINDOW: Final = 16 << 20
 HEADER_BYTES: Final = 32 << 10
 """What we let a client send: in a frame, ahead of us on a stream and on a connection, and as one call's headers."""
 
-GREETING_S: Final = 10.0
 GOODBYE_S: Final = 1.0
-"""Longest wait for a client's first bytes, for its answer to a farewell, and for it to hang up after one."""
+"""Longest wait for a client's answer to a farewell, and for it to hang up after one."""
 
 _ARE_YOU_THERE: Final = b"silence?"
 _GOING: Final = b"farewell"
@@ -46,7 +45,7 @@ class Connection(asyncio.Protocol):
         self._block: tuple[int, int, bytearray] | None = None
         self._client_window = http2.DEFAULT_WINDOW
         self._unacknowledged = 0
-        self._opened_at = self._heard_at = self._busy_at = monotonic()
+        self._opened_at = self.heard_at = self._busy_at = monotonic()
         self._pinged_at = 0.0
         self._leaving_at = 0.0
         self._left_at = 0.0
@@ -81,7 +80,7 @@ class Connection(asyncio.Protocol):
         self._sender.resume()
 
     def data_received(self, data: bytes) -> None:
-        self._heard_at = monotonic()
+        self.heard_at = monotonic()
         if self._rest:
             data = self._rest + data
         try:
@@ -109,12 +108,12 @@ class Connection(asyncio.Protocol):
     def look(self, now: float) -> None:
         """To be called every so often: ends what has been waited for too long."""
         limits = self._desk.limits
-        if not self._greeted and now - self._opened_at > GREETING_S:
+        if not self._greeted and now - self._opened_at > limits.greeting_s:
             self._transport.abort()
-        elif self._pinged_at > self._heard_at:
+        elif self._pinged_at > self.heard_at:
             if now - self._pinged_at > limits.keepalive_timeout_s:
                 self._transport.abort()
-        elif now - self._heard_at > limits.keepalive_s:
+        elif now - self.heard_at > limits.keepalive_s:
             self._pinged_at = now
             self._sender.write(http2.frame(Kind.PING, 0, 0, _ARE_YOU_THERE))
         if self._left_at and not self._streams and now - self._left_at > GOODBYE_S:
@@ -175,16 +174,12 @@ class Connection(asyncio.Protocol):
     def _acknowledge(self, stream: Stream | None, size: int) -> None:
         """Lets the client send as much again, once half of a window is used."""
         self._unacknowledged += size
-        if self._unacknowledged > CONNECTION_WINDOW:
-            raise ConnectionFault(Code.FLOW_CONTROL_ERROR, "more than the connection's window")
         if self._unacknowledged > CONNECTION_WINDOW // 2:
             self._sender.write(http2.window_update(0, self._unacknowledged))
             self._unacknowledged = 0
         if stream is None:
             return
         stream.unacknowledged += size
-        if stream.unacknowledged > STREAM_WINDOW:
-            raise ConnectionFault(Code.FLOW_CONTROL_ERROR, "more than a stream's window")
         if stream.unacknowledged > STREAM_WINDOW // 2:
             self._sender.write(http2.window_update(stream.id, stream.unacknowledged))
             stream.unacknowledged = 0

@@ -27,7 +27,7 @@ class GrpcServer:
         self._connections = Connections(limits.max_connections)
         self._listening: asyncio.Server | None = None
         self._looking: asyncio.Task[None] | None = None
-        self._look_s = max(LOOK_MIN_S, min(LOOK_MAX_S, limits.keepalive_timeout_s / 4, limits.keepalive_s / 4))
+        self._look_s = max(LOOK_MIN_S, min(LOOK_MAX_S, *(seconds / 4 for seconds in _waits(limits))))
 
     @property
     def calls(self) -> int:
@@ -35,8 +35,9 @@ class GrpcServer:
         return self._desk.calls
 
     @property
-    def connections(self) -> int:
-        return len(self._connections)
+    def receiving(self) -> int:
+        """Bytes of requests that are on their way in."""
+        return self._desk.receiving
 
     async def start(self, host: str, port: int) -> int:
         """Listens, beside other processes that ask for the same port; returns the port. Raises OSError."""
@@ -74,3 +75,7 @@ class GrpcServer:
             now = monotonic()
             for connection in self._connections:
                 connection.look(now)
+
+
+def _waits(limits: ServerLimits) -> tuple[float, ...]:
+    return limits.keepalive_s, limits.keepalive_timeout_s, limits.idle_s, limits.receive_s, limits.greeting_s

@@ -40,6 +40,16 @@ class Gateway:
         self._watching: asyncio.Task[None] | None = None
         self.port = 0
 
+    @property
+    def calls(self) -> int:
+        """Begun and not answered."""
+        return self._server.calls
+
+    @property
+    def receiving(self) -> int:
+        """Bytes of requests that are on their way in."""
+        return self._server.receiving
+
     def apply(self, table: pb.RouteTable, token: str) -> None:
         """Puts a route table in force; `token` opens the workers' doors. Raises `InvalidRequest`."""
         self.routes.apply(table, token)

@@ -19,6 +19,7 @@ class ServerLimits:
     max_calls: calls at once on all connections; further ones are answered RESOURCE_EXHAUSTED.
     max_receiving_bytes: of requests that are on their way in; one that would go over is answered RESOURCE_EXHAUSTED.
     receive_s: longest that one request may be on its way in.
+    greeting_s: longest wait for a connection's first bytes.
     keepalive_s, keepalive_timeout_s: a silent client is probed this often, and dropped this long after a probe.
     idle_s: a connection without a call is closed after this; the client's library opens it again when it needs it.
     """
@@ -29,6 +30,7 @@ class ServerLimits:
     max_calls: int = 4096
     max_receiving_bytes: int = 512 << 20
     receive_s: float = 60.0
+    greeting_s: float = 10.0
     keepalive_s: float = 60.0
     keepalive_timeout_s: float = 20.0
     idle_s: float = 1800.0

@@ -75,15 +75,13 @@ class Stream:
             return None
         return max(0.0, self.began + self.head.timeout_s - monotonic())
 
-    def take(self, data: bytes, max_bytes: int) -> int:
-        """Keeps a piece of the message; returns what it takes in memory. Raises `TooLarge` once its length is known."""
+    def take(self, data: bytes, max_bytes: int) -> None:
+        """Keeps a piece of the message. Raises `TooLarge` as soon as its length is known."""
         self.parts.append(data)
         self.received += len(data)
-        self.counted += len(data) + PIECE_BYTES
         if self.announced < 0 and self.received >= PREFIX_BYTES:
             start = data if len(self.parts) == 1 else b"".join(self.parts)
             self.announced = announced_bytes(start[:PREFIX_BYTES], max_bytes)
-        return len(data) + PIECE_BYTES
 
     def taken(self) -> bytes:
         parts, self.parts = self.parts, []
