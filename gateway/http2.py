@@ -1,7 +1,7 @@
 """HTTP/2's numbers and frames (RFC 9113), as far as a server of gRPC needs them."""
 
 import struct
-from enum import IntEnum, IntFlag
+from enum import IntEnum
 from typing import Final
 
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -25,12 +25,14 @@ class Kind(IntEnum):
     CONTINUATION = 9
 
 
-class Flag(IntFlag):
-    END_STREAM = 1
-    ACK = 1
-    END_HEADERS = 4
-    PADDED = 8
-    PRIORITY = 32
+class Flag:
+    """Plain numbers: they are looked at several times for each call, and an IntFlag's arithmetic is slow."""
+
+    END_STREAM: Final = 1
+    ACK: Final = 1
+    END_HEADERS: Final = 4
+    PADDED: Final = 8
+    PRIORITY: Final = 32
 
 
 class Setting(IntEnum):

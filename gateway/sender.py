@@ -34,8 +34,8 @@ MAX_UNSENT_BYTES: Final = 8 << 20
 
 _HEADERS: Final = int(Kind.HEADERS)
 _DATA: Final = int(Kind.DATA)
-_END: Final = int(Flag.END_STREAM)
-_WHOLE: Final = int(Flag.END_HEADERS)
+_END: Final = Flag.END_STREAM
+_WHOLE: Final = Flag.END_HEADERS
 
 
 class Sender:
