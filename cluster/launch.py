@@ -1,10 +1,13 @@
 """Starts an embedded Ray or joins a running one, and starts the controller in it. Leaves nothing behind."""
 
 import contextlib
+import hashlib
+import logging
 import os
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,8 +20,11 @@ from cluster.controller_actor import ControllerActor
 from cluster.ray_fleet import NAMESPACE
 from worker.errors import ShardlineError
 
+logger = logging.getLogger(__name__)
+
 CONTROLLER = "controller"
 CONTROLLER_WITHIN_S = 60.0
+REMOVE_WITHIN_S = 5.0
 OBJECT_STORE_BYTES = 80 * 2**20
 """Ray's smallest: no tensor ever travels through it."""
 
@@ -28,12 +34,13 @@ class LaunchError(ShardlineError):
 
 
 @contextlib.contextmanager
-def embedded_ray(cpus: int | None = None) -> Iterator[None]:
+def embedded_ray(state_folder: Path, cpus: int | None = None) -> Iterator[None]:
     """A Ray cluster of this machine alone, with `cpus` CPUs (None: all). Ends with the context, or with this process.
 
-    Ray's processes listen on the machine's address; its token authentication keeps others out.
+    Ray's processes listen on the machine's address; its token authentication keeps others out. What they write goes
+    to a folder of `state_folder`'s own under the system's temporary one: its sockets' paths must be short.
     """
-    scratch = tempfile.mkdtemp(prefix="shardline-ray-")
+    scratch = _scratch(state_folder)
     try:
         with _environment({"RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}):
             ray.init(
@@ -44,14 +51,38 @@ def embedded_ray(cpus: int | None = None) -> Iterator[None]:
                 log_to_driver=False,
                 configure_logging=False,
                 object_store_memory=OBJECT_STORE_BYTES,
-                _temp_dir=scratch,
+                _temp_dir=str(scratch),
             )
             try:
                 yield
             finally:
                 ray.shutdown()
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        _remove(scratch)
+
+
+def _remove(folder: Path) -> None:
+    """Tries again for a moment: Ray's last processes may still write while they end."""
+    until = time.monotonic() + REMOVE_WITHIN_S
+    shutil.rmtree(folder, ignore_errors=True)
+    while folder.exists():
+        if time.monotonic() > until:
+            logger.warning("%s: cannot be removed; the next serve of this state dir tries again", folder)
+            return
+        time.sleep(0.1)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _scratch(state_folder: Path) -> Path:
+    """An empty folder. Its name follows from the state dir, so that what a killed `serve` left there is removed."""
+    name = hashlib.sha256(str(state_folder).encode()).hexdigest()[:12]
+    folder = Path(tempfile.gettempdir()) / f"shardline-ray-{os.getuid()}-{name}"
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        folder.mkdir(mode=0o700)
+    except FileExistsError as error:
+        raise LaunchError(f"{folder}: cannot be emptied for Ray; remove it") from error
+    return folder
 
 
 @contextlib.contextmanager

@@ -192,7 +192,7 @@ def _start_cluster(
         say("starting an embedded Ray")
         stack.enter_context(contextlib.redirect_stdout(log))
         stack.enter_context(contextlib.redirect_stderr(log))
-        stack.enter_context(embedded_ray(settings.cpus))
+        stack.enter_context(embedded_ray(state_dir.folder, settings.cpus))
     else:
         say(f"joining the Ray cluster at {settings.address}")
         stack.enter_context(joined_ray(settings.address))

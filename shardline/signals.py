@@ -26,18 +26,20 @@ class StopSignals:
     def __init__(self) -> None:
         self.asked = threading.Event()
         self._asked_at = float("-inf")
+        self._forced = False
 
     @contextmanager
     def installed(self) -> Iterator["StopSignals"]:
-        """Main thread only."""
+        """Main thread only. After Forced, further signals are ignored for good: the process is about to end."""
         numbers = (signal.SIGINT, signal.SIGTERM)
         before = {number: signal.getsignal(number) for number in numbers}
         self.install()
         try:
             yield self
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            if not self._forced:
+                for number, handler in before.items():
+                    signal.signal(number, handler)
 
     def install(self) -> None:
         """Again after a library put its own handlers in place."""
@@ -56,6 +58,7 @@ class StopSignals:
             self.asked.set()
         if now - self._asked_at < ONE_WISH_S:
             return
+        self._forced = True
         for each in (signal.SIGINT, signal.SIGTERM):
             signal.signal(each, signal.SIG_IGN)
         raise Forced

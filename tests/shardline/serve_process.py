@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,16 @@ def wait_for(what: str, is_so: Callable[[], Any], within_s: float = WITHIN_S) ->
             return result
         time.sleep(0.05)
     return pytest.fail(f"not within {within_s:g} s: {what}")
+
+
+def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Those that still run. One that only waits to be reaped does not."""
+    found = []
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
 
 
 class ServeProcess:
@@ -101,9 +111,8 @@ def serve(models: Path, state_dir: Path, *options: str, cpus: int | None = 2) ->
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait(10)
-        for each in below:
-            if each.is_running():
-                each.kill()
+        for each in alive(below):
+            each.kill()
 
 
 class Load:

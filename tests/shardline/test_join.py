@@ -15,7 +15,7 @@ import pytest
 import tritonclient.grpc as triton
 
 from compressor.package import package
-from tests.shardline.serve_process import Load, infer, kill, serve, shardline, wait_for
+from tests.shardline.serve_process import Load, alive, infer, kill, serve, shardline, wait_for
 from worker.model_yaml import ModelYaml, write_model_yaml
 
 pytestmark = pytest.mark.slow
@@ -37,9 +37,8 @@ def a_free_port() -> int:
 
 
 def end(processes: list[psutil.Process]) -> None:
-    for process in processes:
-        if process.is_running():
-            process.kill()
+    for process in alive(processes):
+        process.kill()
     psutil.wait_procs(processes, 10)
 
 
@@ -116,7 +115,9 @@ def test_a_serve_that_is_killed_leaves_no_process_behind(
         below = serving.started()
         kill(serving.process.pid)
         serving.process.wait()
-        wait_for("all its processes are gone", lambda: not [each for each in below if each.is_running()], 30)
+        ours = [each for each in alive(below) if "Agent" not in each.name()]
+        wait_for("workers, controller and gateway are gone", lambda: not alive(ours), 30)
+        wait_for("Ray's agents have noticed too", lambda: not alive(below), 120)
 
 
 def test_a_second_signal_ends_it_at_once_and_leaves_no_process_behind(
@@ -130,7 +131,7 @@ def test_a_second_signal_ends_it_at_once_and_leaves_no_process_behind(
         wait_for("it drains", lambda: "draining" in log.read_text())
         wait_for("the signals are two wishes", lambda: forced(serving.process), 10)
         assert serving.process.wait(20) == 130
-        wait_for("all its processes are gone", lambda: not [each for each in below if each.is_running()], 10)
+        wait_for("all its processes are gone", lambda: not alive(below), 10)
 
 
 def forced(process: subprocess.Popen[str]) -> bool:

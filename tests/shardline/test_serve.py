@@ -10,7 +10,7 @@ import pytest
 import tritonclient.grpc as triton
 
 from compressor.package import package
-from tests.shardline.serve_process import Load, ServeProcess, infer, kill, serve, shardline, wait_for
+from tests.shardline.serve_process import Load, ServeProcess, alive, infer, kill, serve, shardline, wait_for
 from worker.model_yaml import ModelYaml, write_model_yaml
 
 
@@ -133,7 +133,7 @@ def test_a_frozen_worker_is_replaced_and_nothing_is_lost(cluster: ServeProcess) 
         wait_for("it is replaced", lambda: len(pids := cluster.pids()) == 4 and victim not in pids)
         load.wait_for_more(100)
     assert load.failed == []
-    wait_for("the frozen process is gone", lambda: not frozen.is_running() or frozen.status() == psutil.STATUS_ZOMBIE)
+    wait_for("the frozen process is gone", lambda: not alive([frozen]))
 
 
 def test_a_killed_controller_comes_back_to_the_same_workers_while_gateways_serve(cluster: ServeProcess) -> None:
@@ -185,7 +185,7 @@ def test_stop_drains_and_leaves_no_process_behind(cluster: ServeProcess) -> None
         stopped = shardline("stop", "--state-dir", cluster.state_dir)
     assert stopped.returncode == 0, stopped.stderr
     assert cluster.process.wait(30) == 0
-    wait_for("all its processes are gone", lambda: not [each for each in below if each.is_running()], 10)
+    wait_for("all its processes are gone", lambda: not alive(below), 10)
     lost = [failure for failure in load.failed if "UNAVAILABLE" not in failure and "Connection refused" not in failure]
     assert lost == [], "whoever comes after the drain is told so; nobody is left without an answer"
     nothing = shardline("status", "--state-dir", cluster.state_dir)
