@@ -16,7 +16,7 @@ MAX_TABLE_BYTES: Final = 4096
 ENTRY_BYTES: Final = 32
 """What an entry counts for beside its name and its value."""
 
-_REMEMBERED: Final = 256
+_REMEMBERED: Final = 64
 _REMEMBERED_BYTES: Final = 512
 _MAX_INTEGER: Final = 1 << 24
 
@@ -56,9 +56,9 @@ class HeaderDecoder(Generic[T]):
         except IndexError as error:
             raise HeaderError("a header block ends too early") from error
         made = self._read(headers)
-        if changed:
+        if changed or len(self._remembered) >= _REMEMBERED:
             self._remembered.clear()
-        elif len(block) <= _REMEMBERED_BYTES and len(self._remembered) < _REMEMBERED:
+        if not changed and len(block) <= _REMEMBERED_BYTES:
             self._remembered[block] = made
         return made
 
