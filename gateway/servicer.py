@@ -173,7 +173,8 @@ def _unsupported(name: str) -> Unary:
 
 
 def _unsupported_stream(name: str) -> Streaming:
-    async def answer(_: AsyncIterator[bytes], __: CallContext) -> AsyncGenerator[bytes, None]:
+    async def answer(messages: AsyncIterator[bytes], _: CallContext) -> AsyncGenerator[bytes, None]:
+        await anext(messages, b"")  # a client that is still writing its first message may miss the status
         raise _not_supported(name)
         yield b""
 
