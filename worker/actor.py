@@ -1,21 +1,23 @@
 """The Ray actor around a worker: loads a stage, warms it up, listens, and does what the controller says."""
 
 import asyncio
+import importlib
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import ray.util
 
-from worker.artifact import load_artifact
 from worker.batcher import Batching
 from worker.errors import Unavailable
-from worker.handler import load_handler
 from worker.link import Link, LinkLimits
-from worker.shard import Shard, load_shard
 from worker.stream_server import StreamServer
-from worker.worker import Worker, resident_bytes, warm_up_shapes
+
+if TYPE_CHECKING:
+    # What brings torch is imported when a worker starts: the controller names this class, and does without torch.
+    from worker.shard import Shard
+    from worker.worker import Worker
 
 STAGE_LINK = LinkLimits(max_inflight=4)
 """Between stages few batches are in flight: what waits, waits in the first stage, where it can still be batched."""
@@ -99,6 +101,8 @@ class WorkerActor:
             raise Unavailable(f"{self._spec.replica} has not started")
         if self._running.done():
             raise Unavailable(f"{self._spec.replica} no longer computes: {self._running}")
+        from worker.worker import resident_bytes  # noqa: PLC0415
+
         load = self._worker.load()
         batcher, counters = self._worker.batcher, self._worker.counters
         return WorkerStats(
@@ -130,6 +134,12 @@ class WorkerActor:
     async def _start(self) -> str:
         spec = self._spec
         loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, importlib.import_module, "worker.worker")
+        from worker.artifact import load_artifact  # noqa: PLC0415
+        from worker.handler import load_handler  # noqa: PLC0415
+        from worker.shard import load_shard  # noqa: PLC0415
+        from worker.worker import Worker, warm_up_shapes  # noqa: PLC0415
+
         artifact = await loop.run_in_executor(None, load_artifact, Path(spec.artifact))
         shard = await loop.run_in_executor(
             None,
