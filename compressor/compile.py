@@ -1,7 +1,6 @@
 """Compiles a stage with AOTInductor into a package that needs no Python and no compiler to run."""
 
 import logging
-import platform
 import warnings
 import zipfile
 from pathlib import Path
@@ -18,8 +17,11 @@ from worker.errors import Internal
 from worker.expression import Size, solve
 from worker.program import Program, ProgramModule
 
-FUSED_INT8: Final = b"qlinear"
-"""What the generated code calls where int8 linear layers became oneDNN's fused operator."""
+INT8_CALL: Final = b"_int_mm"
+"""What the generated code calls for an int8 matrix product."""
+
+INT8_OPTIONS: Final = {"realize_opcount_threshold": 8}
+"""A row is read twice, for its largest value and to scale it: what makes it (GELU) is computed once, and kept."""
 
 
 class CompileError(Internal):
@@ -38,18 +40,15 @@ def compiler_problem() -> str:
 def compile_stage(stage: Program, path: Path, *, frozen: bool, device: str = "cpu") -> None:
     """Writes the compiled package of `stage` to `path`.
 
-    `frozen`: weights become constants of the code, which oneDNN may lay out anew. Without it, int8 stays emulated.
+    `frozen`: weights become constants of the code, which oneDNN may lay out anew.
 
     Raises:
-        CompileError: it cannot be compiled, or its int8 layers were not fused on a CPU that has them.
+        CompileError: it cannot be compiled, or its int8 layers are not int8 any more.
     """
-    if device == "cpu":
-        # Its import registers the rewriting of int8 linear layers to oneDNN's; nothing else of it is used.
-        import torchao.quantization.pt2e.quantizer.x86_inductor_quantizer  # noqa: F401, PLC0415
     sizes = {name: max(2, hint) for name, hint in stage.hints.items()}
     placed = stage.on(device)
     examples = tuple(tensor.to(device) for tensor in example_inputs(stage, sizes))
-    options = {"freezing": frozen, "cpp.dynamic_threads": True}
+    options = {"freezing": frozen, "cpp.dynamic_threads": True} | (INT8_OPTIONS if int8_layers(stage) else {})
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -70,8 +69,8 @@ def compile_stage(stage: Program, path: Path, *, frozen: bool, device: str = "cp
         raise CompileError(f"AOTInductor: {type(error).__name__}: {str(error).strip()[:900]}") from error
     finally:
         logging.disable(before)
-    if frozen and device == "cpu" and int8_layers(stage) and _has_fused_int8() and not calls(path, FUSED_INT8):
-        raise CompileError("the int8 layers were not fused into oneDNN's qlinear: the stage would be slower than fp32")
+    if device == "cpu" and int8_layers(stage) and not calls(path, INT8_CALL):
+        raise CompileError(f"the generated code has no {INT8_CALL.decode()}: the stage's int8 layers are lost")
 
 
 def dynamic_shapes(stage: Program) -> tuple[dict[int, Any], ...]:
@@ -100,8 +99,3 @@ def calls(package: Path, name: bytes) -> bool:
     """Whether the generated code in a package calls what is named so."""
     with zipfile.ZipFile(package) as archive:
         return any(name in archive.read(entry) for entry in archive.namelist() if entry.endswith(".cpp"))
-
-
-def _has_fused_int8() -> bool:
-    capability = torch.backends.cpu.get_cpu_capability()
-    return platform.machine() in {"x86_64", "AMD64"} and capability.startswith("AVX512") and torch._C._has_mkldnn

@@ -52,7 +52,7 @@ def read_folder(folder: Path) -> Model:
     example = torch.randint(1, min(1000, int(encoder.config.vocab_size)), (3, min(17, longest)))
     text = pooling is not None and (folder / "tokenizer.json").is_file()
     return Model(
-        module=module,
+        module=module.eval(),
         inputs=(
             Input("input_ids", example, ("batch", "sequence"), pad=pad),
             Input("attention_mask", torch.ones_like(example), ("batch", "sequence"), pad=0),

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -21,7 +21,7 @@ from compressor.stage_runtime import choose_runtime, tolerance
 from worker.artifact import file_entry, load_artifact, write_artifact
 from worker.cut import cut, part, travel
 from worker.cut_points import choose_points
-from worker.errors import InvalidRequest
+from worker.errors import InvalidRequest, Unsupported
 from worker.manifest import (
     PROGRAM,
     CompiledEntry,
@@ -57,6 +57,7 @@ def package(
     """Packages `source` as the next version under `out` (models/minilm) and returns its folder.
 
     Args:
+        source: see `compressor.sources`; a `Model`'s module is changed by quantization.
         quantize: "int8": linear layers with 8-bit weights and activations.
         stages: numbers of stages to cut and compile for; others can still be served, uncompiled. None: 1, and 2 where
             the program can be cut.
@@ -69,6 +70,8 @@ def package(
         ShardlineError: the source cannot be read, captured or quantized, or padding changes its answers.
     """
     device = check_device(device)
+    if quantize and device != "cpu":
+        raise Unsupported(f"quantize {quantize!r} is for the CPU; package for {device} without it")
     recipe = Recipe(source, quantize, tuple(stages) if stages else None, device, runtime, handler)
     progress(f"loading {_name_of(source)}")
     model = source if isinstance(source, Model) else read_source(source)
@@ -78,11 +81,12 @@ def package(
         examples = [item.example for item in model.inputs]
         with torch.no_grad():
             exact = Flat(model.module.eval())(*examples) if quantize else ()
+        changed = model
         if quantize == "int8":
             progress("quantizing to int8")
-            quantize_int8(model.module)
+            changed = replace(model, module=quantize_int8(model.module))
         progress("capturing the program")
-        program = capture(model, folder / PROGRAM)
+        program = capture(changed, folder / PROGRAM)
         layers = int8_layers(program)
         if quantize and not layers:
             raise InvalidRequest("nothing was quantized: no linear layer's result is used by an output")

@@ -1,43 +1,84 @@
-"""Int8 for linear layers: weights per output channel, activations per token. torchao stays behind this module."""
+"""Int8 for linear layers: weights scaled per output channel, activations per row at each call, both symmetric.
 
-import logging
+The product is `_int_mm` of two int8 matrices, which oneDNN computes with VNNI, and everything around it is plain
+arithmetic on rows, which the compiler fuses into one pass before and one after. That is why the layer is our own: what
+torchao captures for the same arithmetic quantizes in the shape of the input, with an unsigned copy and a correction,
+and is slower by a seventh on MiniLM. The method is dynamic quantization as in LLM.int8()
+(Dettmers et al., 2022), without its outlier columns.
+"""
+
 from typing import Final
 
 import torch
+from torch import nn
 
 from worker.errors import InvalidRequest
 from worker.program import Program
 
-INT8_OPERATORS: Final = frozenset({"aten::_int_mm"})
-"""What a captured int8 linear layer consists of, besides its scaling."""
+INT8_OPERATOR: Final = "aten::_int_mm"
+"""The operator that a captured int8 linear layer has."""
+
+_LARGEST: Final = 127
+_LEAST_SCALE: Final = 1e-12
 
 
-def quantize_int8(module: torch.nn.Module) -> None:
-    """Replaces the module's linear layers, in place, so that a capture of it has int8 arithmetic.
+class Int8Linear(nn.Module):
+    """A linear layer in int8: x [..., in] → [..., out], of x's own type."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        weight = layer.weight.detach().float()
+        scale = weight.abs().amax(1).clamp(min=_LEAST_SCALE) / _LARGEST  # [out]
+        self.weight: torch.Tensor
+        self.scale: torch.Tensor
+        self.bias: torch.Tensor | None
+        self.register_buffer("weight", torch.round(weight / scale[:, None]).to(torch.int8))  # [out, in]
+        self.register_buffer("scale", scale)
+        self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().float())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = x.reshape(-1, x.shape[-1]).float()  # [rows, in]
+        scale = rows.abs().amax(1, keepdim=True).clamp(min=_LEAST_SCALE) * (1 / _LARGEST)  # [rows, 1]
+        small = torch.round(rows * scale.reciprocal()).to(torch.int8)
+        # One product of the two scales, not two multiplications in turn: the compiler knows the latter as a pattern and
+        # replaces it by an operator that takes unsigned input only, and is a thousand times slower on this.
+        result = torch._int_mm(small, self.weight.t()).float() * (scale * self.scale)
+        if self.bias is not None:
+            result = result + self.bias
+        return result.reshape(*x.shape[:-1], self.weight.shape[0]).to(x.dtype)
+
+
+def quantize_int8(module: nn.Module) -> nn.Module:
+    """`module` with its linear layers replaced, in place; a new layer where `module` is one itself.
+
+    Subclasses of `nn.Linear` stay as they are: their owners look inside them.
 
     Raises:
-        InvalidRequest: the module has no linear layer.
+        InvalidRequest: it has none.
     """
-    if not any(isinstance(layer, torch.nn.Linear) for layer in module.modules()):
+    if type(module) is nn.Linear:
+        return Int8Linear(module)
+    places = [
+        (parent, name)
+        for parent in module.modules()
+        for name, child in parent.named_children()
+        if type(child) is nn.Linear
+    ]
+    if not places:
         raise InvalidRequest(
             f"{type(module).__name__} has no linear layer to quantize; package it without --quantize int8"
         )
-    # torchao warns at import about kernels of other platforms.
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_  # noqa: PLC0415
-        from torchao.utils import unwrap_tensor_subclass  # noqa: PLC0415
-
-        quantize_(module, Int8DynamicActivationInt8WeightConfig(set_inductor_config=False))
-        unwrap_tensor_subclass(module)
-    finally:
-        logging.disable(before)
+    made: dict[int, Int8Linear] = {}
+    for parent, name in places:
+        layer = getattr(parent, name)
+        # A layer that is used in two places stays one layer.
+        setattr(parent, name, made.setdefault(id(layer), Int8Linear(layer)))
+    return module
 
 
 def int8_layers(program: Program) -> int:
     """How many int8 matrix products a program has."""
     return sum(
-        isinstance(step.operator, torch._ops.OpOverload) and step.operator._schema.name in INT8_OPERATORS
+        isinstance(step.operator, torch._ops.OpOverload) and step.operator._schema.name == INT8_OPERATOR
         for step in program.steps
     )

@@ -9,7 +9,7 @@ from typing import Final
 import torch
 
 from compressor.compile import CompileError, compile_stage
-from compressor.measure import distance, run_seconds, threads
+from compressor.measure import Clock, clock_of, distance, run_seconds, threads
 from compressor.quantize import int8_layers
 from worker.manifest import FigureEntry
 from worker.program import Program
@@ -51,14 +51,17 @@ def choose_runtime(
     """
     eager = Eager(stage.on(device), device)
     expected = {label: eager.run(tensors) for label, tensors in inputs.items()}
-    figures = [_measure(eager, "eager", False, inputs, expected, tolerance=math.inf)]
+    clock = clock_of(device)
+    figures = [_measure(eager, "eager", False, inputs, expected, tolerance=math.inf, clock=clock)]
     packages: dict[int, Path] = {}
     problem = ""
     for frozen in (True, False):
         path = folder / (f"{name}.pt2" if frozen else f"{name}-unfrozen.pt2")
         try:
             compile_stage(stage, path, frozen=frozen, device=device)
-            figure = _measure(Aot(path, device), "aotinductor", frozen, inputs, expected, tolerance=tolerance(stage))
+            figure = _measure(
+                Aot(path, device), "aotinductor", frozen, inputs, expected, tolerance=tolerance(stage), clock=clock
+            )
         except CompileError as error:
             problem = str(error)
             path.unlink(missing_ok=True)
@@ -92,11 +95,14 @@ def _measure(
     expected: Mapping[str, Sequence[torch.Tensor]],
     *,
     tolerance: float,
+    clock: Clock,
 ) -> FigureEntry:
     with threads(1):
         error = max(distance(runtime.run(tensors), expected[label]) for label, tensors in inputs.items())
         correct = error <= tolerance
-        seconds = {label: run_seconds(runtime, tensors) for label, tensors in inputs.items()} if correct else {}
+        seconds = (
+            {label: run_seconds(runtime, tensors, clock=clock) for label, tensors in inputs.items()} if correct else {}
+        )
     return FigureEntry(runtime=name, frozen=frozen, seconds=seconds, error=min(error, 1e30), correct=correct)  # type: ignore[arg-type]
 
 

@@ -1,5 +1,6 @@
 """How a stage is computed: step by step, or by a package that AOTInductor compiled. Both behind one small protocol."""
 
+import ctypes
 import hashlib
 import logging
 import platform
@@ -18,6 +19,24 @@ CPU_INFO: Final = Path("/proc/cpuinfo")
 
 _DEVICE: Final = re.compile(r"cpu|cuda(:\d{1,3})?")
 _VECTOR_FLAGS: Final = re.compile(r"(avx|amx|sse|fma|f16c|bmi|gfni|vaes|vpcl|asimd|sve|neon|bf16|i8mm)\w*", re.ASCII)
+
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # malloc.h
+_KEPT_BYTES: Final = 1 << 30
+
+
+@cache
+def keep_freed_memory() -> None:
+    """Makes this process keep the memory of one batch for the next, where the C library is glibc.
+
+    Otherwise each large intermediate tensor is given back to the system and taken again, zeroed page by page: a tenth
+    of the time of a batch of 16 through MiniLM. Memory stays at its peak, and does not grow beyond it.
+    """
+    library = ctypes.CDLL(None)
+    if platform.libc_ver()[0] == "glibc":
+        library.mallopt(_ARENA_MAX, 1)  # other threads' arenas map every large block on its own
+        library.mallopt(_MMAP_THRESHOLD, _KEPT_BYTES)
+        library.mallopt(_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
 class Runtime(Protocol):

@@ -17,7 +17,7 @@ from worker.manifest import CompiledEntry, CutEntry, StageEntry
 from worker.nouns import Signature
 from worker.program import Program
 from worker.pt2 import read_program
-from worker.runtime import Aot, Eager, Passing, Runtime, check_device, instruction_set
+from worker.runtime import Aot, Eager, Passing, Runtime, check_device, instruction_set, keep_freed_memory
 from worker.seal import DEFAULT_KEY, holds, read_key, seal
 from worker.stages import axis_names, describe_stages
 
@@ -94,6 +94,7 @@ def load_shard(
     if not 0 <= stage < stages:
         raise InvalidRequest(f"stage {stage} of {stages}: expected 0 to {stages - 1}")
     device = check_device(device)
+    keep_freed_memory()
     packaged = artifact.manifest.cut_into(stages)
     note = ""
     if runtime == "fastest":
