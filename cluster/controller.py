@@ -26,7 +26,7 @@ from worker.errors import Unavailable
 logger = logging.getLogger(__name__)
 
 KEPT_DECISIONS = 100
-STEP_INTERVAL_S = 0.25
+STEP_INTERVAL_S = 0.5
 """Between steps that find nothing to do."""
 LOOK_AT_FILES_S = 2.0
 FAILED_STEPS = 20

@@ -18,6 +18,8 @@ from shardline.signals import Forced, StopSignals
 from worker.errors import ShardlineError, Unavailable
 
 POLL_S = 0.5
+ASK_EVERY_S = 2.0
+"""How often the controller is asked whether it is there."""
 AWAY_S = 60.0
 """A controller that does not answer for so long will not come back."""
 GATEWAY_STARTS = 5
@@ -98,10 +100,14 @@ class Serving:
     def keep(self) -> None:
         """Returns when a signal asks to stop. Starts the gateway again where it died. Raises ClusterLost."""
         away_since: float | None = None
+        asked_at = time.monotonic()
         while not self._stop.asked.wait(POLL_S):
             if self._gateway is not None and self._gateway.exit_code is not None:
                 self._say(f"the gateway ended with code {self._gateway.exit_code}; starting another")
                 self._start_gateway_again()
+            if time.monotonic() - asked_at < ASK_EVERY_S:
+                continue
+            asked_at = time.monotonic()
             try:
                 self._client.status(timeout_s=5.0)
             except ShardlineError as error:

@@ -22,6 +22,7 @@ from shardline.running import controller_of
 
 SHOWN_DECISIONS = 8
 EVERY_S = 1.0
+PLAIN_WIDTH = 160
 
 
 def run(folder: Path, *, as_json: bool, watch: bool) -> int:
@@ -35,7 +36,8 @@ def run(folder: Path, *, as_json: bool, watch: bool) -> int:
         if as_json:
             sys.stdout.write(as_line(status) + "\n")
         else:
-            Console().print(rendered(status))
+            console = Console()
+            console.print(rendered(status), width=None if console.is_terminal else PLAIN_WIDTH, highlight=False)
         return exits.OK if all(model.ready for model in status.models) else exits.FAILED
 
 
@@ -79,10 +81,10 @@ def _model(model: control_pb2.ModelStatus) -> Group:
     title.append("ready" if model.ready else "not ready", style="green" if model.ready else "red")
     if model.reason:
         title.append(f": {model.reason}", style="yellow" if model.ready else "red")
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for heading in ("stage", "replica", "state", "address", "pid"):
+    table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="dim")
+    for heading in ("stage", "replica", "state", "pid"):
         table.add_column(heading, no_wrap=True)
-    for heading in ("queued", "ms/row", "rows", "rows/batch", "dropped", "failed", "MiB"):
+    for heading in ("queued", "ms/row", "rows", "batch", "dropped", "failed", "MiB"):
         table.add_column(heading, justify="right", no_wrap=True)
     for stage in model.stages:
         name = f"{stage.stage} ({len(stage.replicas)}/{stage.desired})"
@@ -98,7 +100,6 @@ def _cells(replica: control_pb2.ReplicaStatus) -> list[str]:
     return [
         replica.id.rpartition("/")[2],
         replica.state,
-        replica.address,
         str(replica.pid or ""),
         str(replica.queued_rows),
         f"{replica.seconds_per_row * 1e3:.2f}",

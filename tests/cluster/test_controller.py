@@ -313,3 +313,21 @@ async def test_a_port_that_is_taken_is_given_up_for_another(tmp_path: Path) -> N
     third = ControlServer(controller, TOKEN)
     assert await third.start("127.0.0.1", port) == port
     await third.close(0)
+
+
+async def test_each_version_has_replicas_and_a_route_of_its_own(tmp_path: Path) -> None:
+    fleet = SimulatedFleet()
+    folder, state = a_state(tmp_path, stages=2, replicas=1)
+    served = state.models["minilm"]
+    both = served.model_copy(update={"replicas": {1: (1, 1), 2: (1, 1)}, "signatures": {1: SIGNATURE, 2: SIGNATURE}})
+    controller = Controller(fleet, folder, state.model_copy(update={"models": {"minilm": both}}))
+    await settle(controller, lambda: is_ready(controller) and ready(fleet) == 4)
+    assert controller.feed.table is not None
+    routes = {model.version: [replica.id for replica in model.replicas] for model in controller.feed.table.models}
+    assert {version: [name.rsplit("/", 2)[0] for name in names] for version, names in routes.items()} == {
+        "1": ["minilm/1"],
+        "2": ["minilm/2"],
+    }
+    fleet.kill(routes["1"][0])
+    await controller.step()
+    assert [model.ready for model in controller.feed.table.models] == [False, True]
