@@ -132,7 +132,7 @@ async def _refuses_connections(address: str) -> None:
         while True:
             try:
                 _, writer = await asyncio.open_connection(host, int(port))
-            except ConnectionRefusedError:
+            except ConnectionError:
                 return
             writer.close()
 
