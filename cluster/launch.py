@@ -130,6 +130,14 @@ def start_controller(state_folder: Path) -> None:
     _wait_for(controller)
 
 
+def restart_controller() -> None:
+    """Ends the controller's process, frozen or not; Ray starts another, which finds the workers alive."""
+    try:
+        ray.kill(ray.get_actor(CONTROLLER, NAMESPACE), no_restart=False)
+    except ValueError as error:
+        raise LaunchError("the controller's actor is gone from the Ray cluster") from error
+
+
 def _wait_for(controller: Any) -> str:
     """Its state dir, once it listens."""
     try:

@@ -53,7 +53,12 @@ def _signature(folder: Path, handler: str | None) -> Signature:
     artifact = load_artifact(folder)
     if handler is None:
         return artifact.manifest.signature
-    return load_handler(handler, folder / "handler").signature
+    try:
+        return load_handler(handler, folder / "handler").signature
+    except ShardlineError:
+        raise
+    except Exception as error:
+        raise RepositoryError(f"handler {handler!r} fails on {folder / 'handler'}: {error!r}") from error
 
 
 def artifact_folder(repository: Path, model: str, version: int) -> Path:

@@ -4,7 +4,7 @@ import contextlib
 import secrets
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,7 +20,9 @@ from worker.errors import ShardlineError, Unavailable
 POLL_S = 0.5
 ASK_EVERY_S = 2.0
 """How often the controller is asked whether it is there."""
-AWAY_S = 60.0
+FROZEN_S = 20.0
+"""A controller that does not answer for so long is taken for frozen."""
+AWAY_S = 90.0
 """A controller that does not answer for so long will not come back."""
 GATEWAY_STARTS = 5
 """So many gateways in a minute, and `serve` gives up."""
@@ -52,9 +54,12 @@ class ServeSettings:
 class Serving:
     """A cluster that serves. `address`: the gateway's host:port."""
 
-    def __init__(self, place: GatewayPlace, client: ControlClient, stop: StopSignals, say: Say) -> None:
+    def __init__(
+        self, place: GatewayPlace, state_dir: StateDir, revive: Callable[[], None], stop: StopSignals, say: Say
+    ) -> None:
         self._place = place
-        self._client = client
+        self._state_dir = state_dir
+        self._revive = revive
         self._stop = stop
         self._say = say
         self._gateway: GatewayProcess | None = None
@@ -98,45 +103,59 @@ class Serving:
         return False
 
     def keep(self) -> None:
-        """Returns when a signal asks to stop. Starts the gateway again where it died. Raises ClusterLost."""
-        away_since: float | None = None
-        asked_at = time.monotonic()
+        """Returns when a signal asks to stop. Starts again what died or froze. Raises ClusterLost."""
+        heard = asked = time.monotonic()
+        revived = False
         while not self._stop.asked.wait(POLL_S):
             if self._gateway is not None and self._gateway.exit_code is not None:
                 self._say(f"the gateway ended with code {self._gateway.exit_code}; starting another")
                 self._start_gateway_again()
-            if time.monotonic() - asked_at < ASK_EVERY_S:
+            if time.monotonic() - asked < ASK_EVERY_S:
                 continue
-            asked_at = time.monotonic()
             try:
-                self._client.status(timeout_s=5.0)
+                self._ask(ASK_EVERY_S)
             except ShardlineError as error:
-                away_since = away_since or time.monotonic()
-                if time.monotonic() - away_since > AWAY_S:
+                away = time.monotonic() - heard
+                if away > AWAY_S:
                     raise ClusterLost(f"the controller was away for {AWAY_S:g} s: {error}") from error
+                if away > FROZEN_S and not revived:
+                    # Ray starts a dead controller again, but it does not see one that is only frozen.
+                    self._say(f"the controller has not answered for {FROZEN_S:g} s; starting it anew")
+                    self._revive()
+                    revived = True
             else:
-                away_since = None
+                heard, revived = time.monotonic(), False
+            asked = time.monotonic()
 
     def drain(self, within_s: float) -> None:
         """Gateway first, then the workers. Each wait has a bound."""
+        self.drain_gateway()
+        self._say("draining the workers")
+        try:
+            with ControlClient(self._state_dir.read_control()) as client:
+                client.stop(within_s)
+        except ShardlineError as error:
+            self._say(f"the workers did not drain: {error}")
+
+    def drain_gateway(self) -> None:
         if self._gateway is not None:
             self._say("draining the gateway")
             self._gateway.drain()
-        self._say("draining the workers")
-        try:
-            self._client.stop(within_s)
-        except ShardlineError as error:
-            self._say(f"the workers did not drain: {error}")
 
     def kill_gateway(self) -> None:
         if self._gateway is not None and self._gateway.exit_code is None:
             self._gateway.kill()
 
+    def _ask(self, timeout_s: float) -> control_pb2.ClusterStatus:
+        """The control file is read each time: a controller that came back may listen elsewhere."""
+        with ControlClient(self._state_dir.read_control()) as client:
+            return client.status(timeout_s)
+
     def _status(self) -> control_pb2.ClusterStatus:
         until = time.monotonic() + AWAY_S
         while True:
             try:
-                return self._client.status(timeout_s=5.0)
+                return self._ask(5.0)
             except Unavailable:
                 if time.monotonic() > until:
                     raise
@@ -166,31 +185,40 @@ def serving(settings: ServeSettings, stop: StopSignals, say: Say) -> Iterator[Se
             models=models,
         )
         stop.check()
-        _start_cluster(settings, state_dir, state, stack, say)
+        revive = _start_cluster(settings, state_dir, state, stack, say)
         stop.install()  # Ray put handlers of its own in place
         stop.check()
-        client = stack.enter_context(ControlClient(state_dir.read_control()))
         place = GatewayPlace(settings.listen, settings.processes, state_dir.control_file, state_dir.folder)
-        serving_now = Serving(place, client, stop, say)
+        serving_now = Serving(place, state_dir, revive, stop, say)
         stack.callback(serving_now.kill_gateway)
         drain_s = 10.0 + sum(model.config.drain_s * model.config.stages for model in models.values())
-        drains = True
         try:
             serving_now.start_gateway()
             announce(serving_now.address)
             yield serving_now
-        except (Forced, ClusterLost):
-            drains = False
+        except Forced:
             raise
-        finally:
-            if drains:
-                serving_now.drain(drain_s)
+        except ClusterLost:
+            serving_now.drain_gateway()
+            raise
+        except BaseException:
+            serving_now.drain(drain_s)
+            raise
+        else:
+            serving_now.drain(drain_s)
 
 
 def _start_cluster(
     settings: ServeSettings, state_dir: StateDir, state: State, stack: contextlib.ExitStack, say: Say
-) -> None:
-    from cluster.launch import embedded_ray, find_controller, joined_ray, start_controller  # noqa: PLC0415 -- slow
+) -> Callable[[], None]:
+    """Starts or joins Ray, and starts or finds the controller. Returns what starts it anew."""
+    from cluster.launch import (  # noqa: PLC0415 -- slow
+        embedded_ray,
+        find_controller,
+        joined_ray,
+        restart_controller,
+        start_controller,
+    )
 
     # What Ray prints of itself goes to a file: this terminal shows ours.
     log = stack.enter_context((state_dir.folder / "ray.log").open("w"))
@@ -204,10 +232,11 @@ def _start_cluster(
         stack.enter_context(joined_ray(settings.address))
     if find_controller(state_dir.folder):
         say("found the controller of an earlier serve, and its workers, alive")
-        return
+        return restart_controller
     state_dir.control_file.unlink(missing_ok=True)
     state_dir.write_state(state)
     start_controller(state_dir.folder)
+    return restart_controller
 
 
 def _last_generation(state_dir: StateDir) -> int:
@@ -220,15 +249,16 @@ def _last_generation(state_dir: StateDir) -> int:
 def refuse_busy_port(listen: str) -> None:
     """Raises PortBusy where somebody listens on host:port already."""
     host, _, port = listen.rpartition(":")
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, int(port)))
-        except OSError as error:
-            raise PortBusy(
-                f"cannot listen on {listen}: {error.strerror}; stop what listens there "
-                "(another `shardline serve`? `shardline stop`), or give another --listen HOST:PORT"
-            ) from error
+    try:
+        family, kind, protocol, _, where = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(where)
+    except OSError as error:
+        raise PortBusy(
+            f"cannot listen on {listen}: {error.strerror}; stop what listens there "
+            "(another `shardline serve`? `shardline stop`), or give another --listen HOST:PORT"
+        ) from error
 
 
 def _is_ready(model: control_pb2.ModelStatus, *, all_replicas: bool) -> bool:

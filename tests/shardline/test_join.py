@@ -120,6 +120,22 @@ def test_a_serve_that_is_killed_leaves_no_process_behind(
         wait_for("Ray's agents have noticed too", lambda: not alive(below), 120)
 
 
+def test_a_frozen_controller_is_started_anew_and_its_workers_are_kept(
+    models: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with serve(models, tmp_path_factory.mktemp("frozen") / "state") as serving, Load(serving.url, callers=1) as load:
+        workers = serving.pids()
+        (controller,) = serving.named("ray::ControllerActor")
+        controller.suspend()
+        log = serving.state_dir.with_name("state.log")
+        wait_for("serve notices", lambda: "starting it anew" in log.read_text())
+        wait_for("another answers", lambda: shardline("status", "--state-dir", serving.state_dir).returncode == 0)
+        wait_for("it knows the workers", lambda: serving.pids() == workers)
+        assert not alive([controller])
+        load.wait_for_more(10)
+    assert load.failed == []
+
+
 def test_a_second_signal_ends_it_at_once_and_leaves_no_process_behind(
     models: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

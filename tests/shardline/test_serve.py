@@ -25,6 +25,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def cluster(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServeProcess]:
     with serve(models, tmp_path_factory.mktemp("serve") / "state") as serving:
+        wait_for("every replica is ready", lambda: len(serving.pids()) == 4)
         yield serving
 
 
