@@ -6,6 +6,7 @@ gives its last hidden state.
 
 import hashlib
 import json
+import logging
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,15 +35,7 @@ def read_folder(folder: Path) -> Model:
         raise InvalidRequest(f"{folder}: no .safetensors file; other formats can run code when loaded and are not read")
     if config.get("is_decoder") or config.get("is_encoder_decoder"):
         raise InvalidRequest(f"{folder}: {config.get('model_type')} is a decoder; encoders are supported")
-    try:
-        from transformers import AutoModel  # noqa: PLC0415 (optional: only this source needs it)
-        from transformers.utils import logging  # noqa: PLC0415
-    except ImportError as error:
-        raise Unsupported("a Hugging Face folder needs transformers: pip install 'shardline[huggingface]'") from error
-    logging.disable_progress_bar()
-    encoder = AutoModel.from_pretrained(
-        str(folder), local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
-    ).eval()
+    encoder = _load(folder)
     if encoder.config.is_encoder_decoder:
         raise InvalidRequest(f"{folder}: {encoder.config.model_type} is a decoder; encoders are supported")
     longest = _longest(encoder.config)
@@ -63,6 +56,23 @@ def read_folder(folder: Path) -> Model:
         assets=_text_assets(folder, longest, pad, int(encoder.config.hidden_size)) if text else {},
         identity=folder_identity(folder),
     )
+
+
+def _load(folder: Path) -> Any:
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # transformers loads torchao, which warns of kernels for other machines
+    try:
+        from transformers import AutoModel  # noqa: PLC0415 (optional: only this source needs it)
+        from transformers.utils.logging import disable_progress_bar  # noqa: PLC0415
+
+        disable_progress_bar()
+        return AutoModel.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
+        ).eval()
+    except ImportError as error:
+        raise Unsupported("a Hugging Face folder needs transformers: pip install 'shardline[huggingface]'") from error
+    finally:
+        logging.disable(before)
 
 
 class LastHiddenState(torch.nn.Module):
