@@ -92,6 +92,27 @@ def announced_bytes(prefix: bytes, max_bytes: int) -> int:
 
 def unwrapped(wrapped: bytes, head: Head, max_bytes: int) -> bytes:
     """The one message that `wrapped` holds, unpacked. Raises `InvalidRequest`, `TooLarge`, `Unsupported`."""
+    message = _one_message(wrapped, max_bytes)
+    return unpacked(message, head.encoding, max_bytes) if wrapped[0] else message
+
+
+def unwrapped_if_small(wrapped: bytes, head: Head, max_bytes: int, small_bytes: int) -> bytes | None:
+    """As `unwrapped`; None for a message that unpacks to more than `small_bytes`: no more of it is unpacked."""
+    most = min(small_bytes, max_bytes)
+    message = _one_message(wrapped, max_bytes)
+    plain = _unpacked_up_to(message, head.encoding, most) if wrapped[0] else message
+    return None if len(plain) > most else plain
+
+
+def unpacked(message: bytes, encoding: str, max_bytes: int) -> bytes:
+    """A compressed message, unpacked, never to more than `max_bytes`. Raises as `unwrapped` does."""
+    plain = _unpacked_up_to(message, encoding, max_bytes)
+    if len(plain) > max_bytes:
+        raise TooLarge(f"the message unpacks to more than the {max_bytes} bytes that are accepted")
+    return plain
+
+
+def _one_message(wrapped: bytes, max_bytes: int) -> bytes:
     if len(wrapped) < PREFIX_BYTES:
         raise InvalidRequest("the call ended before its message began")
     length = announced_bytes(wrapped, max_bytes)
@@ -100,12 +121,11 @@ def unwrapped(wrapped: bytes, head: Head, max_bytes: int) -> bytes:
             f"the call holds {len(wrapped) - PREFIX_BYTES} bytes after its first prefix, which announces {length}: "
             "it takes one message"
         )
-    message = wrapped[PREFIX_BYTES:]
-    return unpacked(message, head.encoding, max_bytes) if wrapped[0] else message
+    return wrapped[PREFIX_BYTES:]
 
 
-def unpacked(message: bytes, encoding: str, max_bytes: int) -> bytes:
-    """A compressed message, unpacked, never to more than `max_bytes`. Raises as `unwrapped` does."""
+def _unpacked_up_to(message: bytes, encoding: str, max_bytes: int) -> bytes:
+    """A message that unpacks to more than `max_bytes` is cut one byte after them."""
     if encoding not in ENCODINGS:
         raise Unsupported(f"grpc-encoding {encoding!r:.40} is not supported; {', '.join(ENCODINGS)} are")
     if encoding == "identity":
@@ -115,9 +135,7 @@ def unpacked(message: bytes, encoding: str, max_bytes: int) -> bytes:
         plain = unpacker.decompress(message, max_bytes + 1)
     except zlib.error as error:
         raise InvalidRequest(f"a message is not the {encoding} that it says it is: {error}") from error
-    if len(plain) > max_bytes:
-        raise TooLarge(f"the message unpacks to more than the {max_bytes} bytes that are accepted")
-    if not unpacker.eof:
+    if len(plain) <= max_bytes and not unpacker.eof:
         raise InvalidRequest(f"a message's {encoding} ends too early")
     return plain
 

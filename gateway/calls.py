@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Final
 
@@ -14,6 +15,7 @@ from gateway.call import (
     only_status_block,
     status_block,
     unwrapped,
+    unwrapped_if_small,
 )
 from gateway.errors import quoted, status_of
 from gateway.sender import Sender
@@ -21,8 +23,9 @@ from gateway.settings import ServerLimits
 from gateway.stream import PIECE_BYTES, Stream
 from worker.errors import DeadlineExceeded, InvalidRequest, Overloaded, ShardlineError, Unavailable, Unsupported
 
-UNPACK_HERE_BYTES: Final = 64 << 10
-"""A compressed message over this is unpacked in a thread."""
+PACKED_HERE_BYTES: Final = 64 << 10
+UNPACKED_HERE_BYTES: Final = 256 << 10
+"""A compressed message over the first, or one that unpacks to more than the second, is unpacked in a thread."""
 
 
 class Desk:
@@ -36,6 +39,10 @@ class Desk:
         self.limits = limits
         self.calls = 0
         self.receiving = 0
+        self.unpacking = ThreadPoolExecutor(1, "unpacking")
+
+    def close(self) -> None:
+        self.unpacking.shutdown(wait=False, cancel_futures=True)
 
 
 class Calls:
@@ -77,11 +84,8 @@ class Calls:
                 self._receive_streaming(stream, data)
                 return
             if data:
-                stream.counted += len(data) + PIECE_BYTES
-                desk.receiving += len(data) + PIECE_BYTES
+                self._count(stream, len(data) + PIECE_BYTES)
                 stream.take(data, desk.limits.max_message_bytes)
-                if desk.receiving > desk.limits.max_receiving_bytes:
-                    raise Overloaded("this server is receiving as many bytes as it may; try again later")
         except ShardlineError as error:
             self._fail(stream, error)
             return
@@ -132,12 +136,34 @@ class Calls:
                 self._sender.answer(stream, answer)
 
     async def _message(self, stream: Stream) -> bytes:
+        """The call's message. It counts as being received until the handler, which parses it at once, has it."""
         wrapped = stream.taken()
-        self._free(stream)
         most = self._desk.limits.max_message_bytes
-        if len(wrapped) > UNPACK_HERE_BYTES and wrapped[0]:
-            return await self._loop.run_in_executor(None, unwrapped, wrapped, stream.head, most)
-        return unwrapped(wrapped, stream.head, most)
+        message = None
+        if not wrapped or not wrapped[0]:
+            message = unwrapped(wrapped, stream.head, most)
+        elif len(wrapped) <= PACKED_HERE_BYTES:
+            message = unwrapped_if_small(wrapped, stream.head, most, UNPACKED_HERE_BYTES)
+        if message is None:
+            message = await self._unwrapped_in_thread(stream, wrapped)
+        self._free(stream)
+        return message
+
+    async def _unwrapped_in_thread(self, stream: Stream, wrapped: bytes) -> bytes:
+        """One message of the process at a time, so that what is unpacked does not pile up."""
+        desk = self._desk
+        remaining = stream.time_remaining()
+        longest = desk.limits.receive_s if remaining is None else min(remaining, desk.limits.receive_s)
+        try:
+            async with asyncio.timeout(longest):
+                message = await self._loop.run_in_executor(
+                    desk.unpacking, unwrapped, wrapped, stream.head, desk.limits.max_message_bytes
+                )
+        except TimeoutError as error:
+            raise DeadlineExceeded("the request's message was not unpacked in time") from error
+        if not stream.closed:
+            self._count(stream, len(message))
+        return message
 
     async def _stream(self, stream: Stream, call: Streaming) -> None:
         try:
@@ -167,6 +193,12 @@ class Calls:
         if not stream.tail and not stream.closed:
             block = status_block if stream.begun_answer else only_status_block
             self._sender.end(stream, block(status, message))
+
+    def _count(self, stream: Stream, size: int) -> None:
+        stream.counted += size
+        self._desk.receiving += size
+        if self._desk.receiving > self._desk.limits.max_receiving_bytes:
+            raise Overloaded("this server is receiving as many bytes as it may; try again later")
 
     def _free(self, stream: Stream) -> None:
         self._desk.receiving -= stream.counted

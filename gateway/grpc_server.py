@@ -68,6 +68,7 @@ class GrpcServer:
         if self._looking is not None:
             self._looking.cancel()
             await asyncio.gather(self._looking, return_exceptions=True)
+        self._desk.close()
 
     async def _look_forever(self) -> None:
         while True:

@@ -1,0 +1,57 @@
+"""What a connection's calls cost and how they end, whatever a client or a handler does; over a real socket."""
+
+import asyncio
+import threading
+import zlib
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from gateway.call import CallContext, Methods, Streaming, Unary
+from gateway.calls import UNPACKED_HERE_BYTES
+from gateway.grpc_server import GrpcServer
+from gateway.settings import ServerLimits
+from tests.gateway.raw_client import RawClient, data, headers, raw_client, wrapped
+
+PATH = "/a.B/Call"
+
+
+@asynccontextmanager
+async def serving(
+    call: Unary | None = None, stream: Streaming | None = None, limits: ServerLimits | None = None
+) -> AsyncIterator[tuple[GrpcServer, RawClient]]:
+    """A server of one call, unary or streaming, and a client."""
+    methods = Methods({PATH: call} if call else {}, {PATH: stream} if stream else {})
+    server = GrpcServer(methods, limits or ServerLimits())
+    port = await server.start("127.0.0.1", 0)
+    try:
+        async with raw_client(f"127.0.0.1:{port}") as client:
+            yield server, client
+    finally:
+        await server.stop()
+
+
+async def length_of(message: bytes, _: CallContext) -> bytes:
+    return str(len(message)).encode()
+
+
+@pytest.mark.parametrize("size", [UNPACKED_HERE_BYTES, UNPACKED_HERE_BYTES + 1, 60_000_000])
+async def test_a_message_that_unpacks_to_much_is_unpacked_in_one_thread(size: int) -> None:
+    packed = wrapped(zlib.compress(bytes(size)), 1)
+    async with serving(length_of) as (server, client):
+        client.send(*(headers(stream, path=PATH, grpc_encoding="deflate") + data(packed, stream) for stream in (1, 3)))
+        for stream in (1, 3):
+            answer = await client.answer(stream)
+            assert answer.data == wrapped(str(size).encode())
+        threads = [thread for thread in threading.enumerate() if thread.name.startswith("unpacking")]
+        assert len(threads) == (size > UNPACKED_HERE_BYTES)
+        assert (server.calls, server.receiving) == (0, 0)
+
+
+async def test_what_was_unpacked_counts_as_received_until_it_is_handed_on() -> None:
+    packed = wrapped(zlib.compress(bytes(1_000_000)), 1)
+    async with serving(length_of, limits=ServerLimits(max_receiving_bytes=900_000)) as (server, client):
+        client.send(headers(path=PATH, grpc_encoding="deflate"), data(packed))
+        assert (await client.answer()).headers["grpc-status"] == "8"
+        assert (server.calls, server.receiving) == (0, 0)
