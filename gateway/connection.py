@@ -14,7 +14,7 @@ from gateway.calls import Calls, Desk
 from gateway.connections import Connections
 from gateway.hpack import HeaderDecoder, HeaderError
 from gateway.http2 import Code, ConnectionFault, Flag, Kind, Setting
-from gateway.sender import Sender
+from gateway.sender import MAX_FRAME_BYTES, Sender
 from gateway.stream import Stream
 
 FRAME_BYTES: Final = 64 << 10
@@ -25,6 +25,9 @@ HEADER_BYTES: Final = 32 << 10
 
 GOODBYE_S: Final = 1.0
 """Longest wait for a client's answer to a farewell, and for it to hang up after one."""
+
+SEND_S: Final = 30.0
+"""Longest that a client may take nothing of an answer; then the answer is thrown away."""
 
 _ARE_YOU_THERE: Final = b"silence?"
 _GOING: Final = b"farewell"
@@ -108,7 +111,7 @@ class Connection(asyncio.Protocol):
     def look(self, now: float) -> None:
         """To be called every so often: ends what has been waited for too long."""
         limits = self._desk.limits
-        if not self._greeted and now - self._opened_at > limits.greeting_s:
+        if not self._configured and now - self._opened_at > limits.greeting_s:
             self._transport.abort()
         elif self._pinged_at > self.heard_at:
             if now - self._pinged_at > limits.keepalive_timeout_s:
@@ -125,6 +128,8 @@ class Connection(asyncio.Protocol):
         for stream in list(self._streams.values()):
             if stream.task is None and not stream.tail and now - stream.began > limits.receive_s:
                 self._calls.expire(stream)
+            elif stream.pending and (now - stream.moved_at > SEND_S or stream.time_remaining() == 0):
+                self._reset(stream, Code.CANCEL)
 
     def _read(self, data: bytes) -> int:
         """Takes every whole frame; returns where the rest begins. Raises `ConnectionFault`, `HeaderError`."""
@@ -243,23 +248,22 @@ class Connection(asyncio.Protocol):
             if payload:
                 raise ConnectionFault(Code.FRAME_SIZE_ERROR, "an acknowledgement of SETTINGS that holds something")
             return
+        window = self._client_window
         for name, value in http2.read_settings(payload):
             if name == Setting.INITIAL_WINDOW_SIZE:
-                self._change_window(value)
+                if value > http2.MAX_WINDOW:
+                    raise ConnectionFault(Code.FLOW_CONTROL_ERROR, f"INITIAL_WINDOW_SIZE {value}")
+                window = value
             elif name == Setting.MAX_FRAME_SIZE:
                 if not http2.DEFAULT_FRAME_BYTES <= value < 1 << 24:
                     raise ConnectionFault(Code.PROTOCOL_ERROR, f"MAX_FRAME_SIZE {value}")
-                self._sender.frame_bytes = value
+                self._sender.frame_bytes = min(value, MAX_FRAME_BYTES)
             elif name == Setting.ENABLE_PUSH and value > 1:
                 raise ConnectionFault(Code.PROTOCOL_ERROR, f"ENABLE_PUSH {value}")
         self._sender.write(http2.frame(Kind.SETTINGS, Flag.ACK, 0))
-
-    def _change_window(self, size: int) -> None:
-        if size > http2.MAX_WINDOW:
-            raise ConnectionFault(Code.FLOW_CONTROL_ERROR, f"INITIAL_WINDOW_SIZE {size}")
-        change, self._client_window = size - self._client_window, size
-        for stream in list(self._streams.values()):
-            self._sender.widen(stream, change)
+        if window != self._client_window:
+            change, self._client_window = window - self._client_window, window
+            self._sender.shift(self._streams.values(), change)
 
     def _read_ping(self, stream_id: int, flags: int, payload: bytes) -> None:
         if stream_id:
@@ -278,15 +282,19 @@ class Connection(asyncio.Protocol):
 
     def _read_window_update(self, stream_id: int, _: int, payload: bytes) -> None:
         size = http2.number(payload, "WINDOW_UPDATE") & http2.MAX_WINDOW
-        if not size:
-            raise ConnectionFault(Code.PROTOCOL_ERROR, "a WINDOW_UPDATE of nothing")
         if not stream_id:
-            self._sender.widen(None, size)
+            if not size:
+                raise ConnectionFault(Code.PROTOCOL_ERROR, "a WINDOW_UPDATE of nothing")
+            self._sender.widen(size)
             return
         self._must_be_known(stream_id)
         stream = self._streams.get(stream_id)
-        if stream is not None:
-            self._sender.widen(stream, size)
+        if stream is None:
+            return
+        if not size:
+            self._reset(stream, Code.PROTOCOL_ERROR)
+        elif not self._sender.widen_stream(stream, size):
+            self._reset(stream, Code.FLOW_CONTROL_ERROR)
 
     def _read_priority(self, stream_id: int, _: int, payload: bytes) -> None:
         if not stream_id or len(payload) != 5:

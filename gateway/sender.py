@@ -1,14 +1,16 @@
 """The writing side of a connection: answers go out as fast as the client's windows and its socket let them.
 
 All that is written in one turn of the event loop leaves together. A small answer is one write of three frames; one that
-does not fit its window waits here, a piece at a time, in turn with the others that wait.
+does not fit its window waits here, a piece at a time, in turn with the others that wait. Those that the client's own
+window of a stream holds back stand aside until it widens, so that no frame costs more for their number.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from time import monotonic
 from typing import Final
 
-from gateway.call import OK_HEADERS, OK_TRAILERS, wrap
+from gateway.call import OK_HEADERS, OK_TRAILERS, PREFIX_BYTES, wrap
 from gateway.hpack import EMPTY_TABLE
 from gateway.http2 import (
     DEFAULT_FRAME_BYTES,
@@ -29,8 +31,14 @@ FLUSH_BYTES: Final = 256 << 10
 JOIN_BYTES: Final = 64 << 10
 """Up to here one joined write is cheaper than several."""
 
+MAX_FRAME_BYTES: Final = 64 << 10
+"""Of one DATA frame, however large a client allows: answers take turns, and one frame is one turn."""
+
 MAX_UNSENT_BYTES: Final = 8 << 20
 """Of small frames that a client makes us write and does not read; then its connection ends."""
+
+MAX_WAITING_BYTES: Final = 256 << 20
+"""Of answers on one connection that its client does not take; then the connection ends."""
 
 _HEADERS: Final = int(Kind.HEADERS)
 _DATA: Final = int(Kind.DATA)
@@ -39,22 +47,40 @@ _WHOLE: Final = Flag.END_HEADERS
 
 
 class Sender:
-    """`finished` is told of a stream once all of its answer is written."""
+    """`finished` is told of a stream once all of its answer is written.
 
-    def __init__(self, transport: asyncio.Transport, finished: Callable[[Stream], None]) -> None:
+    A stream is in `_sendable` while it has something to send and its own window lets it.
+    """
+
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        finished: Callable[[Stream], None],
+        max_waiting_bytes: int = MAX_WAITING_BYTES,
+    ) -> None:
         self.frame_bytes = DEFAULT_FRAME_BYTES
         self._transport = transport
         self._finished = finished
+        self._max_waiting_bytes = max_waiting_bytes
+        self._waiting_bytes = 0
+        self._unread_bytes = 0
         self._loop = asyncio.get_running_loop()
         self._out: list[bytes | memoryview] = []
         self._out_bytes = 0
         self._window = DEFAULT_WINDOW
-        self._waiting: dict[int, Stream] = {}
+        self._sendable: dict[int, Stream] = {}
         self._paused = False
         self._first_block = EMPTY_TABLE
 
     def write(self, data: bytes | memoryview) -> None:
         """Whole frames that no window bounds."""
+        if self._paused:
+            self._unread_bytes += len(data)
+            if self._unread_bytes > MAX_UNSENT_BYTES:
+                self._transport.abort()
+        self._put(data)
+
+    def _put(self, data: bytes | memoryview) -> None:
         if not self._out:
             self._loop.call_soon(self.flush)
         self._out.append(data)
@@ -71,20 +97,18 @@ class Sender:
             self._transport.write(out[0] if len(out) == 1 else b"".join(out))
         else:
             self._transport.writelines(out)
-        if self._paused and self._transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
-            self._transport.abort()
 
     def answer(self, stream: Stream, message: bytes) -> None:
         """The whole answer of a call that succeeded."""
         size = len(message) + 5
-        if self._waiting or self._paused or size > min(self._window, stream.window, self.frame_bytes):
+        if self._sendable or self._paused or size > min(self._window, stream.window, self.frame_bytes):
             self.message(stream, message)
             self.end(stream, OK_TRAILERS)
             return
         self._window -= size
         block = self._first_block + OK_HEADERS if self._first_block else OK_HEADERS
         self._first_block = b""
-        self.write(
+        self._put(
             b"".join(
                 (
                     frame_header(len(block), _HEADERS, _WHOLE, stream.id),
@@ -107,8 +131,14 @@ class Sender:
         stream.pending.append(wrap(message))
         if message:
             stream.pending.append(memoryview(message))
-        self._waiting[stream.id] = stream
-        self._pump()
+        self._waiting_bytes += len(message) + PREFIX_BYTES
+        if self._waiting_bytes > self._max_waiting_bytes:
+            self._transport.abort()
+            return
+        stream.moved_at = monotonic()
+        if stream.window > 0:
+            self._sendable[stream.id] = stream
+            self._pump()
 
     def end(self, stream: Stream, block: bytes) -> None:
         """Trailers, after all messages; or headers and trailers in one, where there was no message."""
@@ -122,7 +152,8 @@ class Sender:
 
     def forget(self, stream: Stream) -> None:
         """Sends nothing more on it."""
-        self._waiting.pop(stream.id, None)
+        self._sendable.pop(stream.id, None)
+        self._waiting_bytes -= sum(map(len, stream.pending))
         stream.pending.clear()
         self._sent_all(stream)
 
@@ -132,15 +163,29 @@ class Sender:
             stream.sent_all = self._loop.create_future()
             await stream.sent_all
 
-    def widen(self, stream: Stream | None, size: int) -> None:
-        """The client lets us send `size` bytes more, on one stream or (None) on the connection."""
-        window = (self._window if stream is None else stream.window) + size
-        if window > MAX_WINDOW:
-            raise ConnectionFault(Code.FLOW_CONTROL_ERROR, "a window of 2 GiB or more")
-        if stream is None:
-            self._window = window
-        else:
-            stream.window = window
+    def widen(self, size: int) -> None:
+        """The client lets us send `size` bytes more on the connection. Raises `ConnectionFault`."""
+        self._window = _widened(self._window, size)
+        self._pump()
+
+    def widen_stream(self, stream: Stream, size: int) -> bool:
+        """The client lets us send `size` bytes more on a stream; False: more than there may be."""
+        if stream.window + size > MAX_WINDOW:
+            return False
+        stream.window += size
+        if stream.pending and stream.window > 0:
+            self._sendable[stream.id] = stream
+            self._pump()
+        return True
+
+    def shift(self, streams: Iterable[Stream], change: int) -> None:
+        """All streams' windows change, by so many bytes more or (negative) less. Raises `ConnectionFault`."""
+        for stream in streams:
+            stream.window = _widened(stream.window, change)
+            if stream.window <= 0:
+                self._sendable.pop(stream.id, None)
+            elif stream.pending:
+                self._sendable[stream.id] = stream
         self._pump()
 
     def pause(self) -> None:
@@ -148,22 +193,20 @@ class Sender:
 
     def resume(self) -> None:
         self._paused = False
+        self._unread_bytes = 0
         self._pump()
 
     def _pump(self) -> None:
-        """A piece of each answer that waits, in turn, while the connection takes any."""
-        moved = True
-        while moved and self._waiting:
-            moved = False
-            for stream in list(self._waiting.values()):
-                if self._paused or self._window <= 0:
-                    return
-                moved = self._send_piece(stream) or moved
+        """A piece of each answer that may be sent, in turn, while the connection takes any."""
+        while self._sendable and self._window > 0 and not self._paused:
+            stream = next(iter(self._sendable.values()))
+            del self._sendable[stream.id]
+            self._send_piece(stream)
+            if stream.pending and stream.window > 0:
+                self._sendable[stream.id] = stream
 
-    def _send_piece(self, stream: Stream) -> bool:
+    def _send_piece(self, stream: Stream) -> None:
         room = min(self._window, stream.window, self.frame_bytes)
-        if room <= 0:
-            return False
         pieces: list[bytes | memoryview] = []
         size = 0
         while stream.pending and size < room:
@@ -174,16 +217,16 @@ class Sender:
             pieces.append(piece)
             size += len(piece)
         self._window -= size
+        self._waiting_bytes -= size
         stream.window -= size
-        self.write(frame_header(size, _DATA, 0, stream.id))
+        stream.moved_at = monotonic()
+        self._put(frame_header(size, _DATA, 0, stream.id))
         for piece in pieces:
-            self.write(piece)
+            self._put(piece)
         if not stream.pending:
-            del self._waiting[stream.id]
             self._sent_all(stream)
             if stream.tail:
                 self._write_tail(stream)
-        return True
 
     def _sent_all(self, stream: Stream) -> None:
         if stream.sent_all is not None and not stream.sent_all.done():
@@ -197,3 +240,9 @@ class Sender:
         block = self._first_block + block
         self._first_block = b""
         self.write(frame_header(len(block), _HEADERS, flags, stream.id) + block)
+
+
+def _widened(window: int, size: int) -> int:
+    if window + size > MAX_WINDOW:
+        raise ConnectionFault(Code.FLOW_CONTROL_ERROR, "a window of 2 GiB or more")
+    return window + size

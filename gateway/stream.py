@@ -20,7 +20,8 @@ PIECE_BYTES: Final = 64
 class Stream:
     """`ended`: the client has sent all. `window`: bytes that the client lets us send. `tail`: how the call ends;
     set once, before it is sent. `closed`: nothing more is sent. `counted`: bytes that a request takes here while it
-    arrives; `held`: bytes of a streaming call's messages that wait to be read.
+    arrives; `held`: bytes of a streaming call's messages that wait to be read. `moved_at`: when some of an answer that
+    waits was last sent, monotonic seconds.
     """
 
     __slots__ = (
@@ -35,6 +36,7 @@ class Stream:
         "held",
         "id",
         "inbox",
+        "moved_at",
         "parts",
         "pending",
         "received",
@@ -49,7 +51,7 @@ class Stream:
         self.id = stream_id
         self.head = head
         self.window = window
-        self.began = monotonic()
+        self.began = self.moved_at = monotonic()
         self.ended = False
         self.parts: list[bytes] = []
         self.received = 0
