@@ -63,7 +63,10 @@ class BatchingSection(Section):
         default=_BATCHING.max_rows, ge=1, le=65536, description="rows: the most that are computed at once"
     )
     max_wait_ms: float = Field(
-        default=2.0, ge=0, le=10_000, description="milliseconds: the longest that stage 0 waits for a batch to fill"
+        default=_BATCHING.max_wait_s * 1e3,
+        ge=0,
+        le=10_000,
+        description="milliseconds: the longest that stage 0 waits for a batch to fill",
     )
     max_bytes: int = Field(
         default=_BATCHING.max_bytes,
