@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
+from functools import partial
 from typing import Final
 
 import grpc
@@ -21,7 +22,15 @@ from gateway.errors import quoted, status_of
 from gateway.sender import Sender
 from gateway.settings import ServerLimits
 from gateway.stream import PIECE_BYTES, Stream
-from worker.errors import DeadlineExceeded, InvalidRequest, Overloaded, ShardlineError, Unavailable, Unsupported
+from worker.errors import (
+    DeadlineExceeded,
+    Internal,
+    InvalidRequest,
+    Overloaded,
+    ShardlineError,
+    Unavailable,
+    Unsupported,
+)
 
 PACKED_HERE_BYTES: Final = 64 << 10
 UNPACKED_HERE_BYTES: Final = 256 << 10
@@ -123,17 +132,26 @@ class Calls:
     def _start(self, stream: Stream, work: Coroutine[None, None, None]) -> None:
         stream.task = self._loop.create_task(work)
         self._tasks.add(stream.task)
-        stream.task.add_done_callback(self._tasks.discard)
+        stream.task.add_done_callback(partial(self._returned, stream))
+
+    def _returned(self, stream: Stream, task: asyncio.Task[None]) -> None:
+        """However a handler ended, its call is answered."""
+        self._tasks.discard(task)
+        if stream.tail or stream.closed:
+            return
+        if task.cancelled():
+            self._fail(stream, Unavailable("the call was cancelled in the server; try again"))
+        else:
+            self._fail(stream, Internal("the call ended in the server without an answer"))
 
     async def _answer(self, stream: Stream, call: Unary) -> None:
         try:
             message = await self._message(stream)
             answer = await call(message, stream)
-        except Exception as error:  # noqa: BLE001 - the client is told of every one
-            self._fail(stream, error)
-        else:
             if not stream.tail and not stream.closed:
                 self._sender.answer(stream, answer)
+        except Exception as error:  # noqa: BLE001 - the client is told of every one
+            self._fail(stream, error)
 
     async def _message(self, stream: Stream) -> bytes:
         """The call's message. It counts as being received until the handler, which parses it at once, has it."""
@@ -166,15 +184,15 @@ class Calls:
         return message
 
     async def _stream(self, stream: Stream, call: Streaming) -> None:
+        deadline = asyncio.timeout(stream.time_remaining())
         try:
-            async with asyncio.timeout(stream.time_remaining()), aclosing(call(stream.messages(), stream)) as answers:
+            async with deadline, aclosing(call(stream.messages(), stream)) as answers:
                 async for answer in answers:
                     self._sender.message(stream, answer)
                     await self._sender.until_sent(stream)
-        except TimeoutError:
-            self._fail(stream, DeadlineExceeded("the call's deadline passed"))
         except Exception as error:  # noqa: BLE001 - the client is told of every one
-            self._fail(stream, error)
+            late = isinstance(error, TimeoutError) and deadline.expired()
+            self._fail(stream, DeadlineExceeded("the call's deadline passed") if late else error)
         else:
             self._end(stream, grpc.StatusCode.OK, "")
 
@@ -183,6 +201,8 @@ class Calls:
             stream.take_messages(data)
         elif stream.ended:
             stream.wake()
+        if stream.ended and any(stream.parts):
+            raise InvalidRequest("the call ended inside a message")
 
     def _fail(self, stream: Stream, error: Exception) -> None:
         if stream.task is not None and stream.task is not asyncio.current_task():

@@ -55,3 +55,58 @@ async def test_what_was_unpacked_counts_as_received_until_it_is_handed_on() -> N
         client.send(headers(path=PATH, grpc_encoding="deflate"), data(packed))
         assert (await client.answer()).headers["grpc-status"] == "8"
         assert (server.calls, server.receiving) == (0, 0)
+
+
+async def cancelled(_: bytes, __: CallContext) -> bytes:
+    raise asyncio.CancelledError
+
+
+async def timed_out(_: bytes, __: CallContext) -> bytes:
+    raise TimeoutError
+
+
+async def no_bytes(_: bytes, __: CallContext) -> bytes:
+    return None  # type: ignore[return-value]
+
+
+async def no_bytes_either(_: bytes, __: CallContext) -> bytes:
+    return 10 * ["a"]  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("call", "status"), [(cancelled, "14"), (timed_out, "13"), (no_bytes, "13"), (no_bytes_either, "13")]
+)
+async def test_a_call_is_answered_however_its_handler_ends(call: Unary, status: str) -> None:
+    async with serving(call) as (server, client):
+        client.send(headers(path=PATH), data(wrapped(b"")))
+        assert (await client.answer()).headers["grpc-status"] == status
+        assert (server.calls, server.receiving) == (0, 0)
+
+
+@pytest.mark.parametrize(("error", "status"), [(asyncio.CancelledError(), "14"), (TimeoutError(), "13")])
+async def test_a_streaming_call_is_answered_however_its_handler_ends(error: BaseException, status: str) -> None:
+    async def fails(_: AsyncIterator[bytes], __: CallContext) -> AsyncGenerator[bytes, None]:
+        yield b"one"
+        raise error
+
+    async with serving(stream=fails) as (server, client):
+        client.send(headers(path=PATH, grpc_timeout="1H"), data(wrapped(b"")))
+        answer = await client.answer()
+        assert (answer.data, answer.headers["grpc-status"]) == (wrapped(b"one"), status)
+        assert server.calls == 0
+
+
+async def echo_stream(messages: AsyncIterator[bytes], _: CallContext) -> AsyncGenerator[bytes, None]:
+    async for message in messages:
+        yield message
+
+
+@pytest.mark.parametrize("end", [data(b"\0\0\0\0\1"), data(b"\0\0", 1, 0) + data(b"")])
+async def test_a_streaming_call_that_ends_inside_a_message_is_refused(end: bytes) -> None:
+    async with serving(stream=echo_stream) as (_, client):
+        client.send(headers(path=PATH), end)
+        answer = await client.answer()
+        assert (answer.headers["grpc-status"], answer.headers["grpc-message"]) == (
+            "3",
+            "the call ended inside a message",
+        )
