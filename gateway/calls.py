@@ -40,13 +40,18 @@ UNPACKED_HERE_BYTES: Final = 256 << 10
 class Desk:
     """What all connections of a process share: the methods, the bounds, and what counts against them.
 
-    calls: begun and not answered. receiving: bytes of requests that are not whole yet, or not begun.
+    calls: of one message, begun and not answered. arriving: calls whose requests are not whole yet, and
+    streaming calls. receiving: bytes of requests that are not whole yet, or not begun.
+
+    A connection may take no more of `arriving` and `receiving` than it leaves free, so one that begins requests and
+    does not end them, or several, cannot shut the others out.
     """
 
     def __init__(self, methods: Methods, limits: ServerLimits) -> None:
         self.methods = methods
         self.limits = limits
         self.calls = 0
+        self.arriving = 0
         self.receiving = 0
         self.unpacking = ThreadPoolExecutor(1, "unpacking")
 
@@ -62,6 +67,8 @@ class Calls:
         self._sender = sender
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._arriving = 0
+        self._receiving = 0
 
     @property
     def running(self) -> int:
@@ -71,16 +78,19 @@ class Calls:
     def begin(self, stream: Stream) -> None:
         """Headers came."""
         desk = self._desk
-        desk.calls += 1
+        desk.arriving += 1
+        self._arriving += 1
         head = stream.head
         if head.fault:
             self._fail(stream, InvalidRequest(head.fault))
-        elif desk.calls > desk.limits.max_calls:
-            self._fail(stream, Overloaded(f"this server holds {desk.limits.max_calls} calls already; try again later"))
+        elif desk.arriving + self._arriving > desk.limits.max_arriving + 1:
+            self._fail(stream, Overloaded("this server is receiving as many calls as it may; try again later"))
         elif head.path in desk.methods.streaming:
             self._start(stream, self._stream(stream, desk.methods.streaming[head.path]))
         elif head.path not in desk.methods.unary:
             self._fail(stream, Unsupported(f"this server has no call {quoted(head.path)}"))
+        elif desk.calls >= desk.limits.max_calls:
+            self._fail(stream, _full(desk.limits))
 
     def receive(self, stream: Stream, data: bytes, *, ended: bool) -> None:
         """A piece of the request came, or its end."""
@@ -98,8 +108,15 @@ class Calls:
         except ShardlineError as error:
             self._fail(stream, error)
             return
-        if ended:
-            self._start(stream, self._answer(stream, desk.methods.unary[stream.head.path]))
+        if not ended:
+            return
+        if desk.calls >= desk.limits.max_calls:
+            self._fail(stream, _full(desk.limits))
+            return
+        desk.arriving -= 1
+        self._arriving -= 1
+        desk.calls += 1
+        self._start(stream, self._answer(stream, desk.methods.unary[stream.head.path]))
 
     def drop(self, stream: Stream) -> None:
         """Nobody waits for the call any more."""
@@ -111,7 +128,11 @@ class Calls:
     def over(self, stream: Stream) -> None:
         """The stream is gone; what it counted for is free."""
         stream.closed = True
-        self._desk.calls -= 1
+        if stream.task is not None and stream.head.path in self._desk.methods.unary:
+            self._desk.calls -= 1
+        else:
+            self._desk.arriving -= 1
+            self._arriving -= 1
         self._free(stream)
 
     def expire(self, stream: Stream) -> None:
@@ -216,10 +237,16 @@ class Calls:
 
     def _count(self, stream: Stream, size: int) -> None:
         stream.counted += size
+        self._receiving += size
         self._desk.receiving += size
-        if self._desk.receiving > self._desk.limits.max_receiving_bytes:
+        if self._desk.receiving + self._receiving > self._desk.limits.max_receiving_bytes:
             raise Overloaded("this server is receiving as many bytes as it may; try again later")
 
     def _free(self, stream: Stream) -> None:
         self._desk.receiving -= stream.counted
+        self._receiving -= stream.counted
         stream.counted = 0
+
+
+def _full(limits: ServerLimits) -> Overloaded:
+    return Overloaded(f"this server holds {limits.max_calls} calls already; try again later")

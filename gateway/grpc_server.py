@@ -31,8 +31,8 @@ class GrpcServer:
 
     @property
     def calls(self) -> int:
-        """Begun and not answered."""
-        return self._desk.calls
+        """Begun and not answered, those whose requests are still on their way in among them."""
+        return self._desk.calls + self._desk.arriving
 
     @property
     def receiving(self) -> int:

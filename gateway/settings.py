@@ -16,8 +16,10 @@ class ServerLimits:
     max_message_bytes: of a request; a larger one is refused before it is read.
     max_connections: further ones are closed at once.
     max_streams: calls at once on one connection; a client's library holds the next ones back.
-    max_calls: calls at once on all connections; further ones are answered RESOURCE_EXHAUSTED.
-    max_receiving_bytes: of requests that are on their way in; one that would go over is answered RESOURCE_EXHAUSTED.
+    max_calls: calls of one message at work at once, on all connections; further ones are answered RESOURCE_EXHAUSTED.
+    max_arriving, max_receiving_bytes: calls that are on their way in (streaming calls count as long as they last), and
+        their bytes. A connection gets at most as much as it leaves free, alone a half; what goes over is answered
+        RESOURCE_EXHAUSTED.
     receive_s: longest that one request may be on its way in.
     greeting_s: longest wait for a connection's first bytes.
     keepalive_s, keepalive_timeout_s: a silent client is probed this often, and dropped this long after a probe.
@@ -28,6 +30,7 @@ class ServerLimits:
     max_connections: int = 1024
     max_streams: int = 1024
     max_calls: int = 4096
+    max_arriving: int = 16384
     max_receiving_bytes: int = 512 << 20
     receive_s: float = 60.0
     greeting_s: float = 10.0

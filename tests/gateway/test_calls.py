@@ -32,6 +32,12 @@ async def serving(
         await server.stop()
 
 
+def address_of(client: RawClient) -> str:
+    """Of the server that it talks to."""
+    host, port = client.writer.get_extra_info("peername")
+    return f"{host}:{port}"
+
+
 async def length_of(message: bytes, _: CallContext) -> bytes:
     return str(len(message)).encode()
 
@@ -51,7 +57,7 @@ async def test_a_message_that_unpacks_to_much_is_unpacked_in_one_thread(size: in
 
 async def test_what_was_unpacked_counts_as_received_until_it_is_handed_on() -> None:
     packed = wrapped(zlib.compress(bytes(1_000_000)), 1)
-    async with serving(length_of, limits=ServerLimits(max_receiving_bytes=900_000)) as (server, client):
+    async with serving(length_of, limits=ServerLimits(max_receiving_bytes=1_900_000)) as (server, client):
         client.send(headers(path=PATH, grpc_encoding="deflate"), data(packed))
         assert (await client.answer()).headers["grpc-status"] == "8"
         assert (server.calls, server.receiving) == (0, 0)
@@ -110,3 +116,16 @@ async def test_a_streaming_call_that_ends_inside_a_message_is_refused(end: bytes
             "3",
             "the call ended inside a message",
         )
+
+
+async def test_requests_that_never_end_keep_nobody_else_out() -> None:
+    limits = ServerLimits(max_calls=1, max_arriving=8, max_receiving_bytes=9000)
+    async with serving(length_of, limits=limits) as (_, hog), raw_client(address_of(hog)) as other:
+        hog.send(*(headers(stream, path=PATH) for stream in range(1, 10, 2)))
+        assert (await hog.answer(9)).headers["grpc-status"] == "8"
+        hog.send(*(data(wrapped(bytes(2000))[:1100], stream, 0) for stream in range(1, 10, 2)))
+        assert (await hog.answer(7)).headers["grpc-status"] == "8"
+        other.send(headers(path=PATH), data(wrapped(bytes(900))))
+        assert (await other.answer()).data == wrapped(b"900")
+        hog.send(data(wrapped(bytes(2000))[1100:], 1))
+        assert (await hog.answer(1)).data == wrapped(b"2000")
