@@ -8,11 +8,13 @@ import asyncio
 from time import monotonic
 from typing import Final, cast
 
+import grpc
+
 from gateway import http2
-from gateway.call import Head, read_head
+from gateway.call import Head, only_status_block, read_head
 from gateway.calls import Calls, Desk
 from gateway.connections import Connections
-from gateway.hpack import HeaderDecoder, HeaderError
+from gateway.hpack import HARD_FACTOR, HeaderDecoder, HeaderError, HeadersTooLarge
 from gateway.http2 import Code, ConnectionFault, Flag, Kind, Setting
 from gateway.sender import MAX_FRAME_BYTES, Sender
 from gateway.stream import Stream
@@ -22,6 +24,9 @@ STREAM_WINDOW: Final = 4 << 20
 CONNECTION_WINDOW: Final = 16 << 20
 HEADER_BYTES: Final = 32 << 10
 """What we let a client send: in a frame, ahead of us on a stream and on a connection, and as one call's headers."""
+
+MAX_BLOCK_BYTES: Final = HARD_FACTOR * HEADER_BYTES
+"""A call with larger headers than these ends its connection; below it ends alone."""
 
 GOODBYE_S: Final = 1.0
 """Longest wait for a client's answer to a farewell, and for it to hang up after one."""
@@ -202,35 +207,51 @@ class Connection(asyncio.Protocol):
             raise ConnectionFault(Code.PROTOCOL_ERROR, "a CONTINUATION that continues nothing")
         _, first_flags, block = self._block
         block += payload
-        if len(block) > HEADER_BYTES or not payload:
-            raise ConnectionFault(Code.ENHANCE_YOUR_CALM, f"headers in too many frames or over {HEADER_BYTES} bytes")
+        if len(block) > MAX_BLOCK_BYTES or not payload:
+            raise ConnectionFault(Code.ENHANCE_YOUR_CALM, f"headers in too many frames or over {MAX_BLOCK_BYTES} bytes")
         if flags & Flag.END_HEADERS:
             self._block = None
             self._begin(stream_id, first_flags, bytes(block))
 
     def _begin(self, stream_id: int, flags: int, block: bytes) -> None:
-        head = self._headers.decode(block)
         ended = bool(flags & Flag.END_STREAM)
         stream = self._streams.get(stream_id)
+        head, why = None, ""
+        try:
+            head = self._headers.decode(block)
+        except HeadersTooLarge as error:
+            why = str(error)
         if stream is not None:
             if stream.ended or not ended:
                 raise ConnectionFault(Code.PROTOCOL_ERROR, "headers within a call")
-            self._calls.receive(stream, b"", ended=True)
+            if head is None:
+                self._reset(stream, Code.ENHANCE_YOUR_CALM if why else Code.PROTOCOL_ERROR)
+            else:
+                self._calls.receive(stream, b"", ended=True)
             return
-        if stream_id <= self._last_stream or self._left_at:
-            return  # a stream that is over, or one that the client knows was never begun
         if not stream_id & 1:
             raise ConnectionFault(Code.PROTOCOL_ERROR, f"a client's stream has the number {stream_id}")
+        if stream_id <= self._last_stream or self._left_at:
+            return  # a stream that is over, or one that the client knows was never begun
         self._last_stream = stream_id
         if max(len(self._streams), self._calls.running) >= self._desk.limits.max_streams:
             self._sender.write(http2.reset(stream_id, Code.REFUSED_STREAM))
-            return
-        stream = Stream(stream_id, head, self._client_window)
-        stream.ended = ended
-        self._streams[stream_id] = stream
-        self._calls.begin(stream)
-        if ended:
-            self._calls.receive(stream, b"", ended=True)
+        elif head is None:
+            self._refuse(stream_id, why, ended=ended)
+        else:
+            stream = Stream(stream_id, head, self._client_window)
+            stream.ended = ended
+            self._streams[stream_id] = stream
+            self._calls.begin(stream)
+            if ended:
+                self._calls.receive(stream, b"", ended=True)
+
+    def _refuse(self, stream_id: int, why: str, *, ended: bool) -> None:
+        """Answers a call whose headers were not kept."""
+        block = only_status_block(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{why}; send fewer metadata")
+        self._sender.whole_block(stream_id, block)
+        if not ended:
+            self._sender.write(http2.reset(stream_id, Code.NO_ERROR))
 
     def _read_reset(self, stream_id: int, _: int, payload: bytes) -> None:
         http2.number(payload, "RST_STREAM")

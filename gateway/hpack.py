@@ -16,8 +16,13 @@ MAX_TABLE_BYTES: Final = 4096
 ENTRY_BYTES: Final = 32
 """What an entry counts for beside its name and its value."""
 
+HARD_FACTOR: Final = 4
+"""Headers over the bound are read on, for the table's sake, up to so many times the bound."""
+
+_MAX_RESIZES: Final = 2
 _REMEMBERED: Final = 64
 _REMEMBERED_BYTES: Final = 512
+_SHORT_BYTES: Final = 128
 _MAX_INTEGER: Final = 1 << 24
 
 EMPTY_TABLE: Final = b"\x20"
@@ -28,8 +33,8 @@ class HeaderError(Exception):
     """The block cannot be read; nor can anything after it on the connection."""
 
 
-class HeadersTooLarge(HeaderError):
-    """The block unpacks to more than is accepted."""
+class HeadersTooLarge(Exception):
+    """The block unpacks to more than is accepted; it was read to its end, so those after it can be read."""
 
 
 class HeaderDecoder(Generic[T]):
@@ -47,7 +52,7 @@ class HeaderDecoder(Generic[T]):
         self._remembered: dict[bytes, T] = {}
 
     def decode(self, block: bytes) -> T:
-        """Raises `HeaderError`."""
+        """Raises `HeaderError`, `HeadersTooLarge`."""
         known = self._remembered.get(block)
         if known is not None:
             return known
@@ -55,24 +60,33 @@ class HeaderDecoder(Generic[T]):
             headers, changed = self._decode(block)
         except IndexError as error:
             raise HeaderError("a header block ends too early") from error
-        made = self._read(headers)
         if changed or len(self._remembered) >= _REMEMBERED:
             self._remembered.clear()
+        if headers is None:
+            raise HeadersTooLarge(f"headers of more than {self._max_bytes} bytes; each counts {ENTRY_BYTES} more")
+        made = self._read(headers)
         if not changed and len(block) <= _REMEMBERED_BYTES:
             self._remembered[block] = made
         return made
 
-    def _decode(self, block: bytes) -> tuple[tuple[Header, ...], bool]:
+    def _decode(self, block: bytes) -> tuple[tuple[Header, ...] | None, bool]:
+        """The headers, None where they are too large, and whether the table changed."""
+        most = HARD_FACTOR * self._max_bytes
+        if len(block) > most:
+            raise HeaderError(f"a header block of more than {most} bytes")
         headers: list[Header] = []
-        offset, size, changed = 0, 0, False
+        offset, size, resizes, changed = 0, 0, 0, False
         while offset < len(block):
             first = block[offset]
             if first & 0x80:
                 index, offset = _integer(block, offset, 7)
                 header = self._entry(index)
             elif first & 0xE0 == 0x20:
-                if headers:
+                if size:
                     raise HeaderError("a table size comes after a header")
+                resizes += 1
+                if resizes > _MAX_RESIZES:
+                    raise HeaderError(f"a header block with more than {_MAX_RESIZES} table sizes")
                 limit, offset = _integer(block, offset, 5)
                 self._resize(limit)
                 changed = True
@@ -86,11 +100,12 @@ class HeaderDecoder(Generic[T]):
                 if indexed:
                     self._insert(header)
                     changed = True
-            headers.append(header)
             size += _entry_bytes(header)
-            if size > self._max_bytes:
-                raise HeadersTooLarge(f"headers of more than {self._max_bytes} bytes")
-        return tuple(headers), changed
+            if size <= self._max_bytes:
+                headers.append(header)
+            elif size > most:
+                raise HeaderError(f"headers of more than {most} bytes")
+        return (tuple(headers) if size <= self._max_bytes else None), changed
 
     def _entry(self, index: int) -> Header:
         if index == 0:
@@ -175,24 +190,28 @@ def _string(block: bytes, offset: int) -> tuple[str, int]:
     if end > len(block):
         raise HeaderError("a header block ends within a text")
     raw = block[offset:end]
-    return (_unpacked(raw) if packed else raw).decode("latin-1"), end
+    if packed:
+        raw = _unpacked_short(raw) if len(raw) < _SHORT_BYTES else _unpacked(raw)
+    return raw.decode("latin-1"), end
 
 
 @lru_cache(maxsize=1024)
+def _unpacked_short(raw: bytes) -> bytes:
+    return _unpacked(raw)
+
+
 def _unpacked(raw: bytes) -> bytes:
     """Text packed with the code of RFC 7541, appendix B."""
     text = bytearray()
-    code = 1
+    state = 0
     for byte in raw:
-        for bit in range(7, -1, -1):
-            code = code << 1 | byte >> bit & 1
-            symbol = _SYMBOLS.get(code)
-            if symbol is not None:
-                if symbol == _END:
-                    raise HeaderError("a packed text holds its end mark")
-                text.append(symbol)
-                code = 1
-    if code.bit_length() > 8 or code & (code + 1):
+        state, symbol = _STEPS[state | byte >> 4]
+        text += symbol
+        state, symbol = _STEPS[state | byte & 15]
+        text += symbol
+    if state == _AFTER_END:
+        raise HeaderError("a packed text holds its end mark")
+    if state not in _FILLED:
         raise HeaderError("a packed text is not filled up with ones")
     return bytes(text)
 
@@ -221,7 +240,33 @@ def _canonical_codes(lengths: bytes) -> dict[int, int]:
     return codes
 
 
-_SYMBOLS: Final = _canonical_codes(_LENGTHS)
+def _steps(codes: dict[int, int]) -> tuple[list[tuple[int, bytes]], int, frozenset[int]]:
+    """How four bits lead from one place within a code to the next.
+
+    Returns a list of next state and symbol, if one ended there, by state and four bits; the state after the end mark;
+    and the states that a text may end in: on a symbol's edge, or up to seven ones after it. A state is a multiple of
+    16, and 0 an edge; no code is shorter than five bits, so that at most one ends within four.
+    """
+    within = sorted({code >> shift for code in codes for shift in range(1, code.bit_length())})
+    state_of = {code: 16 * place for place, code in enumerate(within)}
+    after_end = 16 * len(within)
+    steps: list[tuple[int, bytes]] = []
+    for start in within:
+        for four in range(16):
+            code, ended = start, b""
+            for shift in (3, 2, 1, 0):
+                code = code << 1 | four >> shift & 1
+                symbol = codes.get(code)
+                if symbol == _END:
+                    break
+                if symbol is not None:
+                    code, ended = 1, bytes((symbol,))
+            steps.append((state_of.get(code, after_end), ended))
+    steps += [(after_end, b"")] * 16
+    return steps, after_end, frozenset(state_of[(1 << ones) - 1] for ones in range(1, 9))
+
+
+_STEPS, _AFTER_END, _FILLED = _steps(_canonical_codes(_LENGTHS))
 
 STATIC_TABLE: Final[tuple[Header, ...]] = (
     (":authority", ""),

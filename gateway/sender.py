@@ -127,7 +127,7 @@ class Sender:
         """One message of a call; before its end may come more."""
         if not stream.begun_answer:
             stream.begun_answer = True
-            self._write_block(stream, OK_HEADERS, _WHOLE)
+            self._write_block(stream.id, OK_HEADERS, _WHOLE)
         stream.pending.append(wrap(message))
         if message:
             stream.pending.append(memoryview(message))
@@ -145,6 +145,10 @@ class Sender:
         stream.tail = block
         if not stream.pending:
             self._write_tail(stream)
+
+    def whole_block(self, stream_id: int, block: bytes) -> None:
+        """Headers that end a stream."""
+        self._write_block(stream_id, block, _WHOLE | _END)
 
     def reset(self, stream: Stream, code: Code) -> None:
         self.forget(stream)
@@ -233,13 +237,13 @@ class Sender:
             stream.sent_all.set_result(None)
 
     def _write_tail(self, stream: Stream) -> None:
-        self._write_block(stream, stream.tail, _WHOLE | _END)
+        self.whole_block(stream.id, stream.tail)
         self._finished(stream)
 
-    def _write_block(self, stream: Stream, block: bytes, flags: int) -> None:
+    def _write_block(self, stream_id: int, block: bytes, flags: int) -> None:
         block = self._first_block + block
         self._first_block = b""
-        self.write(frame_header(len(block), _HEADERS, flags, stream.id) + block)
+        self.write(frame_header(len(block), _HEADERS, flags, stream_id) + block)
 
 
 def _widened(window: int, size: int) -> int:

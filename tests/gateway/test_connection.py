@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import zlib
 
+import grpc
 import pytest
 
 from gateway import http2
@@ -24,7 +25,7 @@ from tests.gateway.raw_client import (
     raw_headers,
     wrapped,
 )
-from tests.gateway.stock import ROWS, good_request
+from tests.gateway.stock import ROWS, channel, good_request, infer
 
 OPEN = headers()
 BAD_STARTS: list[tuple[str, bytes, Code]] = [
@@ -74,7 +75,7 @@ BAD_FRAMES: list[tuple[str, bytes, Code]] = [
     ("an empty continuation", headers(1, 0) + http2.frame(Kind.CONTINUATION, 0, 1), Code.ENHANCE_YOUR_CALM),
     (
         "headers without an end",
-        headers(1, 0) + http2.frame(Kind.CONTINUATION, 0, 1, bytes(HEADER_BYTES)),
+        headers(1, 0) + http2.frame(Kind.CONTINUATION, 0, 1, bytes(HEADER_BYTES)) * 4,
         Code.ENHANCE_YOUR_CALM,
     ),
     (
@@ -85,7 +86,7 @@ BAD_FRAMES: list[tuple[str, bytes, Code]] = [
     ("a block that ends early", http2.frame(Kind.HEADERS, Flag.END_HEADERS, 1, b"\x00\x05ab"), Code.COMPRESSION_ERROR),
     (
         "a small block of large headers",
-        raw_headers(b"\x40\x01a\x7f\xf1\x0e" + b"v" * 2032 + b"\xbe" * 40),
+        raw_headers(b"\x40\x01a\x7f\xf1\x0e" + b"v" * 2032 + b"\xbe" * 70),
         Code.COMPRESSION_ERROR,
     ),
 ]
@@ -231,6 +232,7 @@ async def test_a_large_request_is_let_in_piece_by_piece() -> None:
         (headers(content_type="text/html"), "3", "content-type application/grpc"),
         (headers(grpc_timeout="soon"), "3", "grpc-timeout is at most eight digits and a unit"),
         (headers(grpc_timeout="0n") + data(wrapped(good_request())), "4", "deadline had passed when it arrived"),
+        (raw_headers(block() + b"\x40\x01a\x7f\xf1\x0e" + b"v" * 2032 + b"\xbe" * 40), "8", "headers of more than"),
         (headers() + data(b""), "3", "the call ended before its message began"),
         (headers() + data(b"\0\0\0"), "3", "the call ended before its message began"),
         (headers() + data(b"\0\0\0\0\5abc"), "3", "holds 3 bytes after its first prefix, which announces 5"),
@@ -419,3 +421,14 @@ async def test_a_client_that_says_goodbye_gets_its_answers() -> None:
         await gate.until(entered=1)
         gate.open()
         await check_good(client, 1)
+
+
+async def test_headers_too_large_for_a_call_leave_a_stock_clients_other_calls_alone() -> None:
+    options = (("grpc.max_metadata_size", 1 << 20), ("grpc.absolute_max_metadata_size", 1 << 20))
+    async with running() as one, channel(one.address, *options) as raw:
+        for _ in range(2):
+            with pytest.raises(grpc.aio.AioRpcError) as told:
+                await infer(raw, metadata=[("large", "v" * 40_000)])
+            assert told.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+            await infer(raw, metadata=[("small", "v" * 1000)])
+        assert one.gateway.calls == 0

@@ -1,6 +1,17 @@
+from time import process_time
+
 import pytest
 
-from gateway.hpack import EMPTY_TABLE, STATIC_TABLE, Header, HeaderDecoder, HeaderError, encode
+from gateway.hpack import (
+    _LENGTHS,
+    EMPTY_TABLE,
+    STATIC_TABLE,
+    Header,
+    HeaderDecoder,
+    HeaderError,
+    HeadersTooLarge,
+    encode,
+)
 
 REQUEST = ((":method", "GET"), (":scheme", "http"), (":path", "/"), (":authority", "www.example.com"))
 
@@ -90,6 +101,7 @@ def test_a_table_of_no_size_holds_nothing() -> None:
         (b"\x00\x01a\x7f\xff\xff\xff\xff\x7f", "number in a header block is too large"),
         (b"\x00\x01a\x7f\x80\x80\x80\x80\x80\x80\x01", "number in a header block is too large"),
         (b"\x3f\xe2\x1f", "a table of 4097 bytes; at most 4096 are allowed"),
+        (b"\x20\x3f\xe1\x1f\x20\x82", "more than 2 table sizes"),
         (b"\x82\x20", "a table size comes after a header"),
         (b"\x00\x01a\x81\x00", "not filled up with ones"),
         (b"\x00\x01a\x82\x1f\xff", "not filled up with ones"),
@@ -104,5 +116,37 @@ def test_a_block_that_cannot_be_read_is_refused(block: bytes, says: str) -> None
 def test_headers_over_the_bound_are_refused_however_small_their_block() -> None:
     one = decoder(max_bytes=5000)
     one.decode(b"\x40" + encode(("a", "v" * 1000))[1:])
-    with pytest.raises(HeaderError, match="more than 5000 bytes"):
+    with pytest.raises(HeadersTooLarge, match="more than 5000 bytes"):
         one.decode(b"\xbe" * 5)
+    with pytest.raises(HeaderError, match="more than 20000 bytes"):
+        one.decode(b"\xbe" * 20)
+    with pytest.raises(HeaderError, match="block of more than 20000 bytes"):
+        one.decode(bytes(20_001))
+
+
+def test_headers_over_the_bound_leave_the_table_in_step() -> None:
+    one = decoder(max_bytes=1000)
+    with pytest.raises(HeadersTooLarge):
+        one.decode(encode(("a", "v" * 1000)) + b"\x40\x01b\x01c")
+    assert one.decode(b"\xbe") == (("b", "c"),)
+
+
+def test_every_symbol_unpacks() -> None:
+    """Each symbol's code from the RFC's lengths, ones after it up to a whole byte, against the decoder."""
+    code, length = 0, 0
+    for symbol in sorted(range(257), key=lambda symbol: (_LENGTHS[symbol], symbol)):
+        code, length = code << (_LENGTHS[symbol] - length), _LENGTHS[symbol]
+        if symbol < 256:
+            fill = -2 * length % 8
+            packed = ((code << length | code) << fill | (1 << fill) - 1).to_bytes((2 * length + fill) // 8, "big")
+            assert decoder().decode(b"\x00\x01a" + bytes((0x80 | len(packed),)) + packed) == (("a", chr(symbol) * 2),)
+        code += 1
+
+
+def test_a_long_packed_text_is_read_in_little_time() -> None:
+    one = decoder(max_bytes=1 << 20)
+    block = b"\x00\x01a\xff" + (100_000 - 127 & 127 | 128).to_bytes() + (100_000 - 127 >> 7 & 127 | 128).to_bytes()
+    block += (100_000 - 127 >> 14).to_bytes() + bytes(100_000)
+    before = process_time()
+    assert one.decode(block) == (("a", "0" * 160_000),)
+    assert process_time() - before < 0.25
