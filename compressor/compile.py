@@ -13,6 +13,7 @@ from torch.export import Dim
 
 from compressor.measure import example_inputs
 from compressor.quantize import int8_layers
+from compressor.rewrite import rewrite
 from worker.errors import Internal
 from worker.expression import Size, solve
 from worker.program import Program, ProgramModule
@@ -46,9 +47,10 @@ def compile_stage(stage: Program, path: Path, *, frozen: bool, device: str = "cp
         CompileError: it cannot be compiled, or its int8 layers are not int8 any more.
     """
     sizes = {name: max(2, hint) for name, hint in stage.hints.items()}
-    placed = stage.on(device)
+    quantized = int8_layers(stage) > 0
+    placed = (rewrite(stage) if quantized else stage).on(device)  # in fp32, oneDNN fuses the GELU into the layer
     examples = tuple(tensor.to(device) for tensor in example_inputs(stage, sizes))
-    options = {"freezing": frozen, "cpp.dynamic_threads": True} | (INT8_OPTIONS if int8_layers(stage) else {})
+    options = {"freezing": frozen, "cpp.dynamic_threads": True} | (INT8_OPTIONS if quantized else {})
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -69,7 +71,7 @@ def compile_stage(stage: Program, path: Path, *, frozen: bool, device: str = "cp
         raise CompileError(f"AOTInductor: {type(error).__name__}: {str(error).strip()[:900]}") from error
     finally:
         logging.disable(before)
-    if device == "cpu" and int8_layers(stage) and not calls(path, INT8_CALL):
+    if device == "cpu" and quantized and not calls(path, INT8_CALL):
         raise CompileError(f"the generated code has no {INT8_CALL.decode()}: the stage's int8 layers are lost")
 
 
