@@ -34,6 +34,16 @@ GOODBYE_S: Final = 1.0
 SEND_S: Final = 30.0
 """Longest that a client may take nothing of an answer; then the answer is thrown away."""
 
+TURN_COST: Final = 2048
+"""Frames of one connection that are read before the others have their turn; one of headers counts by its length too."""
+
+RUSH: Final = 4096
+RUSH_PER_S: Final = 1000.0
+"""Frames that ask for work and lead to nothing - calls cancelled, empty data, probes, settings -: so many at once, and
+so many per second for long. One of settings counts `SETTINGS_RUSH`."""
+
+SETTINGS_RUSH: Final = 16
+
 _ARE_YOU_THERE: Final = b"silence?"
 _GOING: Final = b"farewell"
 
@@ -47,6 +57,9 @@ class Connection(asyncio.Protocol):
         self._streams: dict[int, Stream] = {}
         self._headers: HeaderDecoder[Head] = HeaderDecoder(HEADER_BYTES, read_head)
         self._rest = b""
+        self._in_turn = True
+        self._rush = 0.0
+        self._rushed_at = 0.0
         self._greeted = False
         self._configured = False
         self._last_stream = 0
@@ -77,9 +90,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, _: Exception | None) -> None:
         self._others.discard(self)
-        for stream in list(self._streams.values()):
-            self._calls.drop(stream)
-        self._streams.clear()
+        self._drop_all()
 
     def pause_writing(self) -> None:
         self._sender.pause()
@@ -91,14 +102,44 @@ class Connection(asyncio.Protocol):
         self.heard_at = monotonic()
         if self._rest:
             data = self._rest + data
+        if self._in_turn:
+            self._take(data)
+        else:
+            self._rest = data
+
+    def _take(self, data: bytes) -> None:
         try:
             self._rest = data[self._read(data) :]
         except (ConnectionFault, HeaderError) as error:
             code = error.code if isinstance(error, ConnectionFault) else Code.COMPRESSION_ERROR
             self._sender.write(http2.goaway(self._last_stream, code, str(error)))
-            self._sender.flush()
-            self._transport.close()
             self._rest = b""
+            self._drop_all()
+            self._hang_up()
+
+    def _give_way(self) -> None:
+        """The others have their turn before this connection is read on."""
+        self._in_turn = False
+        self._transport.pause_reading()
+        asyncio.get_running_loop().call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        self._in_turn = True
+        if self._transport.is_closing():
+            return
+        self._transport.resume_reading()
+        self._take(self._rest)
+
+    def _drop_all(self) -> None:
+        for stream in list(self._streams.values()):
+            self._calls.drop(stream)
+        self._streams.clear()
+
+    def _hang_up(self) -> None:
+        """Sends what is written, for as long as a farewell may take."""
+        self._sender.flush()
+        self._transport.close()
+        asyncio.get_running_loop().call_later(GOODBYE_S, self._transport.abort)
 
     def leave(self) -> None:
         """Tells the client to call elsewhere, begins what it has already sent, answers it, and hangs up."""
@@ -110,8 +151,7 @@ class Connection(asyncio.Protocol):
     async def end(self) -> None:
         """Ends every call with a status, and hangs up."""
         await self._calls.end_all(list(self._streams.values()))
-        self._sender.flush()
-        self._transport.close()
+        self._hang_up()
 
     def look(self, now: float) -> None:
         """To be called every so often: ends what has been waited for too long."""
@@ -141,7 +181,7 @@ class Connection(asyncio.Protocol):
         offset = 0 if self._greeted else self._greet(data)
         if not self._greeted:
             return 0
-        size = len(data)
+        size, cost = len(data), 0
         while size - offset >= http2.FRAME_HEADER_BYTES:
             length, kind, flags, stream_id = http2.read_frame_header(data, offset)
             if length > FRAME_BYTES:
@@ -151,6 +191,7 @@ class Connection(asyncio.Protocol):
             if end > size:
                 break
             offset = end
+            cost += 1 if kind == Kind.DATA else 1 + (length >> 6)
             if not self._configured and kind != Kind.SETTINGS:
                 raise ConnectionFault(Code.PROTOCOL_ERROR, "the first frame is not SETTINGS")
             if self._block is not None and kind != Kind.CONTINUATION:
@@ -158,7 +199,18 @@ class Connection(asyncio.Protocol):
             read = _READERS.get(kind)
             if read is not None:
                 read(self, stream_id, flags, data[start:end])
+            if cost > TURN_COST:
+                self._give_way()
+                break
         return offset
+
+    def _hurry(self, cost: int = 1) -> None:
+        """Counts a frame that leads to nothing. Raises `ConnectionFault` where there are too many."""
+        now = monotonic()
+        self._rush = max(0.0, self._rush - (now - self._rushed_at) * RUSH_PER_S) + cost
+        self._rushed_at = now
+        if self._rush > RUSH:
+            raise ConnectionFault(Code.ENHANCE_YOUR_CALM, "too many frames that lead to nothing")
 
     def _greet(self, data: bytes) -> int:
         have = min(len(data), len(http2.PREFACE))
@@ -171,6 +223,8 @@ class Connection(asyncio.Protocol):
 
     def _read_data(self, stream_id: int, flags: int, payload: bytes) -> None:
         stream = self._streams.get(stream_id)
+        if not payload and not flags & Flag.END_STREAM:
+            self._hurry()
         self._acknowledge(stream, len(payload))
         if stream is None:
             self._must_be_known(stream_id)
@@ -260,6 +314,7 @@ class Connection(asyncio.Protocol):
         if stream is not None:
             self._calls.drop(stream)
             self._gone()
+            self._hurry()
 
     def _read_settings(self, stream_id: int, flags: int, payload: bytes) -> None:
         self._configured = True
@@ -269,6 +324,7 @@ class Connection(asyncio.Protocol):
             if payload:
                 raise ConnectionFault(Code.FRAME_SIZE_ERROR, "an acknowledgement of SETTINGS that holds something")
             return
+        self._hurry(SETTINGS_RUSH)
         window = self._client_window
         for name, value in http2.read_settings(payload):
             if name == Setting.INITIAL_WINDOW_SIZE:
@@ -292,6 +348,7 @@ class Connection(asyncio.Protocol):
         if len(payload) != 8:
             raise ConnectionFault(Code.FRAME_SIZE_ERROR, f"a PING frame of {len(payload)} bytes")
         if not flags & Flag.ACK:
+            self._hurry()
             self._sender.write(http2.frame(Kind.PING, Flag.ACK, 0, payload))
         elif payload == _GOING and self._leaving_at and not self._left_at:
             self._say_goodbye()
@@ -320,6 +377,7 @@ class Connection(asyncio.Protocol):
     def _read_priority(self, stream_id: int, _: int, payload: bytes) -> None:
         if not stream_id or len(payload) != 5:
             raise ConnectionFault(Code.PROTOCOL_ERROR, "a PRIORITY frame that says nothing")
+        self._hurry()
 
     def _refuse_push(self, _: int, __: int, ___: bytes) -> None:
         raise ConnectionFault(Code.PROTOCOL_ERROR, "a client pushes nothing")

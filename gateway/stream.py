@@ -7,7 +7,7 @@ from time import monotonic
 from typing import Final
 
 from gateway.call import PREFIX_BYTES, Head, announced_bytes, unpacked
-from worker.errors import Overloaded
+from worker.errors import InvalidRequest, Overloaded
 
 MAX_INBOX: Final = 256
 MAX_INBOX_BYTES: Final = 64 << 10
@@ -78,12 +78,21 @@ class Stream:
         return max(0.0, self.began + self.head.timeout_s - monotonic())
 
     def take(self, data: bytes, max_bytes: int) -> None:
-        """Keeps a piece of the message. Raises `TooLarge` as soon as its length is known."""
+        """Keeps a piece of the message.
+
+        Raises `TooLarge` as soon as its length is known, and `InvalidRequest` as soon as there is more than that.
+        """
         self.parts.append(data)
         self.received += len(data)
         if self.announced < 0 and self.received >= PREFIX_BYTES:
             start = data if len(self.parts) == 1 else b"".join(self.parts)
             self.announced = announced_bytes(start[:PREFIX_BYTES], max_bytes)
+        if self.announced >= 0 and self.received > PREFIX_BYTES + self.announced:
+            self.parts.clear()
+            raise InvalidRequest(
+                f"the call holds {self.received - PREFIX_BYTES} bytes or more after its first prefix, which announces "
+                f"{self.announced}: it takes one message"
+            )
 
     def taken(self) -> bytes:
         parts, self.parts = self.parts, []

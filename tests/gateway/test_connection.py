@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import zlib
+from collections.abc import Callable
 
 import grpc
 import pytest
@@ -237,6 +238,7 @@ async def test_a_large_request_is_let_in_piece_by_piece() -> None:
         (headers() + data(b"\0\0\0"), "3", "the call ended before its message began"),
         (headers() + data(b"\0\0\0\0\5abc"), "3", "holds 3 bytes after its first prefix, which announces 5"),
         (headers() + data(wrapped(b"") * 2), "3", "it takes one message"),
+        (headers() + data(wrapped(b""), 1, 0) + data(bytes(9), 1, 0), "3", "it takes one message"),
         (headers() + data(wrapped(b"", 2)), "3", "begins with neither 0 nor 1"),
         (headers() + data(wrapped(b"abc", 1)), "3", "names no grpc-encoding"),
         (headers(grpc_encoding="gzip") + data(wrapped(b"abc", 1)), "3", "is not the gzip that it says it is"),
@@ -306,13 +308,11 @@ async def settled(one: Running) -> None:
             await asyncio.sleep(0)
 
 
-async def test_ten_thousand_calls_that_are_reset_at_once_leave_nothing_behind() -> None:
+async def test_a_thousand_calls_that_are_reset_at_once_leave_nothing_behind() -> None:
     gate = Gate()
     async with running(serve=gate.serve) as one, raw_client(one.address) as client:
-        for start in range(1, 20_001, 400):
-            for stream in range(start, start + 400, 2):
-                client.send(call(stream), http2.reset(stream, Code.CANCEL))
-            await client.writer.drain()
+        for stream in range(1, 2001, 2):
+            client.send(call(stream), http2.reset(stream, Code.CANCEL))
         client.send(http2.frame(Kind.PING, 0, 0, b"12345678"))
         await client.until(Kind.PING, ack=True)
         await settled(one)
@@ -320,6 +320,36 @@ async def test_ten_thousand_calls_that_are_reset_at_once_leave_nothing_behind() 
         gate.open()
         client.send(call(30_001))
         await check_good(client, 30_001)
+
+
+RUSHES: dict[str, Callable[[int], bytes]] = {
+    "resets": lambda number: call(2 * number + 1) + http2.reset(2 * number + 1, Code.CANCEL),
+    "probes": lambda _: http2.frame(Kind.PING, 0, 0, bytes(8)),
+    "settings": lambda _: http2.settings(),
+    "empty data": lambda _: data(b"", 1, 0),
+}
+
+
+@pytest.mark.parametrize("rush", RUSHES.values(), ids=RUSHES.keys())
+async def test_a_client_that_asks_for_work_without_end_is_hung_up_on(rush: Callable[[int], bytes]) -> None:
+    gate = Gate()
+    async with running(serve=gate.serve) as one, raw_client(one.address) as client:
+        if rush is not RUSHES["resets"]:
+            client.send(OPEN)
+        client.send(*(rush(number) for number in range(20_000)))
+        assert (await client.until(Kind.GOAWAY)).code == Code.ENHANCE_YOUR_CALM
+        await settled(one)
+        assert one.gateway.receiving == 0
+
+
+async def test_a_connection_that_floods_leaves_the_others_their_turn() -> None:
+    async with running() as one, raw_client(one.address) as flooding, raw_client(one.address) as other:
+        flooding.send(*(call(stream) for stream in range(1, 20_001, 2)))
+        flooding.send(http2.frame(99, 0, 0) * 200_000)
+        other.send(call())
+        await check_good(other)
+        flooding.send(http2.frame(Kind.PING, 0, 0, b"12345678"))
+        await flooding.until(Kind.PING, ack=True)
 
 
 async def test_a_client_that_is_gone_leaves_nothing_behind() -> None:
@@ -366,8 +396,10 @@ async def test_a_client_that_does_not_even_greet_is_dropped() -> None:
     async with (
         running(limits=ServerLimits(greeting_s=0.1)) as one,
         raw_client(one.address, http2.PREFACE[:10]) as client,
+        raw_client(one.address, http2.PREFACE) as other,
     ):
         assert await client.hung_up()
+        assert await other.hung_up()
 
 
 async def test_an_idle_connection_is_closed_in_order() -> None:
