@@ -36,6 +36,8 @@ PACKED_HERE_BYTES: Final = 64 << 10
 UNPACKED_HERE_BYTES: Final = 256 << 10
 """A compressed message over the first, or one that unpacks to more than the second, is unpacked in a thread."""
 
+SHUTTING_DOWN: Final = "the server is shutting down"
+
 
 class Desk:
     """What all connections of a process share: the methods, the bounds, and what counts against them.
@@ -69,6 +71,7 @@ class Calls:
         self._tasks: set[asyncio.Task[None]] = set()
         self._arriving = 0
         self._receiving = 0
+        self._ended = False
 
     @property
     def running(self) -> int:
@@ -81,7 +84,9 @@ class Calls:
         desk.arriving += 1
         self._arriving += 1
         head = stream.head
-        if head.fault:
+        if self._ended:
+            self._fail(stream, Unavailable(SHUTTING_DOWN))
+        elif head.fault:
             self._fail(stream, InvalidRequest(head.fault))
         elif desk.arriving + self._arriving > desk.limits.max_arriving + 1:
             self._fail(stream, Overloaded("this server is receiving as many calls as it may; try again later"))
@@ -140,10 +145,11 @@ class Calls:
         self._fail(stream, DeadlineExceeded("the request did not arrive in time"))
 
     async def end_all(self, streams: list[Stream]) -> None:
-        """Ends every call with `Unavailable`, and returns when their handlers have."""
+        """Ends every call with `Unavailable`, begins no more, and returns when their handlers have."""
+        self._ended = True
         for stream in streams:
             if not stream.tail:
-                self._fail(stream, Unavailable("the server is shutting down"))
+                self._fail(stream, Unavailable(SHUTTING_DOWN))
         await self.until_returned()
 
     async def until_returned(self) -> None:

@@ -148,6 +148,24 @@ class Connection(asyncio.Protocol):
             self._sender.write(http2.goaway(http2.MAX_STREAM_ID, Code.NO_ERROR))
             self._sender.write(http2.frame(Kind.PING, 0, 0, _GOING))
 
+    @property
+    def idle_since(self) -> float | None:
+        """When its last call was over, or it was opened; None while it has a call."""
+        return None if self._streams else self._busy_at
+
+    def make_room(self) -> None:
+        """Hangs up, to let another connection in. What the client sends from here on was never begun."""
+        if self._transport.is_closing() or self._transport.get_write_buffer_size():
+            self._transport.abort()
+            return
+        self._say_goodbye()
+        self._sender.flush()
+        self._transport.close()
+
+    def abort(self) -> None:
+        """Hangs up without a word."""
+        self._transport.abort()
+
     async def end(self) -> None:
         """Ends every call with a status, and hangs up."""
         await self._calls.end_all(list(self._streams.values()))

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
+from math import inf
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ class Connections:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._open: set[Connection] = set()
+        self._leaving = False
         self.none = asyncio.Event()
         self.none.set()
 
@@ -25,14 +27,30 @@ class Connections:
         return iter(list(self._open))
 
     def add(self, connection: "Connection") -> bool:
-        """Whether there is room for one more."""
-        if len(self._open) >= self._limit:
+        """Whether there is room for one more, that of the connection which has been idle for longest if need be."""
+        if len(self._open) >= self._limit and not self._make_room():
             return False
         self._open.add(connection)
         self.none.clear()
+        if self._leaving:
+            asyncio.get_running_loop().call_soon(connection.leave)
         return True
 
     def discard(self, connection: "Connection") -> None:
         self._open.discard(connection)
         if not self._open:
             self.none.set()
+
+    def leave(self) -> None:
+        """Tells each client to call elsewhere, and those that connect after this one."""
+        self._leaving = True
+        for connection in self:
+            connection.leave()
+
+    def _make_room(self) -> bool:
+        idle = [(connection.idle_since, connection) for connection in self._open]
+        since, longest = min(idle, key=lambda one: inf if one[0] is None else one[0])
+        if since is None:
+            return False
+        longest.make_room()
+        return True

@@ -5,6 +5,7 @@ call's frames cost. A client cannot tell the difference.
 """
 
 import asyncio
+import logging
 from time import monotonic
 from typing import Final
 
@@ -19,6 +20,11 @@ BACKLOG: Final = 1024
 
 LOOK_MIN_S: Final = 0.02
 LOOK_MAX_S: Final = 0.5
+
+END_S: Final = 3.0
+"""Longest wait for handlers to return that were cancelled, and for clients to take their statuses."""
+
+logger = logging.getLogger(__name__)
 
 
 class GrpcServer:
@@ -52,23 +58,34 @@ class GrpcServer:
         """Takes no new connection and no new call; ends what is not answered after `finish_s` seconds.
 
         A call that was on its way is either begun, and answered, or the client is told that it was not and calls again
-        elsewhere.
+        elsewhere. Handlers have `END_S` to return once their calls were ended; then their connections end without them.
         """
         if self._listening is None:
             return
         self._listening.close()
         self._listening = None
-        for connection in self._connections:
-            connection.leave()
+        self._connections.leave()
+        await _turns()
         try:
             async with asyncio.timeout(finish_s):
                 await self._connections.none.wait()
         except TimeoutError:
-            await asyncio.gather(*(connection.end() for connection in self._connections))
+            await self._end()
         if self._looking is not None:
             self._looking.cancel()
             await asyncio.gather(self._looking, return_exceptions=True)
         self._desk.close()
+
+    async def _end(self) -> None:
+        try:
+            async with asyncio.timeout(END_S):
+                await asyncio.gather(*(connection.end() for connection in self._connections))
+                await self._connections.none.wait()
+        except TimeoutError:
+            logger.warning("%d connections did not end within %g s, or their calls", len(self._connections), END_S)
+            for connection in self._connections:
+                connection.abort()
+            await _turns()
 
     async def _look_forever(self) -> None:
         while True:
@@ -76,6 +93,12 @@ class GrpcServer:
             now = monotonic()
             for connection in self._connections:
                 connection.look(now)
+
+
+async def _turns() -> None:
+    """A connection that the kernel has handed over takes a few turns of the event loop to be made, or lost."""
+    for _ in range(4):
+        await asyncio.sleep(0)
 
 
 def _waits(limits: ServerLimits) -> tuple[float, ...]:

@@ -14,7 +14,7 @@ class ServerLimits:
     """Bounds of one process.
 
     max_message_bytes: of a request; a larger one is refused before it is read.
-    max_connections: further ones are closed at once.
+    max_connections: a further one takes the place of that which has been idle for longest; without one, it is closed.
     max_streams: calls at once on one connection; a client's library holds the next ones back.
     max_calls: calls of one message at work at once, on all connections; further ones are answered RESOURCE_EXHAUSTED.
     max_arriving, max_receiving_bytes: calls that are on their way in (streaming calls count as long as they last), and
