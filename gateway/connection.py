@@ -14,7 +14,7 @@ from gateway import http2
 from gateway.call import Head, only_status_block, read_head
 from gateway.calls import Calls, Desk
 from gateway.connections import Connections
-from gateway.hpack import HARD_FACTOR, HeaderDecoder, HeaderError, HeadersTooLarge
+from gateway.hpack import HARD_FACTOR, Header, HeaderDecoder, HeaderError, HeadersTooLarge
 from gateway.http2 import Code, ConnectionFault, Flag, Kind, Setting
 from gateway.sender import MAX_FRAME_BYTES, Sender
 from gateway.stream import Stream
@@ -44,6 +44,7 @@ so many per second for long. One of settings counts `SETTINGS_RUSH`."""
 
 SETTINGS_RUSH: Final = 16
 
+_DATA: Final = int(Kind.DATA)
 _ARE_YOU_THERE: Final = b"silence?"
 _GOING: Final = b"farewell"
 
@@ -55,7 +56,7 @@ class Connection(asyncio.Protocol):
         self._desk = desk
         self._others = others
         self._streams: dict[int, Stream] = {}
-        self._headers: HeaderDecoder[Head] = HeaderDecoder(HEADER_BYTES, read_head)
+        self._headers: HeaderDecoder[Head | None] = HeaderDecoder(HEADER_BYTES, _read_head)
         self._rest = b""
         self._in_turn = True
         self._rush = 0.0
@@ -209,7 +210,7 @@ class Connection(asyncio.Protocol):
             if end > size:
                 break
             offset = end
-            cost += 1 if kind == Kind.DATA else 1 + (length >> 6)
+            cost += 1 if kind == _DATA else 1 + (length >> 6)
             if not self._configured and kind != Kind.SETTINGS:
                 raise ConnectionFault(Code.PROTOCOL_ERROR, "the first frame is not SETTINGS")
             if self._block is not None and kind != Kind.CONTINUATION:
@@ -303,6 +304,8 @@ class Connection(asyncio.Protocol):
             return
         if not stream_id & 1:
             raise ConnectionFault(Code.PROTOCOL_ERROR, f"a client's stream has the number {stream_id}")
+        if stream_id <= self._last_stream and not ended:
+            raise ConnectionFault(Code.PROTOCOL_ERROR, f"a call begins on stream {stream_id}, which is over")
         if stream_id <= self._last_stream or self._left_at:
             return  # a stream that is over, or one that the client knows was never begun
         self._last_stream = stream_id
@@ -319,7 +322,10 @@ class Connection(asyncio.Protocol):
                 self._calls.receive(stream, b"", ended=True)
 
     def _refuse(self, stream_id: int, why: str, *, ended: bool) -> None:
-        """Answers a call whose headers were not kept."""
+        """Ends a call whose headers are too large, `why` says it, or (empty) are not HTTP."""
+        if not why:
+            self._sender.write(http2.reset(stream_id, Code.PROTOCOL_ERROR))
+            return
         block = only_status_block(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{why}; send fewer metadata")
         self._sender.whole_block(stream_id, block)
         if not ended:
@@ -430,6 +436,10 @@ class Connection(asyncio.Protocol):
         """What the client sends from here on was never begun: it may call again elsewhere."""
         self._left_at = monotonic()
         self._sender.write(http2.goaway(self._last_stream, Code.NO_ERROR))
+
+
+def _read_head(headers: tuple[Header, ...]) -> Head | None:
+    return read_head(headers) if http2.well_formed(headers) else None
 
 
 _READERS: Final = {

@@ -1,6 +1,7 @@
 """HTTP/2's numbers and frames (RFC 9113), as far as a server of gRPC needs them."""
 
 import struct
+from collections.abc import Iterable
 from enum import IntEnum
 from typing import Final
 
@@ -65,6 +66,8 @@ class ConnectionFault(Exception):
         self.code = code
 
 
+_OF_A_CONNECTION: Final = frozenset(("connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade"))
+
 _HEADER: Final = struct.Struct(">HBBBI")
 _SETTING: Final = struct.Struct(">HI")
 _NUMBER: Final = struct.Struct(">I")
@@ -128,3 +131,19 @@ def unpadded(payload: bytes, flags: int, *, priority: bool = False) -> bytes:
             raise ConnectionFault(Code.FRAME_SIZE_ERROR, "a HEADERS frame without its priority")
         payload = payload[5:]
     return payload
+
+
+def well_formed(headers: Iterable[tuple[str, str]]) -> bool:
+    """Whether a request's headers, or its trailers, are in the form that RFC 9113, 8.2 and 8.3, asks for."""
+    pseudo: set[str] = set()
+    regular = False
+    for name, value in headers:
+        if name[:1] == ":":
+            if regular or name in pseudo:
+                return False
+            pseudo.add(name)
+            continue
+        regular = True
+        if name != name.lower() or name in _OF_A_CONNECTION or (name == "te" and value != "trailers"):
+            return False
+    return True

@@ -40,3 +40,4 @@ async def bare(call: Unary = echo, limits: ServerLimits | None = None) -> AsyncI
         server.close()
         for connection in connections:
             await connection.end()
+        desk.close()

@@ -10,6 +10,7 @@ import pytest
 
 from gateway import http2
 from gateway.connection import CONNECTION_WINDOW, FRAME_BYTES, HEADER_BYTES, STREAM_WINDOW
+from gateway.hpack import encode
 from gateway.http2 import Code, Flag, Kind
 from gateway.settings import ServerLimits
 from protos import inference_pb2 as pb
@@ -57,6 +58,7 @@ BAD_FRAMES: list[tuple[str, bytes, Code]] = [
     ("a window update of a stream that has not begun", http2.window_update(5, 1), Code.PROTOCOL_ERROR),
     ("half a reset", OPEN + http2.frame(Kind.RST_STREAM, 0, 1, bytes(3)), Code.FRAME_SIZE_ERROR),
     ("a stream of a server's number", headers(2), Code.PROTOCOL_ERROR),
+    ("a call on a stream that is over", headers(3) + http2.reset(3, Code.CANCEL) + headers(1), Code.PROTOCOL_ERROR),
     ("stream 0", http2.frame(Kind.HEADERS, Flag.END_HEADERS, 0, block()) + data(b"", 0), Code.PROTOCOL_ERROR),
     ("headers within a call", OPEN + headers(), Code.PROTOCOL_ERROR),
     ("more padding than frame", OPEN + data(b"\x05abc", 1, Flag.PADDED), Code.PROTOCOL_ERROR),
@@ -260,6 +262,25 @@ async def test_a_call_that_is_wrong_ends_with_a_status_and_leaves_the_others_alo
         await check_good(client, 5)
         assert one.gateway.calls == 0
         assert one.gateway.receiving == 0
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        (("Upper", "case"),),
+        (("connection", "close"),),
+        (("te", "gzip"),),
+        (("a", "b"), (":authority", "late")),
+        ((":path", "/a.B/C"), (":path", "/a.B/C")),
+    ],
+)
+async def test_headers_that_http_forbids_end_their_stream_alone(more: tuple[tuple[str, str], ...]) -> None:
+    async with running() as one, raw_client(one.address) as client:
+        client.send(raw_headers(encode((":method", "POST"), *more)), call(3))
+        reset = await client.until(Kind.RST_STREAM)
+        assert (reset.stream, reset.code) == (1, Code.PROTOCOL_ERROR)
+        await check_good(client, 3)
+        assert one.gateway.calls == 0
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
