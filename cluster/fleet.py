@@ -32,6 +32,7 @@ class Figures:
     failed: int = 0
     resident_bytes: int = 0
     runtime: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)

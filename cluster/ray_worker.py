@@ -95,6 +95,7 @@ class RayWorker:
             failed=stats.failed,
             resident_bytes=stats.resident_bytes,
             runtime=stats.runtime,
+            note=stats.note,
         )
 
     async def close(self) -> None:

@@ -79,4 +79,5 @@ def _replica(replica: Replica, figures: Figures) -> control_pb2.ReplicaStatus:
         failed=figures.failed,
         resident_bytes=figures.resident_bytes,
         runtime=figures.runtime,
+        note=figures.note,
     )

@@ -156,7 +156,7 @@ class StageStatus(_message.Message):
     def __init__(self, stage: _Optional[int] = ..., desired: _Optional[int] = ..., replicas: _Optional[_Iterable[_Union[ReplicaStatus, _Mapping]]] = ...) -> None: ...
 
 class ReplicaStatus(_message.Message):
-    __slots__ = ("id", "state", "address", "node", "pid", "queued_rows", "seconds_per_row", "computed_rows", "computed_batches", "dropped_expired", "dropped_cancelled", "refused", "failed", "resident_bytes", "runtime")
+    __slots__ = ("id", "state", "address", "node", "pid", "queued_rows", "seconds_per_row", "computed_rows", "computed_batches", "dropped_expired", "dropped_cancelled", "refused", "failed", "resident_bytes", "runtime", "note")
     ID_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
@@ -172,6 +172,7 @@ class ReplicaStatus(_message.Message):
     FAILED_FIELD_NUMBER: _ClassVar[int]
     RESIDENT_BYTES_FIELD_NUMBER: _ClassVar[int]
     RUNTIME_FIELD_NUMBER: _ClassVar[int]
+    NOTE_FIELD_NUMBER: _ClassVar[int]
     id: str
     state: str
     address: str
@@ -187,7 +188,8 @@ class ReplicaStatus(_message.Message):
     failed: int
     resident_bytes: int
     runtime: str
-    def __init__(self, id: _Optional[str] = ..., state: _Optional[str] = ..., address: _Optional[str] = ..., node: _Optional[str] = ..., pid: _Optional[int] = ..., queued_rows: _Optional[int] = ..., seconds_per_row: _Optional[float] = ..., computed_rows: _Optional[int] = ..., computed_batches: _Optional[int] = ..., dropped_expired: _Optional[int] = ..., dropped_cancelled: _Optional[int] = ..., refused: _Optional[int] = ..., failed: _Optional[int] = ..., resident_bytes: _Optional[int] = ..., runtime: _Optional[str] = ...) -> None: ...
+    note: str
+    def __init__(self, id: _Optional[str] = ..., state: _Optional[str] = ..., address: _Optional[str] = ..., node: _Optional[str] = ..., pid: _Optional[int] = ..., queued_rows: _Optional[int] = ..., seconds_per_row: _Optional[float] = ..., computed_rows: _Optional[int] = ..., computed_batches: _Optional[int] = ..., dropped_expired: _Optional[int] = ..., dropped_cancelled: _Optional[int] = ..., refused: _Optional[int] = ..., failed: _Optional[int] = ..., resident_bytes: _Optional[int] = ..., runtime: _Optional[str] = ..., note: _Optional[str] = ...) -> None: ...
 
 class Decision(_message.Message):
     __slots__ = ("unix_s", "what", "why")

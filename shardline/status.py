@@ -93,7 +93,13 @@ def _model(model: control_pb2.ModelStatus) -> Group:
             name = ""
         if not stage.replicas:
             table.add_row(name, "none")
-    return Group(title, table)
+    notes = dict.fromkeys(
+        f"stage {stage.stage} runs uncompiled: {replica.note}"
+        for stage in model.stages
+        for replica in stage.replicas
+        if replica.note
+    )
+    return Group(title, table, *(Text(note, style="yellow") for note in notes))
 
 
 def _cells(replica: control_pb2.ReplicaStatus) -> list[str]:

@@ -57,6 +57,12 @@ def test_people_see_why_a_model_is_not_ready_or_lacks_replicas() -> None:
     assert "minilm/1 ready: stage 0 waits: no room" in shown(a_status(reason="stage 0 waits: no room"))
 
 
+def test_people_see_why_a_stage_runs_uncompiled() -> None:
+    status = a_status()
+    status.models[0].stages[0].replicas[0].note = "nothing is compiled for this stage"
+    assert "stage 0 runs uncompiled: nothing is compiled for this stage" in shown(status)
+
+
 def test_machines_get_every_fact_with_numbers_as_numbers() -> None:
     line = as_line(a_status())
     assert "\n" not in line
