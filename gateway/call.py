@@ -16,23 +16,34 @@ PREFIX_BYTES: Final = 5
 
 ENCODINGS: Final = ("identity", "deflate", "gzip")
 
+_CONTENT_TYPE: Final = re.compile(r"application/grpc([+;].*)?", re.IGNORECASE | re.DOTALL)
 _TIMEOUT: Final = re.compile(r"([0-9]{1,8})([HMSmun])")
 _UNIT_S: Final = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 _PLAIN: Final = frozenset(range(0x20, 0x7F)) - {ord("%")}
 
-OK_HEADERS: Final = encode((":status", "200"), ("content-type", "application/grpc"))
+_CONTENT: Final = encode(("content-type", "application/grpc"))
+OK_HEADERS: Final = encode((":status", "200")) + _CONTENT
 OK_TRAILERS: Final = encode(("grpc-status", "0"))
+
+
+class MessageTooLarge(TooLarge):
+    """Told with the status that gRPC's own servers tell it with."""
+
+    code = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """A call's headers, read once. `timeout_s` None: the client waits for ever. `fault`: why it is not a gRPC call."""
+    """A call's headers, read once. `timeout_s` None: the client waits for ever. `fault`: why it is not a gRPC call,
+    which is told with `http_status`.
+    """
 
     path: str
     timeout_s: float | None
     encoding: str
     metadata: Mapping[str, str]
     fault: str
+    http_status: str = "200"
 
 
 class CallContext(Protocol):
@@ -65,6 +76,7 @@ def read_head(headers: tuple[Header, ...]) -> Head:
     """Never raises: what is wrong is told as `fault`."""
     metadata = dict(headers)
     fault = ""
+    http_status = "200"
     timeout_s: float | None = None
     timeout = metadata.get("grpc-timeout")
     if timeout is not None:
@@ -73,11 +85,12 @@ def read_head(headers: tuple[Header, ...]) -> Head:
             fault = f"grpc-timeout is at most eight digits and a unit; {timeout!r:.40} came"
         else:
             timeout_s = int(match[1]) * _UNIT_S[match[2]]
+    if _CONTENT_TYPE.fullmatch(metadata.get("content-type", "")) is None:
+        fault, http_status = "gRPC calls have the content-type application/grpc", "415"
     if metadata.get(":method") != "POST":
-        fault = "gRPC calls are POST requests"
-    if not metadata.get("content-type", "").startswith("application/grpc"):
-        fault = "gRPC calls have the content-type application/grpc"
-    return Head(metadata.get(":path", ""), timeout_s, metadata.get("grpc-encoding", "identity"), metadata, fault)
+        fault, http_status = "gRPC calls are POST requests", "405"
+    encoding = metadata.get("grpc-encoding", "identity")
+    return Head(metadata.get(":path", ""), timeout_s, encoding, metadata, fault, http_status)
 
 
 def announced_bytes(prefix: bytes, max_bytes: int) -> int:
@@ -108,7 +121,7 @@ def unpacked(message: bytes, encoding: str, max_bytes: int) -> bytes:
     """A compressed message, unpacked, never to more than `max_bytes`. Raises as `unwrapped` does."""
     plain = _unpacked_up_to(message, encoding, max_bytes)
     if len(plain) > max_bytes:
-        raise TooLarge(f"the message unpacks to more than the {max_bytes} bytes that are accepted")
+        raise MessageTooLarge(f"the message unpacks to more than the {max_bytes} bytes that are accepted")
     return plain
 
 
@@ -140,8 +153,8 @@ def _unpacked_up_to(message: bytes, encoding: str, max_bytes: int) -> bytes:
     return plain
 
 
-def _too_large(length: int, max_bytes: int) -> TooLarge:
-    return TooLarge(f"the message of {length} bytes is larger than max: {max_bytes}; send fewer rows")
+def _too_large(length: int, max_bytes: int) -> MessageTooLarge:
+    return MessageTooLarge(f"the message of {length} bytes is larger than max: {max_bytes}; send fewer rows")
 
 
 def wrap(message: bytes) -> bytes:
@@ -160,6 +173,12 @@ def only_status_block(status: grpc.StatusCode, message: str) -> bytes:
     """Headers and trailers in one, of a call that ends without a message."""
     accepted = encode(("grpc-accept-encoding", ",".join(ENCODINGS))) if status is grpc.StatusCode.UNIMPLEMENTED else b""
     return OK_HEADERS + accepted + status_block(status, message)
+
+
+def refusal_block(head: Head, status: grpc.StatusCode) -> bytes:
+    """Headers and trailers in one, of a request that is not a gRPC call: also a plain HTTP client sees that."""
+    allowed = encode(("allow", "POST")) if head.http_status == "405" else b""
+    return encode((":status", head.http_status)) + _CONTENT + allowed + status_block(status, head.fault)
 
 
 def _percent_encoded(message: str) -> str:

@@ -14,6 +14,7 @@ from gateway.call import (
     Streaming,
     Unary,
     only_status_block,
+    refusal_block,
     status_block,
     unwrapped,
     unwrapped_if_small,
@@ -87,7 +88,7 @@ class Calls:
         if self._ended:
             self._fail(stream, Unavailable(SHUTTING_DOWN))
         elif head.fault:
-            self._fail(stream, InvalidRequest(head.fault))
+            self._sender.end(stream, refusal_block(head, status_of(InvalidRequest(head.fault))[0]))
         elif desk.arriving + self._arriving > desk.limits.max_arriving + 1:
             self._fail(stream, Overloaded("this server is receiving as many calls as it may; try again later"))
         elif head.path in desk.methods.streaming:

@@ -5,6 +5,7 @@ import threading
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
@@ -129,3 +130,61 @@ async def test_requests_that_never_end_keep_nobody_else_out() -> None:
         assert (await other.answer()).data == wrapped(b"900")
         hog.send(data(wrapped(bytes(2000))[1100:], 1))
         assert (await hog.answer(1)).data == wrapped(b"2000")
+
+
+@pytest.mark.parametrize(
+    ("said", "http", "message"),
+    [
+        ({":method": "GET"}, "405", "gRPC calls are POST requests"),
+        ({"content_type": None}, "415", "gRPC calls have the content-type application%2Fgrpc"),
+        ({"content_type": "text/html"}, "415", "gRPC calls have the content-type application%2Fgrpc"),
+        ({"content_type": "application/grpc-web"}, "415", "gRPC calls have the content-type application%2Fgrpc"),
+    ],
+)
+async def test_what_is_not_grpc_is_told_so_in_http_too(said: dict[str, Any], http: str, message: str) -> None:
+    async with serving(length_of) as (server, client):
+        client.send(headers(path=PATH, **said), data(b"x"))
+        answer = await client.answer()
+        assert (answer.headers[":status"], answer.headers["grpc-status"]) == (http, "3")
+        assert answer.headers["grpc-message"].replace("/", "%2F") == message
+        assert server.calls == 0
+
+
+@pytest.mark.parametrize("kind", ["application/grpc", "application/grpc+proto", "application/grpc;charset=utf-8"])
+async def test_each_content_type_of_grpc_is_taken(kind: str) -> None:
+    async with serving(length_of) as (_, client):
+        client.send(headers(path=PATH, content_type=kind), data(wrapped(b"abc")))
+        answer = await client.answer()
+        assert (answer.headers[":status"], answer.data) == ("200", wrapped(b"3"))
+
+
+async def time_left(_: bytes, context: CallContext) -> bytes:
+    return repr(context.time_remaining()).encode()
+
+
+async def test_a_timeout_over_the_wire_is_read_in_each_unit() -> None:
+    given = {
+        "3H": 10800.0,
+        "2M": 120.0,
+        "99999999S": 99999999.0,
+        "70000m": 70.0,
+        "80000000u": 80.0,
+        "0S": 0.0,
+        "9n": 0.0,
+    }
+    async with serving(time_left) as (_, client):
+        for stream, (timeout, seconds) in enumerate(given.items()):
+            client.send(headers(2 * stream + 1, path=PATH, grpc_timeout=timeout), data(wrapped(b""), 2 * stream + 1))
+            answer = await client.answer(2 * stream + 1)
+            assert float(answer.data[5:]) == pytest.approx(seconds, abs=5)
+            assert float(answer.data[5:]) <= seconds
+
+
+async def test_a_timeout_over_the_wire_that_cannot_be_read_is_refused() -> None:
+    async with serving(time_left) as (server, client):
+        for stream, timeout in enumerate(["", "5", "S", "-1S", "123456789S", "1.5S", "5s", "5 S", "5SS", "0x1S"]):
+            client.send(headers(2 * stream + 1, path=PATH, grpc_timeout=timeout), data(wrapped(b""), 2 * stream + 1))
+            answer = await client.answer(2 * stream + 1)
+            assert answer.headers["grpc-status"] == "3"
+            assert "grpc-timeout is at most eight digits and a unit" in answer.headers["grpc-message"]
+        assert server.calls == 0

@@ -246,8 +246,8 @@ async def test_a_large_request_is_let_in_piece_by_piece() -> None:
         (headers(grpc_encoding="gzip") + data(wrapped(b"abc", 1)), "3", "is not the gzip that it says it is"),
         (headers(grpc_encoding="gzip") + data(wrapped(gzip.compress(b"abc")[:-9], 1)), "3", "ends too early"),
         (headers(grpc_encoding="snappy") + data(wrapped(b"abc", 1)), "12", "identity, deflate, gzip are"),
-        (headers() + data(b"\0\x7f\xff\xff\xff", 1, 0), "3", "is larger than max: 67108864"),
-        (headers() + data(b"\0\x7f\xff", 1, 0) + data(b"\xff\xff", 1, 0), "3", "is larger than max"),
+        (headers() + data(b"\0\x7f\xff\xff\xff", 1, 0), "8", "is larger than max: 67108864"),
+        (headers() + data(b"\0\x7f\xff", 1, 0) + data(b"\xff\xff", 1, 0), "8", "is larger than max"),
     ],
 )
 async def test_a_call_that_is_wrong_ends_with_a_status_and_leaves_the_others_alone(

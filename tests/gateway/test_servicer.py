@@ -187,7 +187,7 @@ async def test_a_message_over_the_size_limit_is_refused() -> None:
     ):
         with pytest.raises(InferenceServerException, match="larger than max") as caught:
             await client.infer("echo", [infer_input(np.zeros((1, 30_000), np.float32))])
-        assert says(caught.value)[0] == "INVALID_ARGUMENT"
+        assert says(caught.value)[0] == "RESOURCE_EXHAUSTED"
         await client.infer("echo", [infer_input(np.zeros((1, 20_000), np.float32))])
 
 
@@ -302,13 +302,16 @@ async def test_streams_over_a_connections_bound_wait_for_their_turn() -> None:
 
 
 async def test_connections_over_the_bound_are_closed() -> None:
-    async with running(limits=ServerLimits(max_connections=1)) as one, channel(one.address) as first:
-        await infer(first)
+    gate = Gate()
+    async with running(serve=gate.serve, limits=ServerLimits(max_connections=1)) as one, channel(one.address) as first:
+        held = asyncio.create_task(infer(first))
+        await gate.until(entered=1)
         async with channel(one.address) as second:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await infer(second, timeout=5)
         assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
-        await infer(first)
+        gate.open()
+        await held
 
 
 @pytest.mark.parametrize(
