@@ -7,8 +7,8 @@ from typing import Final
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2 as pb
 
-from gateway.call import CallContext, Methods
 from gateway.errors import quoted
+from gateway.http2.call import CallContext, Methods
 from worker.errors import InvalidRequest, NotFound
 
 SERVICE: Final = "grpc.health.v1.Health"

@@ -13,7 +13,7 @@ from grpc_reflection.v1alpha import reflection_pb2 as pb
 from grpc_reflection.v1alpha.reflection import aio
 
 from gateway import health, servicer
-from gateway.call import CallContext, Methods, Streaming
+from gateway.http2.call import CallContext, Methods, Streaming
 from protos import inference_pb2
 from worker.errors import InvalidRequest
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from gateway.grpc_server import GrpcServer
 from gateway.health import Health
+from gateway.http2.grpc_server import GrpcServer
 from gateway.reflection import reflection_methods
 from gateway.routes import Routes
 from gateway.servicer import Servicer

@@ -8,9 +8,9 @@ from typing import Final, TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from gateway.admission import seconds_allowed
-from gateway.call import CallContext, Methods, Streaming, Unary
 from gateway.codec import decode, encode, parse_infer, wanted_outputs
 from gateway.health import Health
+from gateway.http2.call import CallContext, Methods, Streaming, Unary
 from gateway.metadata import (
     REPOSITORY,
     model_config,

@@ -6,7 +6,7 @@ from math import inf
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gateway.connection import Connection
+    from gateway.http2.connection import Connection
 
 
 class Connections:

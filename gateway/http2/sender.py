@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import Final
 
-from gateway.call import OK_HEADERS, OK_TRAILERS, PREFIX_BYTES, wrap
-from gateway.hpack import EMPTY_TABLE
-from gateway.http2 import (
+from gateway.http2.call import OK_HEADERS, OK_TRAILERS, PREFIX_BYTES, wrap
+from gateway.http2.frames import (
     DEFAULT_FRAME_BYTES,
     DEFAULT_WINDOW,
     MAX_WINDOW,
@@ -23,7 +22,8 @@ from gateway.http2 import (
     frame_header,
     reset,
 )
-from gateway.stream import Stream
+from gateway.http2.hpack import EMPTY_TABLE
+from gateway.http2.stream import Stream
 
 FLUSH_BYTES: Final = 256 << 10
 """So much is handed to the socket at once, without waiting for the end of the turn."""

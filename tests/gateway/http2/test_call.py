@@ -1,8 +1,8 @@
 import pytest
 
-from gateway.call import read_head, status_block
 from gateway.errors import STATUS_BY_CODE
-from gateway.hpack import HeaderDecoder
+from gateway.http2.call import read_head, status_block
+from gateway.http2.hpack import HeaderDecoder
 
 GOOD = ((":method", "POST"), (":path", "/a.B/C"), ("content-type", "application/grpc+proto"))
 

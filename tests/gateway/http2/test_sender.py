@@ -3,13 +3,13 @@
 import asyncio
 from time import monotonic, process_time
 
-from gateway import http2
-from gateway.call import CallContext
-from gateway.connection import FRAME_BYTES, SEND_S
-from gateway.http2 import Code, Kind
-from gateway.sender import MAX_WAITING_BYTES
-from tests.gateway.bare_server import bare
-from tests.gateway.raw_client import RawClient, call, data, headers, raw_client, wrapped
+from gateway.http2 import frames as http2
+from gateway.http2.call import CallContext
+from gateway.http2.connection import FRAME_BYTES, SEND_S
+from gateway.http2.frames import Code, Kind
+from gateway.http2.sender import MAX_WAITING_BYTES
+from tests.gateway.http2.bare_server import bare
+from tests.gateway.http2.raw_client import RawClient, call, data, headers, raw_client, wrapped
 from tests.gateway.stock import channel, infer
 
 CLOSED_WINDOW = http2.PREFACE + http2.settings(INITIAL_WINDOW_SIZE=0)

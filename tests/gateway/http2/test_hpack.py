@@ -2,7 +2,7 @@ from time import process_time
 
 import pytest
 
-from gateway.hpack import (
+from gateway.http2.hpack import (
     _LENGTHS,
     EMPTY_TABLE,
     STATIC_TABLE,

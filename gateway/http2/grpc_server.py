@@ -9,10 +9,10 @@ import logging
 from time import monotonic
 from typing import Final
 
-from gateway.call import Methods
-from gateway.calls import Desk
-from gateway.connection import Connection
-from gateway.connections import Connections
+from gateway.http2.call import Methods
+from gateway.http2.calls import Desk
+from gateway.http2.connection import Connection
+from gateway.http2.connections import Connections
 from gateway.settings import ServerLimits
 
 BACKLOG: Final = 1024

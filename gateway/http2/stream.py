@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from time import monotonic
 from typing import Final
 
-from gateway.call import PREFIX_BYTES, Head, announced_bytes, unpacked
+from gateway.http2.call import PREFIX_BYTES, Head, announced_bytes, unpacked
 from worker.errors import InvalidRequest, Overloaded
 
 MAX_INBOX: Final = 256

@@ -6,9 +6,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from gateway import http2
-from gateway.hpack import HeaderDecoder, encode
-from gateway.http2 import Code, Flag, Kind
+from gateway.http2 import frames as http2
+from gateway.http2.frames import Code, Flag, Kind
+from gateway.http2.hpack import HeaderDecoder, encode
 from tests.gateway.stock import MODEL_INFER, good_request
 
 GET_GOING = http2.PREFACE + http2.settings()

@@ -2,11 +2,11 @@
 
 import asyncio
 
-from gateway.call import CallContext, Methods
-from gateway.grpc_server import END_S, GrpcServer
-from gateway.http2 import Code, Kind
+from gateway.http2.call import CallContext, Methods
+from gateway.http2.frames import Code, Kind
+from gateway.http2.grpc_server import END_S, GrpcServer
 from gateway.settings import ServerLimits
-from tests.gateway.raw_client import data, headers, raw_client, wrapped
+from tests.gateway.http2.raw_client import data, headers, raw_client, wrapped
 
 PATH = "/a.B/Call"
 

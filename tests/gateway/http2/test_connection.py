@@ -8,15 +8,15 @@ from collections.abc import Callable
 import grpc
 import pytest
 
-from gateway import http2
-from gateway.connection import CONNECTION_WINDOW, FRAME_BYTES, HEADER_BYTES, STREAM_WINDOW
-from gateway.hpack import encode
-from gateway.http2 import Code, Flag, Kind
+from gateway.http2 import frames as http2
+from gateway.http2.connection import CONNECTION_WINDOW, FRAME_BYTES, HEADER_BYTES, STREAM_WINDOW
+from gateway.http2.frames import Code, Flag, Kind
+from gateway.http2.hpack import encode
 from gateway.settings import ServerLimits
 from protos import inference_pb2 as pb
 from tests.gateway.backend import Running, running, served, spec
 from tests.gateway.gate import Gate
-from tests.gateway.raw_client import (
+from tests.gateway.http2.raw_client import (
     GET_GOING,
     RawClient,
     block,

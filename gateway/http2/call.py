@@ -8,7 +8,7 @@ from typing import Final, Protocol, TypeAlias
 
 import grpc
 
-from gateway.hpack import Header, encode
+from gateway.http2.hpack import Header, encode
 from worker.errors import InvalidRequest, TooLarge, Unsupported
 
 PREFIX_BYTES: Final = 5

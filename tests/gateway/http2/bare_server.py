@@ -5,10 +5,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from gateway.call import CallContext, Methods, Unary
-from gateway.calls import Desk
-from gateway.connection import Connection
-from gateway.connections import Connections
+from gateway.http2.call import CallContext, Methods, Unary
+from gateway.http2.calls import Desk
+from gateway.http2.connection import Connection
+from gateway.http2.connections import Connections
 from gateway.settings import ServerLimits
 from tests.gateway.stock import MODEL_INFER
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from gateway.call import CallContext, Methods, Streaming, Unary
-from gateway.calls import UNPACKED_HERE_BYTES
-from gateway.grpc_server import GrpcServer
+from gateway.http2.call import CallContext, Methods, Streaming, Unary
+from gateway.http2.calls import UNPACKED_HERE_BYTES
+from gateway.http2.grpc_server import GrpcServer
 from gateway.settings import ServerLimits
-from tests.gateway.raw_client import RawClient, data, headers, raw_client, wrapped
+from tests.gateway.http2.raw_client import RawClient, data, headers, raw_client, wrapped
 
 PATH = "/a.B/Call"
 

@@ -9,7 +9,8 @@ from typing import Final
 
 import grpc
 
-from gateway.call import (
+from gateway.errors import quoted, status_of
+from gateway.http2.call import (
     Methods,
     Streaming,
     Unary,
@@ -19,10 +20,9 @@ from gateway.call import (
     unwrapped,
     unwrapped_if_small,
 )
-from gateway.errors import quoted, status_of
-from gateway.sender import Sender
+from gateway.http2.sender import Sender
+from gateway.http2.stream import PIECE_BYTES, Stream
 from gateway.settings import ServerLimits
-from gateway.stream import PIECE_BYTES, Stream
 from worker.errors import (
     DeadlineExceeded,
     Internal,
