@@ -162,7 +162,8 @@ class _Builder:
         crossing = travel(self.program)
         most = 1 + sum(item is not None for item in crossing)
         cuts = tuple(
-            self._cut(choose_points(seconds, crossing, count), axes) for count in stages or range(1, min(2, most) + 1)
+            self._cut(choose_points(seconds, crossing, count), axes)
+            for count in dict.fromkeys(stages or range(1, min(2, most) + 1))
         )
         manifest = self.manifest.model_copy(update={"profile": profile, "cuts": cuts})
         problem = compiler_problem() if compiled else ""

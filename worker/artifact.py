@@ -13,6 +13,7 @@ import re
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ MAX_MANIFEST_BYTES: Final = 64 * 2**20
 
 _VERSION: Final = re.compile(r"[1-9]\d{0,17}")
 _TEMPORARY_PREFIX: Final = ".packaging-"
+_LEFT_BEHIND_S: Final = 24 * 3600
+"""Age of a temporary folder whose writer must have been killed, seconds."""
 
 
 class ArtifactError(ShardlineError):
@@ -160,6 +163,9 @@ def list_files(folder: Path) -> dict[str, FileEntry]:
 @contextmanager
 def _building(model: Path) -> Iterator[Path]:
     model.mkdir(parents=True, exist_ok=True)
+    for left in model.glob(f"{_TEMPORARY_PREFIX}*"):
+        if time.time() - left.stat().st_mtime > _LEFT_BEHIND_S:
+            shutil.rmtree(left, ignore_errors=True)
     building = Path(tempfile.mkdtemp(prefix=_TEMPORARY_PREFIX, dir=model))
     try:
         yield building

@@ -198,3 +198,20 @@ def test_a_writer_that_is_killed_leaves_no_version(tmp_path: Path) -> None:
     )
     assert done.returncode == -9
     assert versions(tmp_path / "model") == ()
+
+
+def test_what_a_killed_writer_left_is_removed_a_day_later(folder: Path) -> None:
+    model = folder.parent
+    fresh, old = model / ".packaging-fresh", model / ".packaging-old"
+    for left in (fresh, old):
+        left.mkdir()
+        (left / PROGRAM).write_bytes(b"half")
+    os.utime(old, (1, 1))
+
+    def fill(target: Path) -> Manifest:
+        shutil.copy(folder / PROGRAM, target / PROGRAM)
+        return load_artifact(folder).manifest
+
+    write_artifact(model, fill)
+    assert fresh.exists()
+    assert not old.exists()
