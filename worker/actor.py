@@ -153,7 +153,7 @@ class WorkerActor:
             outputs=artifact.manifest.signature.outputs,
             link=self._link,
             handler=load_handler(spec.handler, artifact.folder / "handler") if spec.handler and first else None,
-            batching=spec.batching if first else replace(spec.batching, max_wait_s=0.0),
+            batching=spec.batching if first else replace(spec.batching, max_wait_s=0.0, max_padding=0.0),
             max_queue_rows=spec.max_queue_rows,
             threads=spec.threads,
         )
