@@ -1,9 +1,10 @@
 """One process of the gateway: puts the parts together, serves, drains."""
 
 import asyncio
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from gateway.health import Health
 from gateway.http2.grpc_server import GrpcServer
@@ -14,6 +15,9 @@ from gateway.settings import ServerLimits
 from gateway.statistics import Statistics
 from gateway.watch import Watch
 from protos import control_pb2 as pb
+
+FIRST_TABLE_S: Final = 2.0
+"""Longest wait for a route table before the port opens without one, seconds."""
 
 
 class Gateway:
@@ -38,6 +42,7 @@ class Gateway:
         methods = servicer.methods() | self.health.methods() | reflection_methods()
         self._server = GrpcServer(methods, limits or ServerLimits())
         self._watching: asyncio.Task[None] | None = None
+        self._has_table = asyncio.Event()
         self.port = 0
 
     @property
@@ -54,17 +59,26 @@ class Gateway:
         """Puts a route table in force; `token` opens the workers' doors. Raises `InvalidRequest`."""
         self.routes.apply(table, token)
         self.health.changed()
+        self._has_table.set()
 
     async def start(self) -> None:
-        """Listens on `self.port`. Raises OSError where the address cannot be had."""
+        """Listens on `self.port`, once it knows a route table or has waited `FIRST_TABLE_S` for one.
+
+        Another process on the port would answer meanwhile; this one knew no model. Raises OSError where the address
+        cannot be had.
+        """
         host, _, port = self._address.rpartition(":")
-        try:
-            self.port = await self._server.start(host.strip("[]"), int(port))
-        except OSError as error:
-            raise OSError(error.errno, f"cannot listen on {self._address}: {error.strerror}") from error
         if self._control_file is not None:
             watch = Watch(self._control_file, self.apply)
             self._watching = asyncio.create_task(watch.run_forever(), name="route table")
+            with suppress(TimeoutError):
+                async with asyncio.timeout(FIRST_TABLE_S):
+                    await self._has_table.wait()
+        try:
+            self.port = await self._server.start(host.strip("[]"), int(port))
+        except OSError as error:
+            await self.stop()
+            raise OSError(error.errno, f"cannot listen on {self._address}: {error.strerror}") from error
 
     async def drain(self, notice_s: float, finish_s: float) -> None:
         """Not ready; after `notice_s` no new calls; those at work have `finish_s` more. Seconds."""
