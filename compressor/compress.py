@@ -1,0 +1,120 @@
+"""Compresses a model by steps: checks them all, then does one after the other, and proves that each did something."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import nn
+
+from compressor.sources import weights_digest
+from compressor.step import Change, Context, GraphStep, Phase, Step, stored_bytes
+from worker.errors import InvalidRequest
+
+MOST_STEPS: Final = 1000
+"""A recipe with more is not one that somebody wrote; a format for each layer of a large model is some hundreds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A step that was done: what it changed, and the seconds that it took."""
+
+    step: Step
+    changes: tuple[Change, ...]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Compression:
+    """What came of it. `module` is the model that was given, or what took its place where a step works on the graph.
+
+    before, after: bytes that the weights take, as they are stored.
+    """
+
+    module: nn.Module
+    done: tuple[Done, ...]
+    before: int
+    after: int
+
+    @property
+    def changes(self) -> tuple[Change, ...]:
+        return tuple(change for done in self.done for change in done.changes)
+
+
+def compress_(model: nn.Module, *steps: Step, context: Context) -> Compression:
+    """Compresses `model` by the steps, in place.
+
+    Raises:
+        InvalidRequest: some of the steps cannot work, with every reason in one message and `model` as it was; or a step
+            changed nothing.
+        ShardlineError: a step failed; the model may be changed in part.
+    """
+    found = problems(model, steps, context)
+    if found:
+        raise InvalidRequest("; ".join(found))
+    model.eval()
+    before = stored_bytes(model)
+    digest = weights_digest(model)
+    done: list[Done] = []
+    module = model
+    for index, step in enumerate(steps):
+        context.say(f"step {index + 1} of {len(steps)}: {step.kind}")
+        began = time.perf_counter()
+        changes = step.apply_(model, context)
+        model.eval()
+        if isinstance(step, GraphStep):
+            with torch.no_grad():
+                module, more = step.apply_graph(module, context)
+            changes = [*changes, *more]
+        after = weights_digest(module)
+        if not changes or after == digest:
+            raise InvalidRequest(f"{_name(index, step)} changed nothing; leave it out, or give it other layers")
+        digest = after
+        done.append(Done(step, tuple(changes), time.perf_counter() - began))
+    return Compression(module, tuple(done), before, stored_bytes(module))
+
+
+def problems(model: nn.Module, steps: Sequence[Step], context: Context) -> list[str]:
+    """Everything that keeps the steps from working on `model`, each named by its step; empty where they can."""
+    if not steps:
+        return ["there is no step: name at least one"]
+    if len(steps) > MOST_STEPS:
+        return [f"there are {len(steps)} steps; the most is {MOST_STEPS}"]
+    found = order_problems(steps)
+    for index, step in enumerate(steps):
+        problem = step.problem(model, steps)
+        if problem is None and step.needs_calibration() and not context.calibration:
+            problem = "it looks at activations and there is no calibration data; give some"
+        if problem is None and step.needs_training() and context.training is None:
+            problem = "it trains and there is no training data; give some"
+        if problem is not None:
+            found.append(f"{_name(index, step)}: {problem}")
+    return found
+
+
+def order_problems(steps: Sequence[Step]) -> list[str]:
+    """Steps that stand after one that must come later.
+
+    Training may stand between any two steps that change weights, so that pruning and training can take turns.
+    """
+    found: list[str] = []
+    latest: Step | None = None
+    for index, step in enumerate(steps):
+        if step.phase is Phase.TRAIN and (latest is None or latest.phase < Phase.QUANTIZE):
+            continue
+        if latest is not None and step.phase < latest.phase:
+            found.append(
+                f'{_name(index, step)}: it stands after "{latest.kind}"; the order is '
+                f"{' → '.join(phase.name.lower() for phase in Phase)}, and {step.phase.name.lower()} comes before "
+                f"{latest.phase.name.lower()}"
+            )
+        else:
+            latest = step
+    if sum(isinstance(step, GraphStep) for step in steps) > 1:
+        found.append("only one step can work on the captured graph; put the layers of both into one")
+    return found
+
+
+def _name(index: int, step: Step) -> str:
+    return f'step {index + 1} ("{step.kind}")'

@@ -1,0 +1,234 @@
+"""A step of a recipe: what is done to a model, by which layers it is done to, and what it may use.
+
+A step is a frozen value: two that are equal do the same. What composes them is `compressor.compress`; which there are
+is in `compressor.steps`.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from enum import IntEnum
+from fnmatch import fnmatchcase
+from typing import Any, ClassVar, Final, Protocol
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from compressor.model import Input, Model
+from worker.errors import InvalidRequest
+from worker.nouns import Axis
+
+
+class Phase(IntEnum):
+    """When a step has its turn. A recipe's steps stand in this order."""
+
+    STRUCTURE = 0
+    """Makes the model physically smaller: channels, neurons, heads or whole layers go, or become two thin ones."""
+    WEIGHTS = 1
+    """Changes values and how they are held: masks, shared weights, sparse formats. Shapes of results stay."""
+    TRAIN = 2
+    """Trains what is left: distillation, fine-tuning."""
+    QUANTIZE = 3
+    """Gives layers another number format, a module at a time."""
+    GRAPH = 4
+    """The same on the captured graph, where what stands around a convolution can be seen."""
+
+
+class Training(Protocol):
+    """What steps that train need besides the model."""
+
+    def batches(self, epoch: int) -> Iterable[tuple[tuple[Tensor, ...], Tensor]]:
+        """(inputs, targets) of one epoch, in an order that only the epoch and the seed decide."""
+
+    def loss(self, outputs: Any, targets: Tensor) -> Tensor:
+        """The loss of what the model returned, a scalar."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """What steps may use.
+
+    inputs, axes: the model's, as `Model` has them; the examples among them are run to find out how layers are used.
+    calibration: batches of the model's inputs, for steps that look at activations. Empty: there are none.
+    training: None: steps that train are refused.
+    seed: of every random choice.
+    device: on which steps that train or calibrate compute; the model comes back to the CPU.
+    say: told what begins now, in a few words.
+    """
+
+    inputs: tuple[Input, ...]
+    axes: tuple[Axis, ...] = ()
+    calibration: Sequence[tuple[Tensor, ...]] = ()
+    training: Training | None = None
+    seed: int = 0
+    device: str = "cpu"
+    say: Callable[[str], None] = field(default=lambda _: None)
+
+    @property
+    def examples(self) -> tuple[Tensor, ...]:
+        return tuple(item.example for item in self.inputs)
+
+    @classmethod
+    def of(
+        cls,
+        model: Model,
+        *,
+        calibration: Sequence[tuple[Tensor, ...]] = (),
+        training: Training | None = None,
+        seed: int = 0,
+        device: str = "cpu",
+        say: Callable[[str], None] = lambda _: None,
+    ) -> "Context":
+        return cls(
+            inputs=model.inputs,
+            axes=model.axes,
+            calibration=calibration,
+            training=training,
+            seed=seed,
+            device=device,
+            say=say,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What a step did to one layer. `before`, `after`: bytes that its weights take, as they are stored.
+
+    layer: the module's name; "" is the whole model.
+    """
+
+    layer: str
+    what: str
+    before: int
+    after: int
+
+
+class Step(BaseModel):
+    """One step. Subclasses set `kind` to a Literal (its name in recipes), `phase`, and mostly `takes`.
+
+    layers: patterns over names of modules ("encoder.*", as in a shell), by which the step finds its layers. A pattern
+        that matches a module takes all in it; one that begins with "!" leaves out what the others found.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    phase: ClassVar[Phase]
+    takes: ClassVar[tuple[type[nn.Module], ...]] = ()
+    """The types of layers that it can change, themselves and no subclasses; empty: it finds its layers itself."""
+
+    kind: str
+    layers: tuple[str, ...] = ("*",)
+
+    def problem(self, model: nn.Module, steps: Sequence["Step"]) -> str | None:
+        """Why this step cannot work on this model among these steps; None where it can.
+
+        Asked of every step before any work is done. Subclasses ask this one first.
+        """
+        del steps
+        return patterns_problem(model, self.layers) or (
+            f"{', '.join(self.layers)}: no {' or '.join(kind.__name__ for kind in self.takes)} there"
+            if self.takes and not self.targets(model)
+            else None
+        )
+
+    def targets(self, model: nn.Module) -> dict[str, nn.Module]:
+        """The layers by name that this step is to change, in the model's order; one that is used twice comes once."""
+        return {
+            name: module
+            for name, module in model.named_modules()
+            if name and (not self.takes or type(module) in self.takes) and selected(name, self.layers)
+        }
+
+    def needs_calibration(self) -> bool:
+        """Whether the step looks at activations, so that it cannot work without calibration data."""
+        return False
+
+    def needs_training(self) -> bool:
+        """Whether the step trains, so that it cannot work without training data."""
+        return False
+
+    def apply_(self, model: nn.Module, context: Context) -> list[Change]:
+        """Does it to `model`, in place, and says for each layer what was done.
+
+        Raises:
+            ShardlineError: it cannot be done; the model may be changed in part.
+        """
+        raise NotImplementedError
+
+
+class GraphStep(Step):
+    """A step that has a second part, on the captured graph, after all other steps. `apply_` may change nothing."""
+
+    phase: ClassVar[Phase] = Phase.GRAPH
+
+    def apply_(self, model: nn.Module, context: Context) -> list[Change]:
+        del model, context
+        return []
+
+    def apply_graph(self, model: nn.Module, context: Context) -> tuple[nn.Module, list[Change]]:
+        """What takes the model's place, and what was done to which layer."""
+        raise NotImplementedError
+
+
+_NEAR: Final = 0.4
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """'; the nearest is "x"', or what there is where nothing is near."""
+    names = list(known)
+    found = get_close_matches(name, names, n=1, cutoff=_NEAR)
+    if found:
+        return f'; the nearest is "{found[0]}"'
+    return f"; there is {', '.join(names[:20])}{', …' if len(names) > 20 else ''}" if names else ""
+
+
+def patterns_problem(model: nn.Module, patterns: Sequence[str]) -> str | None:
+    """The pattern that matches no module, with the nearest name; None where each matches something."""
+    names = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern.removeprefix("!")) for name in names):
+            return f'layers: "{pattern}" matches nothing{nearest(pattern.removeprefix("!").strip("*."), names)}'
+    return None
+
+
+def selected(name: str, patterns: Sequence[str]) -> bool:
+    """Whether the patterns take the module of this name: it, or one that it is in, matches one and is not left out."""
+    parts = name.split(".")
+    within = [".".join(parts[: length + 1]) for length in range(len(parts))]
+
+    def matches(pattern: str) -> bool:
+        return any(fnmatchcase(outer, pattern) for outer in within)
+
+    taken = any(matches(pattern) for pattern in patterns if not pattern.startswith("!"))
+    return taken and not any(matches(pattern[1:]) for pattern in patterns if pattern.startswith("!"))
+
+
+def replace_layer_(model: nn.Module, layer: nn.Module, new: nn.Module) -> None:
+    """Puts `new` wherever `layer` stands in `model`. One that is used in two places stays one."""
+    places = [
+        (parent, name)
+        for parent in model.modules()
+        for name, child in parent._modules.items()
+        if child is layer and parent is not new
+    ]
+    if not places:
+        raise InvalidRequest(f"{type(layer).__name__} is the whole model; put it into an nn.Sequential first")
+    new.train(layer.training)
+    for parent, name in places:
+        setattr(parent, name, new)
+
+
+def stored_bytes(module: nn.Module) -> int:
+    """Bytes that a module's parameters and buffers take; a tensor that is there twice counts once."""
+    held: dict[tuple[int, int], int] = {}
+    for tensor in (*module.parameters(), *module.buffers()):
+        held[tensor.data_ptr(), tensor.numel()] = tensor.numel() * tensor.element_size()
+    return sum(held.values())
+
+
+def seeded(seed: int, name: str = "") -> torch.Generator:
+    """A generator that only the seed and the name decide: for random choices of one layer."""
+    digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))

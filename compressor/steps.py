@@ -1,0 +1,82 @@
+"""Which steps there are, by kind, and how a recipe's text becomes steps."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal, get_args, get_origin
+
+from pydantic import ValidationError
+
+from compressor.linear_formats import QUANTIZATION
+from compressor.step import Step, nearest
+from worker.errors import InvalidRequest
+
+FAMILIES: Final[Mapping[str, tuple[type[Step], ...]]] = {
+    "quantization": QUANTIZATION,
+}
+"""A new kind of step is added to its family's tuple, and that is all."""
+
+
+def _kinds() -> dict[str, type[Step]]:
+    found: dict[str, type[Step]] = {}
+    for kind in (kind for family in FAMILIES.values() for kind in family):
+        annotation = kind.model_fields["kind"].annotation
+        names = get_args(annotation) if get_origin(annotation) is Literal else ()
+        if not names or not set(found).isdisjoint(names):
+            raise TypeError(f"{kind.__name__}: `kind` must be a Literal of names that no other step has")
+        found |= dict.fromkeys(names, kind)
+    return found
+
+
+KINDS: Final[Mapping[str, type[Step]]] = _kinds()
+"""Every kind of step by its name in recipes."""
+
+
+def read_steps(described: Sequence[Mapping[str, Any]], *, place: str = "steps") -> tuple[Step, ...]:
+    """The steps that a recipe's mappings describe.
+
+    Raises:
+        InvalidRequest: a kind or a key is unknown (with the nearest name), or a value is not what the key takes; all of
+            them in one message, each with its place ("steps.0.kind").
+    """
+    if isinstance(described, (str, bytes)) or not isinstance(described, Sequence):
+        raise InvalidRequest(f"{place}: expected a list of steps, not a {type(described).__name__}")
+    steps: list[Step] = []
+    problems: list[str] = []
+    for index, item in enumerate(described):
+        try:
+            steps.append(read_step(item, place=f"{place}.{index}"))
+        except InvalidRequest as error:
+            problems.append(str(error))
+    if problems:
+        raise InvalidRequest("; ".join(problems))
+    return tuple(steps)
+
+
+def read_step(described: Mapping[str, Any], *, place: str = "step") -> Step:
+    """The step that one mapping describes. See `read_steps`."""
+    if not isinstance(described, Mapping):
+        raise InvalidRequest(f"{place}: expected a mapping with a kind, such as {{kind: int8_dynamic}}")
+    name = described.get("kind")
+    if not isinstance(name, str) or name not in KINDS:
+        came = "is missing" if "kind" not in described else f"{name!r} is unknown"
+        raise InvalidRequest(f"{place}.kind {came}{nearest(str(name), KINDS)}")
+    kind = KINDS[name]
+    unknown = [
+        f"{place}.{key}: {name!r} takes no such key{nearest(str(key), kind.model_fields)}"
+        for key in described
+        if key not in kind.model_fields
+    ]
+    if unknown:
+        raise InvalidRequest("; ".join(unknown))
+    try:
+        return kind.model_validate(dict(described))
+    except ValidationError as error:
+        told = "; ".join(
+            f"{'.'.join([place, *map(str, item['loc'])])}: {item['msg']}, not {item['input']!r}"[:300]
+            for item in error.errors()
+        )
+        raise InvalidRequest(told) from error
+
+
+def described(steps: Sequence[Step]) -> list[dict[str, Any]]:
+    """The steps as a recipe holds them: every key, so that a default that changes later changes no recipe."""
+    return [step.model_dump(mode="json") for step in steps]
