@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from cluster.world import Replica, Stage
+from worker.nouns import WorkerStats
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,30 +18,11 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
-    """A worker's own figures as it last told them; counts are since its start."""
-
-    node: str = ""
-    pid: int = 0
-    queued_rows: int = 0
-    seconds_per_row: float = 0.0
-    computed_rows: int = 0
-    computed_batches: int = 0
-    dropped_expired: int = 0
-    dropped_cancelled: int = 0
-    refused: int = 0
-    failed: int = 0
-    resident_bytes: int = 0
-    runtime: str = ""
-    note: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class Sighting:
     """What one look at the fleet gave. notes: why a stage's replicas are not ready, where more is known than that."""
 
     replicas: tuple[Replica, ...]
-    figures: Mapping[str, Figures] = field(default_factory=dict)
+    figures: Mapping[str, WorkerStats] = field(default_factory=dict)
     notes: Mapping[Stage, str] = field(default_factory=dict)
     nodes: tuple[Node, ...] = ()
 

@@ -9,10 +9,9 @@ from typing import Any
 
 from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
-from cluster.fleet import Figures
 from cluster.health import HealthLimits, Heard, judge
 from cluster.world import Replica, Stage
-from worker.actor import WorkerStats
+from worker.nouns import WorkerStats
 
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 TELL_WITHIN_S = 5.0
@@ -78,25 +77,8 @@ class RayWorker:
         queued = self.stats.queued_rows if self.stats else 0
         return Replica(self.id, self.stage, phase, self.address, self._told, self._asked, self.leaving, queued, why)
 
-    def figures(self) -> Figures:
-        stats = self.stats
-        if stats is None:
-            return Figures()
-        return Figures(
-            node=stats.node,
-            pid=stats.pid,
-            queued_rows=stats.queued_rows,
-            seconds_per_row=stats.seconds_per_row,
-            computed_rows=stats.computed_rows,
-            computed_batches=stats.computed_batches,
-            dropped_expired=stats.dropped_expired,
-            dropped_cancelled=stats.dropped_cancelled,
-            refused=stats.refused,
-            failed=stats.failed,
-            resident_bytes=stats.resident_bytes,
-            runtime=stats.runtime,
-            note=stats.note,
-        )
+    def figures(self) -> WorkerStats:
+        return self.stats or WorkerStats()
 
     async def close(self) -> None:
         tasks = list(self._tasks.values())

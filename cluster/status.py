@@ -1,9 +1,9 @@
 """What the controller sees, as the message that `shardline status` shows."""
 
 from cluster.controller import Controller
-from cluster.fleet import Figures
 from cluster.world import Phase, Replica, Stage
 from protos import control_pb2
+from worker.nouns import WorkerStats
 
 SHOWN_STATE = {Phase.UNKNOWN: "starting", Phase.PENDING: "starting", Phase.DRAINED: "draining"}
 """The protocol has four states; these are the phases whose name is not one of them."""
@@ -58,11 +58,11 @@ def _stage(controller: Controller, stage: Stage, desired: int) -> control_pb2.St
     return control_pb2.StageStatus(
         stage=stage.index,
         desired=desired,
-        replicas=[_replica(replica, figures.get(replica.id, Figures())) for replica in replicas],
+        replicas=[_replica(replica, figures.get(replica.id, WorkerStats())) for replica in replicas],
     )
 
 
-def _replica(replica: Replica, figures: Figures) -> control_pb2.ReplicaStatus:
+def _replica(replica: Replica, figures: WorkerStats) -> control_pb2.ReplicaStatus:
     return control_pb2.ReplicaStatus(
         id=replica.id,
         state="draining" if replica.leaving and replica.living else SHOWN_STATE.get(replica.phase, replica.phase.value),

@@ -12,6 +12,7 @@ import ray.util
 from worker.batcher import Batching
 from worker.errors import Unavailable
 from worker.link import Link, LinkLimits
+from worker.nouns import WorkerStats
 from worker.stream_server import StreamServer
 
 if TYPE_CHECKING:
@@ -46,28 +47,6 @@ class WorkerSpec:
     batching: Batching = field(default_factory=Batching)
     max_queue_rows: int = 256
     link: LinkLimits = STAGE_LINK
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerStats:
-    """A worker's own figures; counts are since its start."""
-
-    replica: str
-    address: str
-    pid: int
-    node: str
-    runtime: str
-    note: str
-    queued_rows: int
-    seconds_per_row: float
-    computed_rows: int
-    computed_batches: int
-    dropped_expired: int
-    dropped_cancelled: int
-    refused: int
-    failed: int
-    resident_bytes: int
-    draining: bool
 
 
 class WorkerActor:
@@ -116,6 +95,7 @@ class WorkerActor:
             seconds_per_row=load.seconds_per_row,
             computed_rows=counters.computed_rows,
             computed_batches=counters.computed_batches,
+            computing_s=counters.computing_s,
             dropped_expired=batcher.dropped_expired,
             dropped_cancelled=batcher.dropped_cancelled,
             refused=batcher.refused,

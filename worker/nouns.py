@@ -138,3 +138,30 @@ class Load:
     queued_rows: int = 0
     seconds_per_row: float = 0.0
     draining: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStats:
+    """A worker's own figures as it last told them; counts are since its start. Empty before it told any.
+
+    computing_s: seconds that its shard computed. node: Ray's id of its node. draining: it takes nothing new.
+    note: why it runs uncompiled, where it does.
+    """
+
+    replica: str = ""
+    address: str = ""
+    pid: int = 0
+    node: str = ""
+    runtime: str = ""
+    note: str = ""
+    queued_rows: int = 0
+    seconds_per_row: float = 0.0
+    computed_rows: int = 0
+    computed_batches: int = 0
+    computing_s: float = 0.0
+    dropped_expired: int = 0
+    dropped_cancelled: int = 0
+    refused: int = 0
+    failed: int = 0
+    resident_bytes: int = 0
+    draining: bool = False

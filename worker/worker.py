@@ -46,6 +46,7 @@ _CHEAP_S = 100e-6
 class Counters:
     computed_rows: int = 0
     computed_batches: int = 0
+    computing_s: float = 0.0
     failed: int = 0
 
 
@@ -145,6 +146,7 @@ class Worker:
             self._computing_rows = 0
         self.counters.computed_rows += rows
         self.counters.computed_batches += 1
+        self.counters.computing_s += seconds
         self._seconds_per_row += _SMOOTHING * (seconds / max(1, rows) - self._seconds_per_row)
         tensors = to_tensors(values, self._shard.signature.outputs)
         return Answer(tensors, Timing(0, int(seconds * 1e9), rows))
