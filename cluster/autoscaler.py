@@ -1,0 +1,188 @@
+"""How many replicas each stage of a pipeline should have. Pure: what was measured and the time are handed in.
+
+A stage's need is offered load, in replicas' worth of computing (Erlang's measure: rows a second times seconds a row),
+over the utilisation that is aimed at, and what it takes to clear the backlog. So a burst is answered in one step, and
+the answer does not depend on how often it is asked. What is measured holds only for its window, so a request that was
+cancelled or refused leaves nothing behind.
+
+Windows are on a monotonic clock. One that jumps starts the windows anew; nothing is scaled meanwhile.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+GAP_S = 10.0
+"""Between two looks that are further apart, what was needed is not known: the delays start anew."""
+SLACK = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class ScalingPolicy:
+    """minimum, maximum: replicas of each stage. A minimum of 0 holds for all stages or none.
+
+    target_utilisation: share of its time that a replica should compute, above 0 to 1.
+    up_delay_s, down_delay_s: how long more, or less, must be needed before it is done.
+    clear_backlog_s: a backlog should be gone within so long.
+    deadline_s: of a request that brings none.
+    """
+
+    minimum: tuple[int, ...]
+    maximum: tuple[int, ...]
+    target_utilisation: float = 0.7
+    up_delay_s: float = 1.0
+    down_delay_s: float = 60.0
+    clear_backlog_s: float = 2.0
+    deadline_s: float = 30.0
+
+    def within(self, counts: Sequence[int]) -> tuple[int, ...]:
+        return tuple(
+            max(least, min(most, count)) for count, least, most in zip(counts, self.minimum, self.maximum, strict=True)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class StageLoad:
+    """ready, coming: replicas. queued_rows: waiting or in work. seconds_per_row: of computing, as last measured.
+
+    busy: replicas' worth of computing over the window.
+    """
+
+    ready: int = 0
+    coming: int = 0
+    queued_rows: int = 0
+    seconds_per_row: float = 0.0
+    busy: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What is asked of one pipeline.
+
+    rows_per_s: that clients asked for over the window, refused or not.
+    inflight: requests that gateways hold now. unplaced_rows: rows that wait at gateways since there is no replica.
+    missed: requests that met no answer inside their deadline over the window.
+    """
+
+    stages: tuple[StageLoad, ...]
+    rows_per_s: float = 0.0
+    inflight: int = 0
+    unplaced_rows: int = 0
+    missed: int = 0
+
+    @property
+    def any(self) -> bool:
+        return bool(
+            self.inflight
+            or self.unplaced_rows
+            or self.rows_per_s > 0
+            or any(stage.queued_rows for stage in self.stages)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """replicas: of each stage, before bounds. urgent: deadlines will be missed, so no delay is waited for."""
+
+    replicas: tuple[int, ...]
+    urgent: bool
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """What a pipeline needed at each look so far, as far back as the delays go. `after` gives the next one."""
+
+    needs: tuple[tuple[float, tuple[int, ...]], ...] = field(default=())
+
+    def after(
+        self, demand: Demand, current: tuple[int, ...], policy: ScalingPolicy, now: float
+    ) -> tuple["Scaling", tuple[int, ...], str]:
+        """Also how many replicas each stage should have (`current`: should have had until now), and why."""
+        need = needed(demand, policy)
+        bounded = policy.within(need.replicas)
+        past = self.needs if self.needs and 0 <= now - self.needs[-1][0] <= GAP_S else ()
+        past = (*_since(past, now - max(policy.up_delay_s, policy.down_delay_s)), (now, bounded))
+        from_zero = demand.any and not all(current)
+        wanted = tuple(
+            _one_stage(stage, current[stage], past, policy, now, at_once=need.urgent or from_zero)
+            for stage in range(len(current))
+        )
+        return Scaling(past), policy.within(wanted), need.why
+
+
+def _one_stage(
+    stage: int,
+    current: int,
+    past: Sequence[tuple[float, tuple[int, ...]]],
+    policy: ScalingPolicy,
+    now: float,
+    *,
+    at_once: bool,
+) -> int:
+    latest = past[-1][1][stage]
+    if latest > current:
+        recent = _over(past, now - policy.up_delay_s)
+        if at_once or (recent and min(counts[stage] for counts in recent) > current):
+            return latest
+    elif latest < current:
+        recent = _over(past, now - policy.down_delay_s)
+        if recent:
+            return min(current, max(counts[stage] for counts in recent))
+    return current
+
+
+def _over(past: Sequence[tuple[float, tuple[int, ...]]], start: float) -> list[tuple[int, ...]]:
+    """What was needed from `start` on; nothing where the looks do not go so far back."""
+    if past[0][0] > start + SLACK:
+        return []
+    return [counts for at, counts in past if at >= start - SLACK]
+
+
+def _since(past: tuple[tuple[float, tuple[int, ...]], ...], start: float) -> tuple[tuple[float, tuple[int, ...]], ...]:
+    """`past` from the last look before `start` on: that one shows that the window is covered."""
+    first = next((place for place, (at, _) in enumerate(past) if at > start), len(past))
+    return past[max(0, first - 1) :]
+
+
+def needed(demand: Demand, policy: ScalingPolicy) -> Need:
+    """What the demand needs now, without regard to bounds above or to what there is."""
+    if not demand.any:
+        return Need(tuple(0 for _ in demand.stages), False, "nobody asks for anything")
+    clear_s = min(policy.clear_backlog_s, policy.deadline_s / 2)
+    counts: list[int] = []
+    urgent = False
+    backlog = demand.unplaced_rows
+    for stage in demand.stages:
+        backlog += stage.queued_rows
+        offered = max(demand.rows_per_s * stage.seconds_per_row, min(stage.busy, stage.ready))
+        clearing = 0.0 if stage.coming else backlog * stage.seconds_per_row / clear_s
+        counts.append(max(1, math.ceil(offered / policy.target_utilisation + clearing - SLACK)))
+        urgent = urgent or backlog * stage.seconds_per_row > stage.ready * policy.deadline_s / 2
+    if demand.missed and all(count <= stage.ready for count, stage in zip(counts, demand.stages, strict=True)):
+        busiest = max(range(len(counts)), key=lambda index: _utilisation(demand.stages[index]))
+        counts[busiest] = demand.stages[busiest].ready + 1
+    return Need(tuple(counts), urgent, _told(demand, backlog, urgent=urgent))
+
+
+def _utilisation(stage: StageLoad) -> float:
+    return stage.busy / stage.ready if stage.ready else math.inf
+
+
+def _told(demand: Demand, backlog: int, *, urgent: bool) -> str:
+    """What was seen, for the log."""
+    seen = [
+        f"{demand.rows_per_s:.1f} rows/s are asked for",
+        f"{demand.inflight} requests are in flight",
+        f"{backlog} rows wait",
+    ]
+    seen += [
+        f"stage {index} computes {stage.seconds_per_row * 1e3:.2f} ms a row and is busy "
+        f"{100 * stage.busy / stage.ready if stage.ready else 0:.0f} % on {stage.ready} ready"
+        for index, stage in enumerate(demand.stages)
+    ]
+    if demand.missed:
+        seen.append(f"{demand.missed} requests missed their deadline")
+    if urgent:
+        seen.append("what waits would miss its deadline")
+    return "; ".join(seen)
