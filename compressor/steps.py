@@ -5,12 +5,14 @@ from typing import Any, Final, Literal, get_args, get_origin
 
 from pydantic import ValidationError
 
-from compressor.linear_formats import QUANTIZATION
+from compressor.formats import FORMATS
+from compressor.share import SHARING
 from compressor.step import Step, nearest
 from worker.errors import InvalidRequest
 
 FAMILIES: Final[Mapping[str, tuple[type[Step], ...]]] = {
-    "quantization": QUANTIZATION,
+    "quantization": FORMATS,
+    "sharing": SHARING,
 }
 """A new kind of step is added to its family's tuple, and that is all."""
 
