@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: run test test-slow lint protos bench-deps clean
+.PHONY: run test test-slow chaos lint protos bench-deps clean
 
 # A stamp per set of extras: nothing is installed twice.
 $(VENV)/.stamp-%: pyproject.toml
@@ -23,6 +23,10 @@ test: lint
 
 test-slow: $(VENV)/.stamp-dev-demo
 	$(BIN)/python -m pytest -m slow
+
+# CHAOS_CASES=a,b picks some; CHAOS_JSON=1 ends with a line of JSON.
+chaos: $(VENV)/.stamp-dev-demo
+	@$(BIN)/python -m tests.chaos $(if $(CHAOS_CASES),--cases $(CHAOS_CASES)) $(if $(CHAOS_JSON),--json)
 
 lint: $(VENV)/.stamp-dev-demo
 	$(BIN)/ruff check .

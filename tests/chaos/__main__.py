@@ -1,0 +1,101 @@
+"""`make chaos`: steady load, one harm after the other, and what became of every request."""
+
+import argparse
+import contextlib
+import json
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from tests.chaos import processes
+from tests.chaos.case import Fault, Outcome, Sizes, run_case
+from tests.chaos.cluster import Cluster, cluster, make_models
+
+Bring = Callable[[Path], "contextlib.AbstractContextManager[Cluster]"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """retry: clients send a call again whose connection ended, as a gateway process takes its connections with it."""
+
+    name: str
+    fault: Fault
+    retry: bool = False
+
+
+@contextlib.contextmanager
+def one_machine(folder: Path) -> Iterator[Cluster]:
+    """`shardline serve` with an embedded Ray and two gateway processes."""
+    with cluster(make_models(folder / "models"), folder / "state", "--processes", "2") as one:
+        yield one
+
+
+GROUPS: dict[Bring, list[Case]] = {
+    one_machine: [
+        *(
+            Case(f"{word}_{place}", processes.signal_a_worker(stage, number))
+            for word, number in (("kill", signal.SIGKILL), ("freeze", signal.SIGSTOP))
+            for stage, place in enumerate(("first", "middle", "last"))
+        ),
+        Case("kill_two", processes.kill_two_workers),
+        Case("kill_controller", processes.kill_the_controller),
+        Case("kill_gateway", processes.kill_a_gateway_process, retry=True),
+        Case("scale_down_and_up", processes.scale_down_and_up),
+    ],
+}
+
+
+def run_group(bring: Bring, cases: list[Case], sizes: Sizes, console: Console) -> list[Outcome]:
+    """A cluster that does not recover ends its group: the cases after it would tell nothing."""
+    outcomes: list[Outcome] = []
+    with tempfile.TemporaryDirectory(prefix="chaos-") as folder, bring(Path(folder)) as one:
+        for case in cases:
+            outcome = run_case(case.name, case.fault, one, sizes, retry=case.retry)
+            outcomes.append(outcome)
+            console.print(
+                f"{outcome.case}: {outcome.sent} sent, {outcome.lost} lost, worst {outcome.worst_ms:.0f} ms, "
+                f"whole after {outcome.recovered_s:g} s"
+            )
+            for problem in outcome.problems:
+                console.print(f"  {problem}", markup=False)
+    return outcomes
+
+
+def table(outcomes: list[Outcome]) -> Table:
+    shown = Table("case", "sent", "lost", "duplicated", "p99 ms", "worst ms", "whole after s", "")
+    for one in outcomes:
+        shown.add_row(
+            *(one.case, str(one.sent), str(one.lost), str(one.duplicated), f"{one.p99_ms:.0f}"),
+            *(f"{one.worst_ms:.0f}", f"{one.recovered_s:.1f}", one.note),
+        )
+    return shown
+
+
+def main() -> int:
+    names = [case.name for cases in GROUPS.values() for case in cases]
+    parser = argparse.ArgumentParser(prog="make chaos", description=__doc__)
+    parser.add_argument("--cases", default="", metavar="A,B", help=f"of {', '.join(names)} (default: all)")
+    parser.add_argument("--json", action="store_true", help="print one last line of JSON with a list of the cases")
+    given = parser.parse_args()
+    wanted = given.cases.split(",") if given.cases else names
+    if unknown := set(wanted) - set(names):
+        parser.error(f"no such case: {', '.join(sorted(unknown))}; there are {', '.join(names)}")
+    console = Console(stderr=True)
+    outcomes: list[Outcome] = []
+    for bring, cases in GROUPS.items():
+        if chosen := [case for case in cases if case.name in wanted]:
+            outcomes += run_group(bring, chosen, Sizes(), console)
+    Console(width=120).print(table(outcomes))
+    if given.json:
+        print(json.dumps([outcome.as_json() for outcome in outcomes]))
+    return 0 if all(outcome.passed for outcome in outcomes) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

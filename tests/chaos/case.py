@@ -1,0 +1,72 @@
+"""One case: a fault under steady load, and what became of every request."""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from tests.chaos.cluster import Cluster
+from tests.chaos.load import LoadProcess
+from tests.shardline.serve_process import wait_for
+
+Recovered = Callable[[], bool]
+Fault = Callable[[Cluster], Recovered]
+"""Does the harm, and returns what tells whether the cluster is at full strength again."""
+
+WITHIN_S = 120.0
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """requests: at least so many in a case. before, after: of them, answered before the harm, sent after it healed."""
+
+    rate: float = 250.0
+    requests: int = 5000
+    before: int = 500
+    after: int = 500
+
+
+@dataclass
+class Outcome:
+    """`recovered_s`: from the harm to full strength. `note`: what else the case shows."""
+
+    case: str
+    sent: int
+    lost: int
+    duplicated: int
+    worst_ms: float
+    p99_ms: float
+    recovered_s: float
+    problems: list[str] = field(default_factory=list)
+    note: str = ""
+
+    @property
+    def passed(self) -> bool:
+        return not self.lost and not self.duplicated
+
+    def as_json(self) -> dict[str, Any]:
+        return {key: value for key, value in asdict(self).items() if key != "problems"}
+
+
+def run_case(name: str, fault: Fault, cluster: Cluster, sizes: Sizes, *, retry: bool = False) -> Outcome:
+    """Raises where the cluster does not recover within `WITHIN_S`."""
+    wait_for("the cluster is whole before the harm", cluster.is_whole)
+    with LoadProcess(cluster.url, rate=sizes.rate, retry=retry) as load:
+        load.wait_for_more(sizes.before)
+        began = time.monotonic()
+        recovered = fault(cluster)
+        wait_for(f"{name}: full strength again", recovered, WITHIN_S)
+        recovered_s = time.monotonic() - began
+        load.wait_for_more(sizes.after)
+        load.wait_until_sent(sizes.requests)
+    counts = load.counts
+    return Outcome(
+        name,
+        counts.sent,
+        counts.sent - counts.answered,
+        counts.duplicated,
+        counts.worst_ms,
+        counts.p99_ms,
+        round(recovered_s, 2),
+        counts.problems,
+    )
