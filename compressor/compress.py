@@ -84,6 +84,9 @@ def problems(model: nn.Module, steps: Sequence[Step], context: Context) -> list[
     found = order_problems(steps)
     for index, step in enumerate(steps):
         problem = step.problem(model, steps)
+        kind = context.target.partition(":")[0]
+        if problem is None and kind not in step.devices:
+            problem = f"what it makes runs on {' or '.join(sorted(step.devices))}, not on {kind}"
         if problem is None and step.needs_calibration() and not context.calibration:
             problem = "it looks at activations and there is no calibration data; give some"
         if problem is None and step.needs_training() and context.training is None:

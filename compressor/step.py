@@ -39,6 +39,9 @@ class Phase(IntEnum):
 class Training(Protocol):
     """What steps that train need besides the model."""
 
+    def __len__(self) -> int:
+        """Batches of one epoch."""
+
     def batches(self, epoch: int) -> Iterable[tuple[tuple[Tensor, ...], Tensor]]:
         """(inputs, targets) of one epoch, in an order that only the epoch and the seed decide."""
 
@@ -55,6 +58,7 @@ class Context:
     training: None: steps that train are refused.
     seed: of every random choice.
     device: on which steps that train or calibrate compute; the model comes back to the CPU.
+    target: on which the model will run: "cpu", "cuda" or "cuda:N".
     say: told what begins now, in a few words.
     """
 
@@ -64,6 +68,7 @@ class Context:
     training: Training | None = None
     seed: int = 0
     device: str = "cpu"
+    target: str = "cpu"
     say: Callable[[str], None] = field(default=lambda _: None)
 
     @property
@@ -79,6 +84,7 @@ class Context:
         training: Training | None = None,
         seed: int = 0,
         device: str = "cpu",
+        target: str = "cpu",
         say: Callable[[str], None] = lambda _: None,
     ) -> "Context":
         return cls(
@@ -88,6 +94,7 @@ class Context:
             training=training,
             seed=seed,
             device=device,
+            target=target,
             say=say,
         )
 
@@ -117,6 +124,8 @@ class Step(BaseModel):
     phase: ClassVar[Phase]
     takes: ClassVar[tuple[type[nn.Module], ...]] = ()
     """The types of layers that it can change, themselves and no subclasses; empty: it finds its layers itself."""
+    devices: ClassVar[frozenset[str]] = frozenset({"cpu", "cuda"})
+    """The kinds of devices on which what it makes can run."""
 
     kind: str
     layers: tuple[str, ...] = ("*",)
