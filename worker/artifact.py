@@ -4,6 +4,7 @@ models/minilm/1/manifest.json   what everything is, and the hash of every other 
                 program.pt2     the captured program
                 stages/…        compiled packages, a cache
                 handler/…       assets of the handler
+                profile.json    what was measured of it, where it was; not listed, and replaced at will
 """
 
 import hashlib
@@ -23,7 +24,7 @@ from typing import Final
 from pydantic import ValidationError
 
 from worker.errors import ShardlineError
-from worker.manifest import FORMAT, MANIFEST, PROGRAM, FileEntry, Manifest
+from worker.manifest import FORMAT, MANIFEST, PROFILE, PROGRAM, FileEntry, Manifest
 
 MAX_MANIFEST_BYTES: Final = 64 * 2**20
 
@@ -67,7 +68,7 @@ def load_artifact(folder: Path) -> Artifact:
         _check_file(folder, name, entry)
     for path in _files(folder):
         name = path.relative_to(folder).as_posix()
-        if name not in listed and name != MANIFEST:
+        if name not in listed and name not in (MANIFEST, PROFILE):
             raise ArtifactError(f"{path}: not named in {MANIFEST}; remove it, or package the model again")
     return Artifact(folder, manifest)
 

@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
 
 from worker.errors import DeadlineExceeded, Overloaded
 from worker.nouns import Answer, Work
@@ -29,6 +30,22 @@ class Batching:
     max_padding: float = 0.25
 
 
+class Queued(Protocol):
+    """What `form_batch` looks at: see `Item`."""
+
+    @property
+    def rows(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def shape_key(self) -> object: ...
+    @property
+    def sizes(self) -> tuple[int, ...]: ...
+
+
+Q = TypeVar("Q", bound=Queued)
+
+
 @dataclass(slots=True, eq=False)
 class Item:
     """One request in the queue.
@@ -47,7 +64,7 @@ class Item:
     arrived: float = field(default_factory=time.monotonic)
 
 
-def form_batch(queue: Sequence[Item], batching: Batching) -> list[Item]:
+def form_batch(queue: Sequence[Q], batching: Batching) -> list[Q]:
     """The items to compute next: always the first of `queue`, and those that fit to it best.
 
     The candidates nearest in length to the first join until the rows, the bytes or the padding would go over. An item

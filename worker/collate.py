@@ -65,6 +65,11 @@ class Collator:
             and all(isinstance(dim, int) or dim in (*self._axes, BATCH) for spec in outputs for dim in spec.shape)
         )
 
+    @property
+    def pads(self) -> bool:
+        """Whether requests of different lengths can share a batch."""
+        return self._paddable
+
     def measure(self, work: Work) -> Measured:
         """Raises `InvalidRequest` where a tensor does not match its spec; the tensors' bytes are not looked at."""
         tensors = by_name(work.tensors)

@@ -15,6 +15,8 @@ from worker.nouns import BYTES, ELEMENT_BYTES, Axis, Signature, TensorSpec
 FORMAT: Final = 1
 PROGRAM: Final = "program.pt2"
 MANIFEST: Final = "manifest.json"
+PROFILE: Final = "profile.json"
+"""Measured beside an artifact, and no part of it: see `worker/profile.py`."""
 
 AXIS_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _SHA256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
