@@ -7,6 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from compressor.packing import pack, unpack
 from compressor.step import Change, Context, Phase, Step, replace_layer_, stored_bytes
 from compressor.stored import STORABLE, Store, dense_bytes, stored, taken_later, unstorable, weight_of
 from worker.errors import InvalidRequest
@@ -95,12 +96,12 @@ class SharedWeight(Store):
         self.indices: Tensor
         self.register_buffer(
             "indices",
-            torch.stack([pack(nn.functional.pad(index, (0, longest - index.numel())), bits) for _, index in found]),
+            pack(torch.stack([nn.functional.pad(index, (0, longest - index.numel())) for _, index in found]), bits),
         )
         self.codebook = nn.Parameter(torch.stack([values for values, _ in found]).to(weight.dtype))
 
     def forward(self) -> Tensor:
-        index = unpack(self.indices, self.bits)[:, : self._rows * self._columns].int()
+        index = unpack(self.indices, self.bits, self._rows * self._columns).int()
         weights = self._values(index, torch.arange(self.groups, device=index.device).unsqueeze(1))
         return weights.reshape(-1)[: self.shape[0] * self._columns].reshape(self.shape)
 
@@ -119,7 +120,7 @@ class SharedWeight(Store):
             found = (packed.reshape(place.shape) >> shift) & (2**self.bits - 1)
             return self._values(found.int(), group.unsqueeze(1))
         packed = self.indices.reshape(self.shape[0], -1).index_select(0, index)
-        return self._values(unpack(packed, self.bits).int(), None)
+        return self._values(unpack(packed, self.bits, self._columns).int(), None)
 
     def _values(self, index: Tensor, group: Tensor | None) -> Tensor:
         """index INT32 [n, m], group INT64 [n, 1] → [n, m]."""
@@ -166,22 +167,6 @@ def _lloyd(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
             break
         centres = moved
     return centres, torch.searchsorted((centres[1:] + centres[:-1]) / 2, values)
-
-
-def pack(index: Tensor, bits: int) -> Tensor:
-    """index INT64 [n], each below 2^bits → UINT8 [ceil(n * bits / 8)], the first in the lowest bits."""
-    per_byte = 8 // bits
-    padded = nn.functional.pad(index, (0, -index.numel() % per_byte)).reshape(-1, per_byte)
-    shifts = torch.arange(per_byte) * bits
-    return (padded << shifts).sum(1).to(torch.uint8)
-
-
-def unpack(packed: Tensor, bits: int) -> Tensor:
-    """packed UINT8 [n, bytes] → UINT8 [n, bytes * 8 / bits]."""
-    if bits == 8:
-        return packed
-    parts = [(packed >> shift) & (2**bits - 1) for shift in range(0, 8, bits)]
-    return torch.stack(parts, dim=-1).reshape(packed.shape[0], -1)
 
 
 SHARING: Final[tuple[type[Step], ...]] = (ShareWeights,)
