@@ -65,7 +65,7 @@ def example_inputs(
         value = program.values[name]
         shape = [int(evaluate(size, sizes)) for size in value.shape]
         if examples:
-            made.append(_tiled(examples[place], shape))
+            made.append(tiled(examples[place], shape))
         elif value.dtype.is_floating_point:
             made.append(torch.randn(shape, generator=generator).to(value.dtype))
         else:
@@ -73,7 +73,8 @@ def example_inputs(
     return tuple(made)
 
 
-def _tiled(example: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+def tiled(example: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """The example, repeated along each axis up to this shape."""
     tensor = example.detach().cpu()
     for axis, size in enumerate(shape):
         tensor = tensor.index_select(axis, torch.arange(size) % tensor.shape[axis])

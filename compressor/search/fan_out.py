@@ -1,0 +1,153 @@
+"""Runs trials, several side by side or one with every core to itself: as Ray tasks, or here, one after the other."""
+
+import contextlib
+import os
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final, Protocol
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from worker.errors import Internal, ShardlineError
+
+ALONE_WITHIN_S: Final = 1800.0
+"""A trial that has every core to itself may take so long, with its wait for others to end."""
+
+_OBJECT_STORE_BYTES: Final = 512 * 2**20
+_POLL_S: Final = 1.0
+_TRIES: Final = 2
+
+Job = tuple[Callable[..., Any], Sequence[Any]]
+"""A module's function, and what it is given after the setting."""
+
+
+class FanOutError(ShardlineError):
+    """Ray could not be started or joined."""
+
+    code = 14
+
+
+class FanOut(Protocol):
+    """Runs functions that take the same first argument."""
+
+    def each(self, jobs: Mapping[str, Job], until: float) -> Iterator[tuple[str, Any]]:
+        """(key, result) of each job as it ends. `until`: of `time.monotonic`; what has not ended by then is dropped."""
+
+    def alone(self, job: Job) -> Any:
+        """The job's result; while it runs, nothing else of this fan-out does."""
+
+
+class Here:
+    """One after the other, in this process."""
+
+    def __init__(self, setting: Any) -> None:
+        self._setting = setting
+
+    def each(self, jobs: Mapping[str, Job], until: float) -> Iterator[tuple[str, Any]]:
+        for key, (function, given) in jobs.items():
+            if time.monotonic() >= until:
+                return
+            yield key, function(self._setting, *given)
+
+    def alone(self, job: Job) -> Any:
+        function, given = job
+        return function(self._setting, *given)
+
+
+class RayTasks:
+    """One task of one CPU for each job. A job that must be alone takes all CPUs, so that Ray starts nothing beside it.
+
+    `device`: where that is a GPU, each task takes one as a whole.
+    """
+
+    def __init__(self, setting: Any, cpus: int, device: str) -> None:
+        self._setting = ray.put(setting)
+        self._cpus = cpus
+        self._gpus = 0 if device == "cpu" else 1
+
+    def each(self, jobs: Mapping[str, Job], until: float) -> Iterator[tuple[str, Any]]:
+        waiting = list(jobs.items())[::-1]
+        running: dict[Any, str] = {}
+        try:
+            while waiting or running:
+                while waiting and len(running) < self._cpus and time.monotonic() < until:
+                    key, job = waiting.pop()
+                    running[self._started(job, 1)] = key
+                if not running or time.monotonic() >= until:
+                    return
+                done, _ = ray.wait(list(running), num_returns=1, timeout=_POLL_S)
+                for reference in done:
+                    yield running.pop(reference), _result(reference, _POLL_S)
+        finally:
+            for reference in running:
+                ray.cancel(reference, force=True)
+
+    def alone(self, job: Job) -> Any:
+        reference = self._started(job, self._cpus)
+        try:
+            return _result(reference, ALONE_WITHIN_S)
+        except BaseException:
+            ray.cancel(reference, force=True)
+            raise
+
+    def _started(self, job: Job, cpus: int) -> Any:
+        function, given = job
+        task = ray.remote(_call).options(num_cpus=cpus, num_gpus=self._gpus, max_retries=_TRIES - 1)
+        return task.remote(function, self._setting, *given)
+
+
+def _call(function: Callable[..., Any], setting: Any, *given: Any) -> Any:
+    return function(setting, *given)
+
+
+def _result(reference: Any, within_s: float) -> Any:
+    try:
+        return ray.get(reference, timeout=within_s)
+    except RayTaskError as error:
+        cause = error.cause
+        if isinstance(cause, ShardlineError):
+            raise cause from error
+        raise Internal(f"a trial failed: {type(cause).__name__}: {cause}") from error
+    except RayError as error:
+        raise Internal(f"a trial's process ended: {error}; is there memory for that many at once?") from error
+
+
+@contextlib.contextmanager
+def ray_tasks(setting: Any, *, cpus: int, device: str = "cpu", address: str | None = None) -> Iterator[RayTasks]:
+    """A fan-out over a Ray of its own on this machine with `cpus` CPUs, or over the one at `address`.
+
+    Raises:
+        FanOutError: it cannot be started or joined.
+    """
+    scratch = tempfile.mkdtemp(prefix="shardline-tune-")
+    before = dict(os.environ)
+    told = {"RAY_USAGE_STATS_ENABLED": "0"} | ({} if address else {"RAY_AUTH_TOKEN": secrets.token_hex(32)})
+    os.environ.update({name: value for name, value in told.items() if name not in before})
+    try:
+        try:
+            if address:
+                ray.init(address=address, log_to_driver=False, configure_logging=False)
+            else:
+                ray.init(
+                    address="local",
+                    num_cpus=cpus,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    configure_logging=False,
+                    object_store_memory=_OBJECT_STORE_BYTES,
+                    _temp_dir=scratch,
+                )
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise FanOutError(f"Ray at {address or 'this machine'}: {error}") from error
+        try:
+            yield RayTasks(setting, cpus, device)
+        finally:
+            ray.shutdown()
+    finally:
+        for name in [name for name in os.environ if name.startswith("RAY_") and name not in before]:
+            del os.environ[name]
+        shutil.rmtree(scratch, ignore_errors=True)
