@@ -34,6 +34,20 @@ def capture(model: Model, path: Path) -> Program:
     Raises:
         CaptureError: naming the input, the axis or the operator that stands in the way.
     """
+    exported = export(model, functional=True)
+    _check_operators(model, exported)
+    _write(exported, path)
+    return read_program(path)
+
+
+def export(model: Model, *, functional: bool) -> ExportedProgram:
+    """The model's graph, with its dynamic axes. The module under it is `Flat`'s "module".
+
+    functional: without in-place operators, and with what is not elementary written out.
+
+    Raises:
+        CaptureError: see `capture`.
+    """
     _check(model)
     axes = {axis.name: axis for axis in model.axes}
     dims = {
@@ -51,12 +65,9 @@ def capture(model: Model, path: Path) -> Program:
         warnings.simplefilter("ignore")
         try:
             exported = torch.export.export(Flat(module), examples, dynamic_shapes=(shapes,), strict=False)
-            exported = exported.run_decompositions({})
+            return exported.run_decompositions({}) if functional else exported
         except Exception as error:  # torch.export raises errors of many unrelated types
             raise CaptureError(_explain(model, error)) from error
-    _check_operators(model, exported)
-    _write(exported, path)
-    return read_program(path)
 
 
 class Flat(torch.nn.Module):

@@ -12,7 +12,7 @@ from torch._inductor.cpp_builder import get_cpp_compiler
 from torch.export import Dim
 
 from compressor.measure import example_inputs
-from compressor.quantize import int8_layers
+from compressor.quantize import int8_convolutions, int8_layers
 from compressor.rewrite import rewrite
 from worker.errors import Internal
 from worker.expression import Size, solve
@@ -20,6 +20,8 @@ from worker.program import Program, ProgramModule
 
 INT8_CALL: Final = b"_int_mm"
 """What the generated code calls for an int8 matrix product."""
+INT8_CONVOLUTION_CALL: Final = b"_qconv"
+"""What the generated code calls for an int8 convolution: its name begins so in every form."""
 
 INT8_OPTIONS: Final = {
     # A row is read twice, for its largest value and to scale it: what makes it (GELU) is computed once, and kept.
@@ -76,8 +78,10 @@ def compile_stage(stage: Program, path: Path, *, frozen: bool, device: str = "cp
         raise CompileError(f"AOTInductor: {type(error).__name__}: {str(error).strip()[:900]}") from error
     finally:
         logging.disable(before)
-    if device == "cpu" and quantized and not calls(path, INT8_CALL):
-        raise CompileError(f"the generated code has no {INT8_CALL.decode()}: the stage's int8 layers are lost")
+    expected = {INT8_CALL: quantized, INT8_CONVOLUTION_CALL: frozen and int8_convolutions(stage) > 0}
+    for name, wanted in expected.items():
+        if device == "cpu" and wanted and not calls(path, name):
+            raise CompileError(f"the generated code has no {name.decode()}: the stage's int8 layers are lost")
 
 
 def dynamic_shapes(stage: Program) -> tuple[dict[int, Any], ...]:

@@ -13,11 +13,13 @@ import torch
 from torch import nn
 
 from worker.errors import InvalidRequest
-from worker.program import Program
+from worker.program import Program, Ref, Step
 
 INT8_OPERATOR: Final = "aten::_int_mm"
 """The operator that a captured int8 linear layer has."""
 
+_CONVOLUTIONS: Final = frozenset({"aten::conv2d", "aten::convolution"})
+_DEQUANTIZE: Final = "quantized_decomposed::dequantize"
 _LARGEST: Final = 127
 _LEAST_SCALE: Final = 1e-12
 
@@ -78,7 +80,19 @@ def quantize_int8(module: nn.Module) -> nn.Module:
 
 def int8_layers(program: Program) -> int:
     """How many int8 matrix products a program has."""
-    return sum(
-        isinstance(step.operator, torch._ops.OpOverload) and step.operator._schema.name == INT8_OPERATOR
-        for step in program.steps
-    )
+    return sum(operator_name(step) == INT8_OPERATOR for step in program.steps)
+
+
+def int8_convolutions(program: Program) -> int:
+    """How many convolutions of a program have both their input and their weight from int8."""
+    made = {name: operator_name(step) for step in program.steps for name in step.outputs}
+
+    def from_int8(value: object) -> bool:
+        return isinstance(value, Ref) and made.get(value.name, "").startswith(_DEQUANTIZE)
+
+    return sum(operator_name(step) in _CONVOLUTIONS and all(map(from_int8, step.args[:2])) for step in program.steps)
+
+
+def operator_name(step: Step) -> str:
+    """The name with its namespace, such as aten::conv2d; empty for what is no operator of PyTorch's."""
+    return step.operator._schema.name if isinstance(step.operator, torch._ops.OpOverload) else ""

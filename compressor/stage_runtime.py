@@ -10,7 +10,7 @@ import torch
 
 from compressor.compile import CompileError, compile_stage
 from compressor.measure import Clock, clock_of, distance, run_seconds, threads
-from compressor.quantize import int8_layers
+from compressor.quantize import int8_convolutions, int8_layers
 from worker.manifest import FigureEntry
 from worker.program import Program
 from worker.runtime import Aot, Eager, Runtime
@@ -81,7 +81,7 @@ def choose_runtime(
 
 def tolerance(stage: Program) -> float:
     """How far a compiled stage may be from the uncompiled one."""
-    if int8_layers(stage):
+    if int8_layers(stage) or int8_convolutions(stage):
         return INT8_TOLERANCE
     kinds = {stage.values[name].dtype for name in stage.values}
     return HALF_TOLERANCE if kinds & {torch.float16, torch.bfloat16} else TOLERANCE

@@ -6,12 +6,13 @@ from typing import Any, Final, Literal, get_args, get_origin
 from pydantic import ValidationError
 
 from compressor.formats import FORMATS
+from compressor.int8_static import Int8Static
 from compressor.share import SHARING
 from compressor.step import Step, nearest
 from worker.errors import InvalidRequest
 
 FAMILIES: Final[Mapping[str, tuple[type[Step], ...]]] = {
-    "quantization": FORMATS,
+    "quantization": (*FORMATS, Int8Static),
     "sharing": SHARING,
 }
 """A new kind of step is added to its family's tuple, and that is all."""

@@ -1,0 +1,50 @@
+"""The step that puts linear layers and convolutions into int8 with scales found beforehand."""
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+from torch import nn
+
+from compressor.formats import claimed_twice
+from compressor.model import Model
+from compressor.static_graph import quantize_convolutions
+from compressor.static_linear import Int8StaticLinear, input_ranges
+from compressor.step import Change, Context, GraphStep, Step, replace_layer_, stored_bytes
+
+
+class Int8Static(GraphStep):
+    """Int8 weights scaled per output channel, and int8 activations with one scale each, from calibration data.
+
+    Sources: Jacob et al., "Quantization and training of neural networks for efficient integer-arithmetic-only
+    inference", 2018; for linear layers the range of least squared error is taken. Convolutions are done on the captured
+    graph, with batch norms folded in (see `compressor.static_graph`). Saves three quarters of the storage and of
+    resident memory; time in compiled stages only, most for convolutions. CPU.
+    """
+
+    takes: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear, nn.Conv2d)
+    devices: ClassVar[frozenset[str]] = frozenset({"cpu"})
+    kind: Literal["int8_static"] = "int8_static"
+
+    def problem(self, model: nn.Module, steps: Sequence[Step]) -> str | None:
+        return super().problem(model, steps) or claimed_twice(self, model, steps)
+
+    def needs_calibration(self) -> bool:
+        return True
+
+    def apply_(self, model: nn.Module, context: Context) -> list[Change]:
+        linears = {name: layer for name, layer in self.targets(model).items() if isinstance(layer, nn.Linear)}
+        changes = []
+        for name, largest in input_ranges(model, linears, context.calibration).items():
+            layer = linears[name]
+            new = Int8StaticLinear(layer, largest)
+            replace_layer_(model, layer, new)
+            changes.append(Change(name, f"{self.kind}, ±{largest:.4g}", stored_bytes(layer), stored_bytes(new)))
+        return changes
+
+    def apply_graph(self, model: nn.Module, context: Context) -> tuple[nn.Module, list[Change]]:
+        convolutions = {name: layer for name, layer in self.targets(model).items() if isinstance(layer, nn.Conv2d)}
+        if not convolutions:
+            return model, []
+        given = Model(model, context.inputs, axes=context.axes)
+        made, found = quantize_convolutions(given, convolutions, context.calibration)
+        return made, [Change(name, self.kind, stored_bytes(convolutions[name]), after) for name, after in found.items()]
