@@ -1,8 +1,9 @@
 """Compresses a model by steps: checks them all, then does one after the other, and proves that each did something."""
 
+import copy
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
@@ -54,6 +55,8 @@ def compress_(model: nn.Module, *steps: Step, context: Context) -> Compression:
     if found:
         raise InvalidRequest("; ".join(found))
     model.eval()
+    if context.teacher is None and any(step.needs_teacher() for step in steps):
+        context = replace(context, teacher=copy.deepcopy(model))
     before = stored_bytes(model)
     digest = weights_digest(model)
     done: list[Done] = []

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from enum import IntEnum
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar, Final, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -19,6 +19,9 @@ from torch import Tensor, nn
 from compressor.model import Input, Model
 from worker.errors import InvalidRequest
 from worker.nouns import Axis
+
+if TYPE_CHECKING:
+    from compressor.train import Trainer
 
 
 class Phase(IntEnum):
@@ -56,6 +59,8 @@ class Context:
     inputs, axes: the model's, as `Model` has them; the examples among them are run to find out how layers are used.
     calibration: batches of the model's inputs, for steps that look at activations. Empty: there are none.
     training: None: steps that train are refused.
+    trainer: what runs the trainings; None: this process.
+    teacher: what students learn from; None: the model as it was before the first step.
     seed: of every random choice.
     device: on which steps that train or calibrate compute; the model comes back to the CPU.
     target: on which the model will run: "cpu", "cuda" or "cuda:N".
@@ -66,6 +71,8 @@ class Context:
     axes: tuple[Axis, ...] = ()
     calibration: Sequence[tuple[Tensor, ...]] = ()
     training: Training | None = None
+    trainer: "Trainer | None" = None
+    teacher: nn.Module | None = None
     seed: int = 0
     device: str = "cpu"
     target: str = "cpu"
@@ -82,6 +89,8 @@ class Context:
         *,
         calibration: Sequence[tuple[Tensor, ...]] = (),
         training: Training | None = None,
+        trainer: "Trainer | None" = None,
+        teacher: nn.Module | None = None,
         seed: int = 0,
         device: str = "cpu",
         target: str = "cpu",
@@ -92,6 +101,8 @@ class Context:
             axes=model.axes,
             calibration=calibration,
             training=training,
+            trainer=trainer,
+            teacher=teacher,
             seed=seed,
             device=device,
             target=target,
@@ -156,6 +167,10 @@ class Step(BaseModel):
 
     def needs_training(self) -> bool:
         """Whether the step trains, so that it cannot work without training data."""
+        return False
+
+    def needs_teacher(self) -> bool:
+        """Whether the step learns from the context's teacher."""
         return False
 
     def apply_(self, model: nn.Module, context: Context) -> list[Change]:

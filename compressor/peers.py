@@ -1,0 +1,129 @@
+"""The processes that train one objective together: data-parallel training, equal to one process's up to rounding.
+
+Each takes its rows of every batch, gradients are averaged by PyTorch's DistributedDataParallel (Li et al., 2020), and
+what depends on the whole batch is computed over the whole batch: batch normalisation shares its means and variances
+(as in PyTorch's SyncBatchNorm, which is for GPUs alone).
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed.nn import functional as collective
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+
+from worker.errors import Unsupported
+
+
+class Peers(Protocol):
+    """rank: which of them this process is. count: how many there are."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def count(self) -> int: ...
+
+    def joined(self, objective: nn.Module) -> AbstractContextManager[nn.Module]:
+        """The objective as it is to be called, so that everybody's gradients are the same."""
+
+    def mean(self, value: Tensor) -> float:
+        """The mean of everybody's value."""
+
+    def any(self, flag: bool) -> bool:
+        """Whether somebody's flag is set; all get the same answer."""
+
+
+class Alone:
+    """One process."""
+
+    rank = 0
+    count = 1
+
+    @contextmanager
+    def joined(self, objective: nn.Module) -> Iterator[nn.Module]:
+        yield objective
+
+    def mean(self, value: Tensor) -> float:
+        return float(value)
+
+    def any(self, flag: bool) -> bool:
+        return flag
+
+
+class Group:
+    """The processes of `torch.distributed`'s default group."""
+
+    @property
+    def rank(self) -> int:
+        return distributed.get_rank()
+
+    @property
+    def count(self) -> int:
+        return distributed.get_world_size()
+
+    @contextmanager
+    def joined(self, objective: nn.Module) -> Iterator[nn.Module]:
+        norms = {module: type(module) for module in objective.modules() if isinstance(module, _BatchNorm)}
+        try:
+            for norm, kind in norms.items():
+                norm.__class__ = _shared(kind)
+            yield DistributedDataParallel(objective, broadcast_buffers=False, find_unused_parameters=True)
+        finally:
+            for norm, kind in norms.items():
+                norm.__class__ = kind
+
+    def mean(self, value: Tensor) -> float:
+        total = value.detach().clone()
+        distributed.all_reduce(total)
+        return float(total) / self.count
+
+    def any(self, flag: bool) -> bool:
+        told = torch.tensor(float(flag))
+        distributed.all_reduce(told, distributed.ReduceOp.MAX)
+        return bool(told)
+
+
+class SharedBatchNorm(_BatchNorm):
+    """Batch normalisation over the rows of all processes. x [rows, channels, …] of one size in all but rows."""
+
+    def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002  # torch's own name
+        if input.dim() < 2:
+            raise ValueError(f"expected [rows, channels, …], got {tuple(input.shape)}")
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # torch's own name
+        if not self.training:
+            still: Tensor = super().forward(input)
+            return still
+        x = input.float()
+        dims = [0, *range(2, x.dim())]
+        shape = [1, -1, *[1] * (x.dim() - 2)]
+        count = torch.tensor(float(x.numel() // x.shape[1]), device=x.device)
+        distributed.all_reduce(count)
+        mean = collective.all_reduce(x.sum(dims)) / count  # type: ignore[no-untyped-call]
+        away = x - mean.view(shape)
+        variance = collective.all_reduce(away.square().sum(dims)) / count  # type: ignore[no-untyped-call]
+        self._remember(mean.detach(), variance.detach() * (count / (count - 1).clamp(min=1)))
+        y = away * torch.rsqrt(variance + self.eps).view(shape)
+        if self.weight is not None:
+            y = y * self.weight.view(shape) + self.bias.view(shape)
+        result: Tensor = y.to(input.dtype)
+        return result
+
+    def _remember(self, mean: Tensor, variance: Tensor) -> None:
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked.add_(1)
+        share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean, share)
+        self.running_var.lerp_(variance, share)
+
+
+def _shared(kind: type[_BatchNorm]) -> type[_BatchNorm]:
+    """What takes the class's place; its tensors and their names stay."""
+    if kind in {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d}:
+        return SharedBatchNorm
+    raise Unsupported(f"{kind.__name__} cannot be trained by several workers; use one worker")
