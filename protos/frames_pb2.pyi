@@ -15,14 +15,18 @@ class FrameBatch(_message.Message):
     def __init__(self, frames: _Optional[_Iterable[_Union[Frame, _Mapping]]] = ..., load: _Optional[_Union[Load, _Mapping]] = ...) -> None: ...
 
 class Load(_message.Message):
-    __slots__ = ("queued_rows", "seconds_per_row", "draining")
+    __slots__ = ("queued_rows", "seconds_per_row", "draining", "finish_s", "pace_s")
     QUEUED_ROWS_FIELD_NUMBER: _ClassVar[int]
     SECONDS_PER_ROW_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
+    FINISH_S_FIELD_NUMBER: _ClassVar[int]
+    PACE_S_FIELD_NUMBER: _ClassVar[int]
     queued_rows: int
     seconds_per_row: float
     draining: bool
-    def __init__(self, queued_rows: _Optional[int] = ..., seconds_per_row: _Optional[float] = ..., draining: _Optional[bool] = ...) -> None: ...
+    finish_s: float
+    pace_s: float
+    def __init__(self, queued_rows: _Optional[int] = ..., seconds_per_row: _Optional[float] = ..., draining: _Optional[bool] = ..., finish_s: _Optional[float] = ..., pace_s: _Optional[float] = ...) -> None: ...
 
 class Frame(_message.Message):
     __slots__ = ("id", "request", "reply", "cancel", "chunk", "payload_bytes")
@@ -53,18 +57,20 @@ class Request(_message.Message):
     def __init__(self, remaining_us: _Optional[int] = ..., priority: _Optional[int] = ..., traceparent: _Optional[str] = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ...) -> None: ...
 
 class Reply(_message.Message):
-    __slots__ = ("code", "message", "tensors", "timing", "retriable")
+    __slots__ = ("code", "message", "tensors", "timing", "retriable", "confirmed")
     CODE_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
     TIMING_FIELD_NUMBER: _ClassVar[int]
     RETRIABLE_FIELD_NUMBER: _ClassVar[int]
+    CONFIRMED_FIELD_NUMBER: _ClassVar[int]
     code: int
     message: str
     tensors: _containers.RepeatedCompositeFieldContainer[TensorHeader]
     timing: Timing
     retriable: bool
-    def __init__(self, code: _Optional[int] = ..., message: _Optional[str] = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., retriable: _Optional[bool] = ...) -> None: ...
+    confirmed: bool
+    def __init__(self, code: _Optional[int] = ..., message: _Optional[str] = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., retriable: _Optional[bool] = ..., confirmed: _Optional[bool] = ...) -> None: ...
 
 class Timing(_message.Message):
     __slots__ = ("queue_ns", "compute_ns", "batch_rows")

@@ -19,9 +19,10 @@ from typing import ClassVar
 
 
 class ShardlineError(Exception):
-    """An error that a caller may be told of."""
+    """An error that a caller may be told of. `confirmed`: several replicas failed so; another would not help."""
 
     code: ClassVar[int] = 2
+    confirmed: bool = False
 
 
 class InvalidRequest(ShardlineError):
@@ -80,6 +81,9 @@ _BY_CODE: dict[int, type[ShardlineError]] = {
 }
 
 
-def from_code(code: int, message: str) -> ShardlineError:
+def from_code(code: int, message: str, *, confirmed: bool = False) -> ShardlineError:
     """The error that a reply's code stands for; an unknown code is `Internal`."""
-    return _BY_CODE.get(code, Internal)(message)
+    error = _BY_CODE.get(code, Internal)(message)
+    if confirmed:
+        error.confirmed = True
+    return error

@@ -96,7 +96,7 @@ def reply_frame(frame_id: int, answer: Answer) -> Outgoing:
 
 
 def error_frame(frame_id: int, error: ShardlineError, *, retriable: bool = False) -> Outgoing:
-    reply = pb.Reply(code=error.code, message=str(error), retriable=retriable)
+    reply = pb.Reply(code=error.code, message=str(error), retriable=retriable, confirmed=error.confirmed)
     return Outgoing(pb.Frame(id=frame_id, reply=reply), [], 0)
 
 
@@ -145,6 +145,8 @@ class Packer:
             batch.load.queued_rows = load.queued_rows
             batch.load.seconds_per_row = load.seconds_per_row
             batch.load.draining = load.draining
+            batch.load.finish_s = load.finish_s
+            batch.load.pace_s = load.pace_s
         payload: list[Buffer] = []
         frames: list[pb.Frame] = []
         size = 0
@@ -211,7 +213,8 @@ class Unpacker:
         """Raises `FrameError` where the message breaks the contract."""
         batch, view = _open(message)
         if batch.HasField("load"):
-            self.load = Load(batch.load.queued_rows, batch.load.seconds_per_row, batch.load.draining)
+            load = batch.load
+            self.load = Load(load.queued_rows, load.seconds_per_row, load.draining, load.finish_s, load.pace_s)
         incoming: list[Incoming] = []
         offset = 0
         for frame in batch.frames:
@@ -291,7 +294,7 @@ def _decode(frame: pb.Frame, payload: memoryview) -> Incoming:
         )
     reply = frame.reply
     timing = Timing(reply.timing.queue_ns, reply.timing.compute_ns, reply.timing.batch_rows)
-    error = from_code(reply.code, reply.message) if reply.code else None
+    error = from_code(reply.code, reply.message, confirmed=reply.confirmed) if reply.code else None
     return IncomingReply(frame.id, Answer(_tensors(reply.tensors, payload), timing), error, reply.retriable)
 
 

@@ -1,19 +1,33 @@
 """The one piece of code that calls a worker: from the gateway to stage 0, and from a stage to the next.
 
 A `Link` holds one stream to each replica, picks a replica by power of two choices (Mitzenmacher 2001) on the load that
-replies carry back, bounds what is in flight, and sends what a dead replica still owed to a living one while the
-deadline lasts.
+replies carry back and on how late they come, bounds what is in flight, and sends what a dead replica still owed to a
+living one while the deadline lasts. What fails at one replica is tried at one other; a replica that fails again and
+again where another does not gets a pause.
 """
 
 import asyncio
+import logging
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from worker.errors import DeadlineExceeded, Overloaded, Unavailable
+from worker.allowance import Allowance
+from worker.errors import DeadlineExceeded, Internal, Overloaded, ShardlineError, Unavailable
+from worker.hedging import Hedging
 from worker.nouns import Answer, Work
 from worker.replica_stream import Lost, Refused, ReplicaStream, StreamTimings
+from worker.routing import choose
+
+_CHANCE = random.Random()
+
+
+_TRIED_AGAIN = 0.2
+"""Of the requests, the share that may fail at one replica and be tried at another, beyond a first burst of them: a
+model that fails on everything costs so much more, not twice as much."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +37,14 @@ class LinkLimits:
     max_inflight: requests outstanding at one replica.
     attempts: replicas that may die under one request before it is given up.
     patience_s: longest wait for a living replica where there is none; then `Unavailable`.
+    hedge_share: at most this share of the requests is sent to a second replica too, when the first takes longer than
+        95 of 100 requests do; the first answer counts. 0: none is.
     """
 
     max_inflight: int = 64
     attempts: int = 3
     patience_s: float = 5.0
+    hedge_share: float = 0.0
     timings: StreamTimings = field(default_factory=StreamTimings)
 
 
@@ -41,6 +58,8 @@ class Link:
         self._leaving: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         self._closed = False
+        self._second_tries = Allowance(_TRIED_AGAIN, 2.0 * self._limits.max_inflight)
+        self._hedging = Hedging(self._limits.hedge_share) if self._limits.hedge_share else None
 
     def route(self, replicas: Mapping[str, str]) -> None:
         """Calls these replicas (id to host:port) from now on. What is in flight at others is still waited for."""
@@ -58,19 +77,55 @@ class Link:
 
         `wait` False: `Overloaded` at once where every living replica is at its bound; True: waits for room.
         Raises `DeadlineExceeded`, `Unavailable` (no living replica within `patience_s`, or `attempts` died under it),
-        and whatever the replica answers.
+        and whatever the replica answers; where that says that the replica failed, what a second one answers.
         """
         lost = 0
-        while True:
-            stream = self._pick() or await self._wait_for_room(work, wait=wait)
-            try:
-                return await stream.call(work)
-            except Refused:
-                continue  # draining: it computed nothing, and is not picked again
-            except Lost as error:
-                lost += 1
-                if lost >= self._limits.attempts:
-                    raise Unavailable(f"{lost} replicas died while they had the request; the last: {error}") from error
+        doubted: tuple[ReplicaStream, ...] = ()
+        try:
+            while True:
+                stream = self._pick(doubted) or await self._wait_for_room(work, doubted, wait=wait)
+                trial = stream.standing.trial(time.monotonic())
+                try:
+                    answer = await self._ask(stream, work)
+                except Refused:
+                    continue  # draining: it computed nothing, and is not picked again
+                except Lost as error:
+                    lost += 1
+                    if lost >= self._limits.attempts:
+                        raise _confirmed(
+                            Unavailable(f"{lost} replicas died while they had the request; the last: {error}")
+                        ) from error
+                except (Internal, Unavailable) as error:
+                    if doubted:
+                        raise _confirmed(error) from None
+                    if error.confirmed or not self._may_try_another(stream):
+                        raise
+                    stream.standing.suspect()
+                    doubted, doubted_on_trial = (stream,), trial
+                else:
+                    stream.standing.succeeded()
+                    if doubted:
+                        self._convict(doubted[0], trial=doubted_on_trial)
+                    self._second_tries.earn()
+                    return answer
+        finally:
+            for stream in doubted:
+                stream.standing.suspect(-1)
+
+    @property
+    def ready(self) -> int:
+        """Replicas that take work."""
+        return sum(stream.ready for stream in self._streams.values())
+
+    def expected_finish(self, rows: int) -> float:
+        """Seconds until `rows` that are sent now are answered, as the replicas tell; 0 where none has told."""
+        now = time.monotonic()
+        finishes = [
+            stream.standing.expected_finish(now, rows)
+            for stream in self._streams.values()
+            if stream.ready and stream.standing.resting_until <= now
+        ]
+        return min(finishes, default=0.0)
 
     async def room(self) -> None:
         """Returns when some living replica has room for one more request."""
@@ -85,27 +140,60 @@ class Link:
             task.cancel()
         await asyncio.gather(*(stream.close() for stream in streams), *self._leaving, return_exceptions=True)
 
-    def _pick(self) -> ReplicaStream | None:
-        open_to_work = [
-            stream for stream in self._streams.values() if stream.ready and stream.inflight < self._limits.max_inflight
-        ]
-        if len(open_to_work) > 2:
-            open_to_work = random.sample(open_to_work, 2)
-        if len(open_to_work) == 2:
-            now = time.monotonic()
-            first, second = (stream.expected_wait(now) for stream in open_to_work)
-            if first == second:
-                return random.choice(open_to_work)
-            return open_to_work[second < first]
-        return open_to_work[0] if open_to_work else None
+    def _pick(self, avoid: Collection[ReplicaStream] = ()) -> ReplicaStream | None:
+        now = time.monotonic()
+        able = [stream for stream in self._streams.values() if stream.ready and stream not in avoid]
+        rested = [stream for stream in able if stream.standing.resting_until <= now]
+        limit = self._limits.max_inflight
+        # Where every replica rests, they are as good as any: the fault may be the model's.
+        open_to_work = [stream for stream in rested or able if stream.inflight < limit]
+        return choose(open_to_work, lambda stream: stream.expected_wait(now), _CHANCE)
 
-    async def _wait_for_room(self, work: Work, *, wait: bool) -> ReplicaStream:
+    async def _ask(self, stream: ReplicaStream, work: Work) -> Answer:
+        if self._hedging is None:
+            return await stream.call(work)
+        began = time.monotonic()
+        answer = await self._ask_twice(stream, work, self._hedging)
+        self._hedging.took(time.monotonic() - began)
+        return answer
+
+    async def _ask_twice(self, stream: ReplicaStream, work: Work, hedging: Hedging) -> Answer:
+        """Asks a second replica where the first takes long; the first good answer counts, the other is withdrawn."""
+        asked = [asyncio.create_task(stream.call(work))]
+        try:
+            await asyncio.wait(asked, timeout=hedging.delay_s)
+            if not asked[0].done():
+                other = self._pick((stream,))
+                if other is not None and hedging.may_hedge():
+                    asked.append(asyncio.create_task(other.call(work)))
+                    await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+            for task in sorted(asked, key=lambda task: not task.done()):
+                await asyncio.wait((task,))
+                if task.exception() is None:
+                    return task.result()
+            return asked[0].result()
+        finally:
+            for task in asked:
+                task.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
+
+    def _may_try_another(self, stream: ReplicaStream) -> bool:
+        return any(other.ready and other is not stream for other in self._streams.values()) and (
+            self._second_tries.take()
+        )
+
+    def _convict(self, stream: ReplicaStream, *, trial: bool) -> None:
+        """It failed on a request on which another replica did not."""
+        if stream.standing.failed(time.monotonic(), trial=trial):
+            logger.warning("%s fails where others do not: it gets a pause, and is tried again after it", stream.address)
+
+    async def _wait_for_room(self, work: Work, avoid: Collection[ReplicaStream], *, wait: bool) -> ReplicaStream:
         give_up = time.monotonic() + self._limits.patience_s
         while True:
             if self._closed:
                 raise Unavailable("the link was closed")
-            if any(stream.ready for stream in self._streams.values()):
-                if not wait:
+            if any(stream.ready and stream not in avoid for stream in self._streams.values()):
+                if not wait and not avoid:
                     raise Overloaded("every replica has as many requests in flight as it may; try again later")
                 until = work.deadline
             else:
@@ -115,7 +203,7 @@ class Link:
                     raise DeadlineExceeded("the deadline passed while the request waited for a replica")
                 raise Unavailable(f"no replica answered within {self._limits.patience_s:g} s")
             await self._next_change(until)
-            stream = self._pick()
+            stream = self._pick(avoid)
             if stream is not None:
                 return stream
 
@@ -136,3 +224,8 @@ class Link:
         task = asyncio.create_task(stream.finish())
         self._leaving.add(task)
         task.add_done_callback(self._leaving.discard)
+
+
+def _confirmed(error: ShardlineError) -> ShardlineError:
+    error.confirmed = True
+    return error

@@ -133,11 +133,17 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What a replica says of itself with every reply: rows waiting or in work, and the recent time of one row."""
+    """What a replica says of itself with every reply: rows waiting or in work, and the recent time of one row.
+
+    finish_s: seconds until a row that came now would be answered, the later stages' part included; 0: not known yet.
+    pace_s: seconds that each row before it adds to that.
+    """
 
     queued_rows: int = 0
     seconds_per_row: float = 0.0
     draining: bool = False
+    finish_s: float = 0.0
+    pace_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

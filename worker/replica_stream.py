@@ -7,7 +7,6 @@ growing pause, until it is closed.
 import asyncio
 import itertools
 import logging
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,7 +25,8 @@ from worker.frames import (
     cancel_frame,
     request_frame,
 )
-from worker.nouns import Answer, Load, Work
+from worker.nouns import Answer, Work
+from worker.standing import Standing
 from worker.stream_writer import StreamWriter, first_to_end
 
 METHOD = "/shardline.v1.Worker/Stream"
@@ -64,8 +64,12 @@ class Refused(Exception):
 
 @dataclass(slots=True)
 class _Outstanding:
+    """`sent`, `due`: when it was sent, and when its answer was expected then."""
+
     future: asyncio.Future[Answer]
     rows: int
+    sent: float
+    due: float
 
 
 class ReplicaStream:
@@ -74,15 +78,13 @@ class ReplicaStream:
     def __init__(self, address: str, token: str, timings: StreamTimings, changed: Callable[[], None]) -> None:
         self.address = address
         self.ready = False
+        self.standing = Standing(time.monotonic())
         self._token = token
         self._timings = timings
         self._changed = changed
         self._ids = itertools.count(1)
         self._outstanding: dict[int, _Outstanding] = {}
-        self._rows = 0
-        self._others_rows = 0
-        self._load = Load()
-        self._load_at = time.monotonic()
+        self._draining = False
         self._writer: StreamWriter | None = None
         self._unpacker = Unpacker()
         self._idle = asyncio.Event()
@@ -94,13 +96,10 @@ class ReplicaStream:
         return len(self._outstanding)
 
     def expected_wait(self, now: float) -> float:
-        """Seconds that one more row would take here: what waits there times what a row takes there.
-
-        The replica's own figure loses half its weight each second, so that one slow answer is not held against a
-        replica that gets nothing to prove itself with.
-        """
-        seconds_per_row = self._load.seconds_per_row * math.exp2(self._load_at - now) + 1e-6
-        return (self._rows + self._others_rows + 1) * seconds_per_row
+        """Seconds, to compare replicas by: see `Standing.expected_wait`."""
+        for oldest in self._outstanding.values():
+            return self.standing.expected_wait(now, oldest.sent)
+        return self.standing.expected_wait(now, now)
 
     async def call(self, work: Work) -> Answer:
         """Raises `Lost`, `Refused`, `DeadlineExceeded` or the replica's own `ShardlineError`."""
@@ -113,7 +112,7 @@ class ReplicaStream:
         frame_id = next(self._ids)
         outgoing = request_frame(frame_id, work)
         future: asyncio.Future[Answer] = loop.create_future()
-        self._begin(frame_id, _Outstanding(future, work.rows))
+        self._begin(frame_id, future, work.rows)
         timer = loop.call_later(remaining, _expire, future)
         try:
             self._writer.send(outgoing)
@@ -140,16 +139,16 @@ class ReplicaStream:
         await asyncio.gather(self._task, return_exceptions=True)
         self._disconnected("the link was closed", logging.DEBUG)
 
-    def _begin(self, frame_id: int, outstanding: _Outstanding) -> None:
-        self._outstanding[frame_id] = outstanding
-        self._rows += outstanding.rows
+    def _begin(self, frame_id: int, future: asyncio.Future[Answer], rows: int) -> None:
+        now = time.monotonic()
+        self._outstanding[frame_id] = _Outstanding(future, rows, now, self.standing.sent(rows, now))
         self._idle.clear()
 
     def _end(self, frame_id: int) -> None:
         outstanding = self._outstanding.pop(frame_id, None)
         if outstanding is None:
             return
-        self._rows -= outstanding.rows
+        self.standing.ended(outstanding.rows)
         if not self._outstanding:
             self._idle.set()
         self._changed()
@@ -182,7 +181,7 @@ class ReplicaStream:
                     self._receive(await call.read())
                 writer = StreamWriter(call.write, lambda: None, lambda: len(self._outstanding))
                 self._writer = writer
-                self._set_ready(not self._load.draining)
+                self._set_ready(not self._draining)
                 await first_to_end(self._read(call), writer.run())
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError, _Closed, FrameError, TimeoutError) as error:
             return _why(error)
@@ -197,22 +196,24 @@ class ReplicaStream:
             raise _Closed("the replica closed the stream")
         incoming = self._unpacker.feed(message)
         load = self._unpacker.load
+        now = time.monotonic()
         for one in incoming:
-            self._answered(one)
+            self._answered(one, now)
         if load is not None:
             self._unpacker.load = None
-            self._load, self._load_at = load, time.monotonic()
-            self._others_rows = max(0, load.queued_rows - self._rows)
+            self.standing.told(load, now)
+            self._draining = load.draining
             if load.draining and self.ready:
                 self._set_ready(False)
 
-    def _answered(self, incoming: Incoming) -> None:
+    def _answered(self, incoming: Incoming, now: float) -> None:
         if not isinstance(incoming, IncomingReply):
             raise FrameError("a replica sends replies only")
         outstanding = self._outstanding.get(incoming.id)
         if outstanding is None or outstanding.future.done():
             return
         if incoming.error is None:
+            self.standing.answered(outstanding.due, now)
             outstanding.future.set_result(incoming.answer)
         elif incoming.retriable:
             self._set_ready(False)
