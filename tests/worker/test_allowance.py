@@ -7,10 +7,9 @@ from worker.allowance import Allowance
 @given(st.floats(0, 1), st.integers(0, 20), st.lists(st.booleans(), max_size=300))
 def test_what_is_taken_stays_within_the_share_and_the_first_burst(share: float, most: int, calls: list[bool]) -> None:
     allowance = Allowance(share, most)
-    earned = taken = 0
-    for takes in calls:
+    taken = 0
+    for earned, takes in enumerate(calls, 1):
         allowance.earn()
-        earned += 1
         taken += takes and allowance.take()
         assert taken <= most + share * earned + 1e-6
 
