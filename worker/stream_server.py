@@ -4,7 +4,7 @@ import asyncio
 import hmac
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import monotonic
 
 import grpc
@@ -21,6 +21,7 @@ from worker.frames import (
     reply_frame,
 )
 from worker.nouns import Answer, Load, Work
+from worker.sparing_log import SparingLog
 from worker.stream_writer import StreamWriter, first_to_end
 
 SERVICE = "shardline.v1.Worker"
@@ -64,6 +65,7 @@ class StreamServer:
         self._less_owed = asyncio.Event()
         self._streams: set[_Stream] = set()
         self._strangers: set[str] = set()
+        self._failures = SparingLog(logger, "a request failed")
         self._server: grpc.aio.Server | None = None
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> str:
@@ -111,7 +113,7 @@ class StreamServer:
 
     def _current_load(self) -> Load:
         load = self._load()
-        return Load(load.queued_rows, load.seconds_per_row, self._draining or load.draining)
+        return replace(load, draining=True) if self._draining else load
 
     async def _accept(self, _: object, context: "grpc.aio.ServicerContext[bytes, bytes]") -> None:
         if not self._holds_token(context):
@@ -124,6 +126,7 @@ class StreamServer:
             draining=lambda: self._draining,
             load=self._current_load,
             less_owed=self._less_owed.set,
+            failures=self._failures,
         )
         self._streams.add(stream)
         try:
@@ -161,6 +164,7 @@ class _Stream:
         draining: Callable[[], bool],
         load: Callable[[], Load],
         less_owed: Callable[[], None],
+        failures: SparingLog,
     ) -> None:
         self._context = context
         self._serve = serve
@@ -168,6 +172,7 @@ class _Stream:
         self._limits = limits
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._less_owed = less_owed
+        self._failures = failures
         self.writer = StreamWriter(
             context.write, load, lambda: len(self._tasks) + self.writer.waiting, written=less_owed
         )
@@ -240,8 +245,8 @@ class _Stream:
             frame = reply_frame(request_id, await self._serve(work))
         except ShardlineError as error:
             frame = error_frame(request_id, error)
-        except Exception:
-            logger.exception("a request failed")
+        except Exception as error:  # noqa: BLE001 - the caller is told, and the log
+            self._failures.failed(error)
             frame = error_frame(request_id, Internal("the worker failed on this request; its log says why"))
         self.writer.send(frame)
 

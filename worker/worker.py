@@ -22,6 +22,8 @@ from worker.expression import evaluate, parse
 from worker.handler import Handler
 from worker.link import Link
 from worker.nouns import BATCH, Answer, Load, Signature, TensorSpec, Timing, Work
+from worker.outlook import Outlook
+from worker.sparing_log import SparingLog
 
 logger = logging.getLogger(__name__)
 
@@ -76,13 +78,18 @@ class Worker:
         self.counters = Counters()
         self._seconds_per_row = 0.0
         self._computing_rows = 0
+        self._computing_since = 0.0
+        self._outlook = Outlook((batching or Batching()).max_rows)
+        self._failures = SparingLog(logger, "the shard failed on a request")
         self._cheap_bytes = 0
         self._compute = ThreadPoolExecutor(1, "compute", initializer=torch.set_num_threads, initargs=(threads,))
         self._text = ThreadPoolExecutor(1, "handler")
         self._forwards: set[asyncio.Task[None]] = set()
 
     def load(self) -> Load:
-        return Load(self.batcher.rows + self._computing_rows, self._seconds_per_row)
+        now, waiting, computing = time.monotonic(), self.batcher.rows, self._computing_rows
+        finish_s, pace_s = self._outlook.tell(waiting, computing, now - self._computing_since, now)
+        return Load(waiting + computing, self._seconds_per_row, finish_s=finish_s, pace_s=pace_s)
 
     async def warm_up(self, shapes: Sequence[dict[str, int]]) -> None:
         """Computes zeros at each of `shapes` (axis name to length), so that no request pays for first-time work."""
@@ -90,6 +97,7 @@ class Worker:
             inputs = [_zeros(spec, lengths) for spec in self._shard.signature.inputs]
             _, seconds = await self._run(inputs)
             self._seconds_per_row = seconds / lengths.get(BATCH, 1)
+            self._outlook.computed(lengths.get(BATCH, 1), seconds)
 
     async def serve(self, work: Work) -> Answer:
         """Queues `work` and returns its answer. Cancelling the caller takes it out of the queue."""
@@ -114,7 +122,10 @@ class Worker:
     async def step(self) -> None:
         """Computes one batch and sends it on its way."""
         if self._link is not None:
+            began, waited = time.monotonic(), bool(self.batcher.rows)
             await self._link.room()
+            now = time.monotonic()
+            self._outlook.was_blocked(now - began if waited else 0.0, now)
         items = await self.batcher.next()
         for group in await self._computed(items):
             self._send_on(*group)
@@ -139,7 +150,7 @@ class Worker:
     async def _compute_batch(self, items: list[Item]) -> Answer:
         rows = sum(item.rows for item in items)
         inputs = self._collator.stack([item.work for item in items])
-        self._computing_rows = rows
+        self._computing_rows, self._computing_since = rows, time.monotonic()
         try:
             values, seconds = await self._run(inputs)
         finally:
@@ -147,6 +158,7 @@ class Worker:
         self.counters.computed_rows += rows
         self.counters.computed_batches += 1
         self.counters.computing_s += seconds
+        self._outlook.computed(rows, seconds)
         self._seconds_per_row += _SMOOTHING * (seconds / max(1, rows) - self._seconds_per_row)
         tensors = to_tensors(values, self._shard.signature.outputs)
         return Answer(tensors, Timing(0, int(seconds * 1e9), rows))
@@ -201,11 +213,14 @@ class Worker:
             min(item.work.priority for item in items),
             items[0].work.traceparent,
         )
+        sent = time.monotonic()
         try:
             answer = await link.call(work, wait=True)
         except ShardlineError as error:
             self._fail(items, error)
             return
+        now = time.monotonic()
+        self._outlook.came_back(now - sent, now)
         compute_ns = mine.timing.compute_ns + answer.timing.compute_ns
         timing = Timing(answer.timing.queue_ns, compute_ns, mine.timing.batch_rows)
         self._deliver(items, Answer(answer.tensors, timing))
@@ -227,7 +242,7 @@ class Worker:
     def _fail(self, items: list[Item], error: Exception) -> None:
         self.counters.failed += len(items)
         if not isinstance(error, ShardlineError):
-            logger.error("the shard failed on a request", exc_info=error)
+            self._failures.failed(error)
             error = Internal(f"the model failed on this request: {type(error).__name__}: {error}"[:500])
         for item in items:
             if not item.future.done():

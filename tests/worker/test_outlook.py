@@ -1,0 +1,87 @@
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from worker.outlook import Outlook, ServiceTime
+
+ROWS = st.integers(1, 64)
+SECONDS = st.floats(1e-5, 10)
+
+
+@given(st.lists(ROWS, min_size=2, max_size=40), st.floats(0, 1), st.floats(1e-4, 0.1), ROWS)
+def test_a_straight_line_is_found_again(sizes: list[int], fixed: float, per_row: float, asked: int) -> None:
+    assume(max(sizes[-20:]) >= 2 * min(sizes[-20:]))
+    service = ServiceTime()
+    for rows in sizes:
+        service.after(rows, fixed + per_row * rows)
+    assert service.of(asked) == pytest.approx(fixed + per_row * asked, rel=1e-3, abs=1e-6)
+
+
+@given(st.lists(st.tuples(ROWS, SECONDS), max_size=40), ROWS, ROWS)
+def test_it_is_never_negative_and_never_less_for_more_rows(
+    batches: list[tuple[int, float]], one: int, other: int
+) -> None:
+    service = ServiceTime()
+    for rows, seconds in batches:
+        service.after(rows, seconds)
+    assert 0 <= service.of(min(one, other)) <= service.of(max(one, other)) + 1e-12
+
+
+def test_batches_of_one_size_do_not_unlearn_what_other_sizes_take() -> None:
+    service = ServiceTime()
+    for rows in (1, 16) * 20:
+        service.after(rows, 0.010 + 0.001 * rows)
+    for _ in range(500):
+        service.after(16, 0.026)
+    assert service.of(1) == pytest.approx(0.011, rel=0.05)
+    assert service.of(16) == pytest.approx(0.026, rel=0.01)
+
+
+def outlook() -> Outlook:
+    """Batches of up to 8 rows, 10 ms and 5 ms a row."""
+    one = Outlook(8)
+    for rows in (1, 2, 4, 8):
+        one.computed(rows, 0.010 + 0.005 * rows)
+    return one
+
+
+def test_an_idle_worker_answers_after_its_own_and_the_later_stages_time() -> None:
+    one = outlook()
+    for _ in range(50):
+        one.came_back(0.040, now=1.0)
+    assert one.tell(0, 0, 0.0, now=1.0)[0] == pytest.approx(0.015 + 0.040, rel=0.01)
+
+
+def test_what_waits_goes_in_full_batches() -> None:
+    finish, pace = outlook().tell(80, 8, 0.020, now=1.0)
+    assert pace == pytest.approx(0.050 / 8)
+    assert finish == pytest.approx((0.050 - 0.020) + 10 * 0.050 + 0.050, rel=0.01)
+
+
+def test_a_later_stage_that_holds_the_work_back_counts() -> None:
+    one = outlook()
+    for _ in range(50):
+        one.was_blocked(0.150, now=1.0)
+    assert one.tell(80, 0, 0.0, now=1.0)[1] == pytest.approx(0.200 / 8, rel=0.01)
+
+
+def test_a_stage_that_was_stuck_is_forgotten() -> None:
+    one = outlook()
+    one.came_back(30.0, now=1.0)
+    assert one.tell(0, 0, 0.0, now=1.0)[0] > 5
+    assert one.tell(0, 0, 0.0, now=13.0)[0] < 0.02
+
+
+@given(
+    st.lists(st.tuples(ROWS, SECONDS), max_size=20),
+    *(st.integers(0, 1000), st.integers(0, 1000), st.integers(0, 64), st.floats(0, 10)),
+)
+def test_more_that_waits_never_makes_it_sooner(
+    batches: list[tuple[int, float]], one: int, other: int, computing: int, for_s: float
+) -> None:
+    found = Outlook(16)
+    for rows, seconds in batches:
+        found.computed(rows, seconds)
+        found.came_back(seconds, 0.0)
+    less, more = (found.tell(rows, computing, for_s, 0.5)[0] for rows in sorted((one, other)))
+    assert 0 <= less <= more + 1e-9

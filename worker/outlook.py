@@ -1,0 +1,92 @@
+"""When a row that comes now would be answered: what a worker tells its callers, so that they can refuse what would be
+late before anything is done for it. Pure; times are in seconds, `now` on any one monotonic clock.
+"""
+
+import math
+from typing import Final
+
+_FORGETS: Final = 0.95
+"""Weight that a batch keeps with each one after it."""
+_SMOOTHING: Final = 0.2
+
+
+class ServiceTime:
+    """Seconds that a batch takes by its rows: a straight line through the recent ones (weighted least squares)."""
+
+    def __init__(self) -> None:
+        self._weight = self._rows = self._seconds = self._rows_rows = self._rows_seconds = 0.0
+        self._slope = 0.0
+
+    def after(self, rows: int, seconds: float) -> None:
+        """A batch of `rows` took `seconds`."""
+        self._weight = _FORGETS * self._weight + 1
+        self._rows = _FORGETS * self._rows + rows
+        self._seconds = _FORGETS * self._seconds + seconds
+        self._rows_rows = _FORGETS * self._rows_rows + rows * rows
+        self._rows_seconds = _FORGETS * self._rows_seconds + rows * seconds
+        spread = self._weight * self._rows_rows - self._rows**2
+        if spread > 1e-3 * self._rows**2:  # else they are all as large, and tell nothing of other sizes
+            self._slope = (self._weight * self._rows_seconds - self._rows * self._seconds) / spread
+
+    def of(self, rows: int) -> float:
+        """Never negative, and never less for more rows; 0 before the first batch."""
+        if not self._weight:
+            return 0.0
+        mean_rows, mean = self._rows / self._weight, self._seconds / self._weight
+        slope = min(max(self._slope, 0.0), mean / mean_rows)
+        return mean + slope * (rows - mean_rows)
+
+
+class Outlook:
+    """Of one worker. `max_rows`: of one batch.
+
+    Beside the service time it keeps how long a full worker waits for the next stage to have room, and how long a batch
+    takes from the queue to its answer, the later stages included. Both lose half their weight each second: a stage
+    that was stuck once must not have everything refused for ever.
+    """
+
+    def __init__(self, max_rows: int) -> None:
+        self._max_rows = max_rows
+        self._service = ServiceTime()
+        self._blocked = _Fading()
+        self._beyond = _Fading()
+
+    def computed(self, rows: int, seconds: float) -> None:
+        """A batch took `seconds` here."""
+        self._service.after(max(1, rows), seconds)
+
+    def was_blocked(self, seconds: float, now: float) -> None:
+        """Before a batch was taken, work waited for so long because the next stage had no room."""
+        self._blocked.after(seconds, now)
+
+    def came_back(self, seconds: float, now: float) -> None:
+        """The later stages took `seconds` for a batch."""
+        self._beyond.after(seconds, now)
+
+    def tell(self, waiting_rows: int, computing_rows: int, computing_s: float, now: float) -> tuple[float, float]:
+        """Seconds until one more row would be answered, and what each row before it adds.
+
+        `waiting_rows` in the queue; a batch of `computing_rows` (0: none) has been computed for `computing_s`.
+        """
+        pace = (self._service.of(self._max_rows) + self._blocked.at(now)) / self._max_rows
+        rest = max(0.0, self._service.of(computing_rows) - computing_s) if computing_rows else 0.0
+        own = self._service.of(min(self._max_rows, waiting_rows + 1))
+        return rest + waiting_rows * pace + own + self._beyond.at(now), pace
+
+
+class _Fading:
+    """A running mean that loses half its weight each second."""
+
+    __slots__ = ("_at", "_value")
+
+    def __init__(self) -> None:
+        self._value = 0.0
+        self._at = 0.0
+
+    def after(self, value: float, now: float) -> None:
+        before = self.at(now)
+        self._value = before + _SMOOTHING * (value - before)
+        self._at = now
+
+    def at(self, now: float) -> float:
+        return self._value * math.exp2(self._at - now) if self._value else 0.0
