@@ -1,5 +1,6 @@
-"""Makes an artifact of a source: capture, quantize, measure, cut, compile, write."""
+"""Makes an artifact of a source: compress, capture, measure, cut, compile, write."""
 
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,21 +11,28 @@ import torch
 
 from compressor.capture import Flat, capture
 from compressor.compile import compiler_problem
+from compressor.compress import Compression, compress_
 from compressor.describe import describe
+from compressor.formats import Int8Dynamic
+from compressor.int8_static import Int8Static
 from compressor.measure import cosine, example_inputs, measured_sizes, step_seconds, threads
 from compressor.model import Model
 from compressor.padding import padding_error, two_requests
-from compressor.quantize import int8_layers, quantize_int8
+from compressor.quantize import int8_convolutions, int8_layers
 from compressor.recipe import Recipe
+from compressor.recipe_file import RecipeFile
 from compressor.sources import read_source
 from compressor.stage_runtime import choose_runtime, tolerance
+from compressor.step import Context
 from worker.artifact import file_entry, load_artifact, write_artifact
 from worker.cut import cut, part, travel
 from worker.cut_points import choose_points
 from worker.errors import InvalidRequest, Unsupported
 from worker.manifest import (
     PROGRAM,
+    ChangeEntry,
     CompiledEntry,
+    CompressionEntry,
     CutEntry,
     Manifest,
     ProfileEntry,
@@ -47,6 +55,8 @@ def package(
     out: Path,
     *,
     quantize: Literal["int8"] | None = None,
+    compression: RecipeFile | None = None,
+    context: Callable[[Model], Context] | None = None,
     stages: Sequence[int] | None = None,
     device: str = "cpu",
     runtime: Literal["fastest", "eager"] = "fastest",
@@ -57,8 +67,10 @@ def package(
     """Packages `source` as the next version under `out` (models/minilm) and returns its folder.
 
     Args:
-        source: see `compressor.sources`; a `Model`'s module is changed by quantization.
-        quantize: "int8": linear layers with 8-bit weights and activations.
+        source: see `compressor.sources`; a `Model`'s module is changed by compression.
+        quantize: "int8": linear layers with 8-bit weights and activations; short for a recipe of that one step.
+        compression: the steps that make it smaller and faster.
+        context: gives what the steps may use; None: what `compression` names.
         stages: numbers of stages to cut and compile for; others can still be served, uncompiled. None: 1, and 2 where
             the program can be cut.
         runtime: "eager": compile nothing.
@@ -67,34 +79,40 @@ def package(
         progress: told of each long step.
 
     Raises:
-        ShardlineError: the source cannot be read, captured or quantized, or padding changes its answers.
+        ShardlineError: the source cannot be read, compressed or captured, or padding changes its answers.
     """
     device = check_device(device)
+    if quantize and compression:
+        raise InvalidRequest(f"quantize {quantize!r} is short for a recipe of one step; give one of the two")
     if quantize and device != "cpu":
         raise Unsupported(f"quantize {quantize!r} is for the CPU; package for {device} without it")
-    recipe = Recipe(source, quantize, tuple(stages) if stages else None, device, runtime, handler)
+    recipe = Recipe(source, quantize, tuple(stages) if stages else None, device, runtime, handler, compression)
     progress(f"loading {_name_of(source)}")
     model = source if isinstance(source, Model) else read_source(source)
     recipe_key = recipe.key(model)
+    steps = recipe.steps
 
     def fill(folder: Path) -> Manifest:
         examples = [item.example for item in model.inputs]
         with torch.no_grad():
-            exact = Flat(model.module.eval())(*examples) if quantize else ()
-        changed = model
-        if quantize == "int8":
-            progress("quantizing to int8")
-            changed = replace(model, module=quantize_int8(model.module))
+            exact = Flat(model.module.eval())(*examples) if steps else ()
+        changed, done = model, None
+        if steps:
+            whole = replace(model, module=_in_a_parent(model.module))
+            used = replace((context or steps.context)(whole), target=device, say=progress)
+            done = compress_(whole.module, *steps.steps, context=used)
+            changed = replace(model, module=done.module)
         progress("capturing the program")
         program = capture(changed, folder / PROGRAM)
-        layers = int8_layers(program)
-        if quantize and not layers:
-            raise InvalidRequest("nothing was quantized: no linear layer's result is used by an output")
+        layers = int8_layers(program) + int8_convolutions(program)
+        if steps and any(isinstance(step, (Int8Dynamic, Int8Static)) for step in steps.steps) and not layers:
+            raise InvalidRequest("nothing was quantized: no quantized layer's result is used by an output")
         told = RecipeEntry(
             source=_name_of(source),
             quantize=quantize,
             quantized_layers=layers,
-            cosine=_closeness(program, examples, exact) if quantize else None,
+            compression=_told(steps, done) if steps and done else None,
+            cosine=_closeness(program, examples, exact) if steps else None,
             key=recipe_key,
             torch=torch.__version__,
         )
@@ -297,11 +315,35 @@ def _varies(entry: TensorEntry) -> bool:
     return any(isinstance(size, str) for size in entry.shape[1:])
 
 
+def _in_a_parent(module: torch.nn.Module) -> torch.nn.Module:
+    """The module, within another where it is a layer itself: steps change what a module holds."""
+    return module if any(True for _ in module.children()) else torch.nn.Sequential(module)
+
+
+def _told(recipe: RecipeFile, done: Compression) -> CompressionEntry:
+    said = recipe.model_dump(mode="json")
+    changes = tuple(
+        tuple(ChangeEntry(layer=one.layer, what=one.what, before=one.before, after=one.after) for one in step.changes)
+        for step in done.done
+    )
+    return CompressionEntry(**said, changes=changes)
+
+
 def _name_of(source: str | Path | Model) -> str:
     return type(source.module).__name__ if isinstance(source, Model) else str(source)
 
 
 def _closeness(program: Program, examples: Sequence[torch.Tensor], exact: Sequence[torch.Tensor]) -> float:
-    """The least mean cosine of an output to that of the model before quantization, on the examples."""
+    """The least mean cosine of an output to that of the model before compression, on the examples.
+
+    Raises:
+        InvalidRequest: the compressed model gives what is not a number, or outputs of other shapes.
+    """
     found = Eager(program).run(examples)
-    return min(cosine(a, b) for a, b in zip(found, exact, strict=True))
+    for a, b in zip(found, exact, strict=True):
+        if a.shape != b.shape:
+            raise InvalidRequest(f"the compressed model gives {list(a.shape)} where it gave {list(b.shape)}")
+    least = min(cosine(a, b) for a, b in zip(found, exact, strict=True))
+    if not math.isfinite(least):
+        raise InvalidRequest("the compressed model gives what is not a finite number")
+    return least

@@ -11,13 +11,15 @@ from typing import Final, Literal
 import torch
 
 from compressor.compile import compiler_problem
+from compressor.formats import Int8Dynamic
 from compressor.model import Model
+from compressor.recipe_file import RecipeFile
 from compressor.sources import read_source, weights_digest
 from worker.artifact import ArtifactError, read_manifest, versions
 from worker.manifest import FORMAT, Manifest
 from worker.runtime import check_device, instruction_set
 
-_KEY_VERSION: Final = 2
+_KEY_VERSION: Final = 3
 """Goes up when the same recipe would give another artifact."""
 
 
@@ -31,6 +33,12 @@ class Recipe:
     device: str = "cpu"
     runtime: Literal["fastest", "eager"] = "fastest"
     handler: str | None = None
+    compression: RecipeFile | None = None
+
+    @property
+    def steps(self) -> RecipeFile | None:
+        """The compression, however it was said."""
+        return self.compression or (RecipeFile(steps=(Int8Dynamic(),)) if self.quantize == "int8" else None)
 
     def key(self, model: Model | None = None) -> str:
         """A hash of all that goes in, weights included. `model`: the source's, where it is loaded already."""
@@ -39,7 +47,10 @@ class Recipe:
             FORMAT,
             torch.__version__,
             _identity(self.source, model),
-            self.quantize,
+            self.steps.model_dump(mode="json") if self.steps else None,
+            [_file_digest(place) for place in (self.steps.calibration, self.steps.training) if place]
+            if self.steps
+            else None,
             self.stages,
             self.device.partition(":")[0],
             self.runtime,
@@ -82,6 +93,14 @@ def is_compiled(manifest: Manifest, instructions: str) -> bool:
         for cut in manifest.cuts
         for stage in cut.stages
     )
+
+
+def _file_digest(place: str) -> str | None:
+    """A hash of a data file; None where `place` is a function's name."""
+    if not Path(place).is_file():
+        return None
+    with Path(place).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _identity(source: str | Path | Model, model: Model | None) -> str:

@@ -147,11 +147,11 @@ class Step(BaseModel):
         Asked of every step before any work is done. Subclasses ask this one first.
         """
         del steps
-        return patterns_problem(model, self.layers) or (
-            f"{', '.join(self.layers)}: no {' or '.join(kind.__name__ for kind in self.takes)} there"
-            if self.takes and not self.targets(model)
-            else None
-        )
+        unknown = patterns_problem(model, self.layers)
+        if unknown or not self.takes or self.targets(model):
+            return unknown
+        where = "the model" if self.layers == ("*",) else f"layers: {', '.join(self.layers)}"
+        return f"{where} has no {' or '.join(kind.__name__ for kind in self.takes)}"
 
     def targets(self, model: nn.Module) -> dict[str, nn.Module]:
         """The layers by name that this step is to change, in the model's order; one that is used twice comes once."""

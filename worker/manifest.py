@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from worker.expression import ExpressionError, parse, symbols
 from worker.nouns import BYTES, ELEMENT_BYTES, Axis, Signature, TensorSpec
@@ -72,15 +72,37 @@ class FileEntry(_Entry):
     bytes: _Count
 
 
+class ChangeEntry(_Entry):
+    """What a step of compression did to one layer ("" is the whole model): bytes of its weights, as stored."""
+
+    layer: str
+    what: str
+    before: _Count
+    after: _Count
+
+
+class CompressionEntry(_Entry):
+    """The recipe of the compression, as a recipe file has it, and what each step changed."""
+
+    steps: tuple[dict[str, JsonValue], ...]
+    seed: _Count = 0
+    calibration: str | None = None
+    calibration_rows: _Count = 0
+    training: str | None = None
+    teacher: str | None = None
+    changes: tuple[tuple[ChangeEntry, ...], ...] = ()
+
+
 class RecipeEntry(_Entry):
     """How the artifact was made. `key` is the hash of all that went in: the same key gives the same artifact.
 
-    `cosine`: how near the outputs are to the model's before quantization, on the examples.
+    `cosine`: how near the outputs are to the model's before compression, on the examples.
     """
 
     source: str
     quantize: Literal["int8"] | None = None
     quantized_layers: _Count = 0
+    compression: CompressionEntry | None = None
     cosine: Annotated[float, Field(allow_inf_nan=False)] | None = None
     key: _SHA256
     torch: str

@@ -161,4 +161,4 @@ def test_a_device_that_is_not_there_is_refused_before_anything_is_done(tmp_path:
 def test_progress_tells_of_each_long_step(tmp_path: Path) -> None:
     told: list[str] = []
     package(models.attention(), tmp_path / "a", quantize="int8", runtime="eager", progress=told.append)
-    assert told == ["loading _Attention", "quantizing to int8", "capturing the program", "measuring each step"]
+    assert told == ["loading _Attention", "step 1 of 1: int8_dynamic", "capturing the program", "measuring each step"]
