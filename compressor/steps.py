@@ -7,13 +7,17 @@ from pydantic import ValidationError
 
 from compressor.formats import FORMATS
 from compressor.int8_static import Int8Static
+from compressor.low_rank import LOW_RANK
 from compressor.share import SHARING
 from compressor.step import Step, nearest
+from compressor.training_steps import TRAINING
 from worker.errors import InvalidRequest
 
 FAMILIES: Final[Mapping[str, tuple[type[Step], ...]]] = {
     "quantization": (*FORMATS, Int8Static),
+    "low_rank": LOW_RANK,
     "sharing": SHARING,
+    "training": TRAINING,
 }
 """A new kind of step is added to its family's tuple, and that is all."""
 
