@@ -4,15 +4,18 @@ import asyncio
 import hmac
 import logging
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import grpc
 from grpc import aio
 
+from cluster.artifact_files import ArtifactFiles
 from cluster.controller import Controller
+from cluster.messages import history_message, read_report, read_rollout
 from cluster.status import cluster_status
 from protos import control_pb2, control_pb2_grpc
-from worker.errors import Overloaded, ShardlineError, Unauthenticated
+from worker.errors import NotFound, Overloaded, ShardlineError, Unauthenticated
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +28,7 @@ OPTIONS = [
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-    ("grpc.max_receive_message_length", 64 * 1024),
+    ("grpc.max_receive_message_length", 1 << 20),
 ]
 
 Context = aio.ServicerContext[Any, Any]
@@ -37,6 +40,7 @@ class ControlServer(control_pb2_grpc.ControllerServicer):
     def __init__(self, controller: Controller, token: str) -> None:
         self._controller = controller
         self._expected = f"Bearer {token}".encode()
+        self._files = ArtifactFiles(Path(controller.state.repository))
         self._watchers = 0
         self._strangers: set[str] = set()
         self._server: aio.Server | None = None
@@ -89,6 +93,53 @@ class ControlServer(control_pb2_grpc.ControllerServicer):
         except ShardlineError as error:
             await _abort(context, error)
         return control_pb2.ScaleResponse()
+
+    async def Report(  # noqa: N802
+        self, request: control_pb2.GatewayReport, context: Context
+    ) -> control_pb2.ReportResponse:
+        await self._check(context)
+        self._controller.heard(read_report(request))
+        return control_pb2.ReportResponse()
+
+    async def Rollout(  # noqa: N802
+        self, request: control_pb2.RolloutRequest, context: Context
+    ) -> control_pb2.RolloutResponse:
+        await self._check(context)
+        try:
+            rollout = read_rollout(request)
+            revision = self._controller.rollout(request.model, rollout, even_without_room=request.even_without_room)
+        except ShardlineError as error:
+            await _abort(context, error)
+        return control_pb2.RolloutResponse(revision=revision)
+
+    async def Rollback(  # noqa: N802
+        self, request: control_pb2.RollbackRequest, context: Context
+    ) -> control_pb2.RollbackResponse:
+        await self._check(context)
+        try:
+            revision = self._controller.rollback(request.model, request.revision)
+        except ShardlineError as error:
+            await _abort(context, error)
+        return control_pb2.RollbackResponse(revision=revision)
+
+    async def GetHistory(self, request: control_pb2.GetHistoryRequest, context: Context) -> control_pb2.History:  # noqa: N802
+        await self._check(context)
+        return history_message(self._controller.state, request.model)
+
+    async def FetchFile(  # noqa: N802
+        self, request: control_pb2.FetchFileRequest, context: Context
+    ) -> AsyncIterator[control_pb2.FileChunk]:
+        await self._check(context)
+        if not any(
+            name == request.model and request.version in one.replicas
+            for (name, _), one in self._controller.state.served.items()
+        ):
+            await _abort(context, NotFound(f"no {request.model!r:.100}/{request.version} is served"))
+        try:
+            async for piece in self._files.pieces(request.model, request.version, request.path, request.offset):
+                yield control_pb2.FileChunk(data=piece)
+        except ShardlineError as error:
+            await _abort(context, error)
 
     async def Stop(self, request: control_pb2.StopRequest, context: Context) -> control_pb2.StopResponse:  # noqa: N802
         await self._check(context)

@@ -1,7 +1,7 @@
 """Keeps the cluster as it is wanted: observe → plan → act, one step a call. Knows neither Ray nor gRPC.
 
-What is wanted is stored before it is acted upon. So a controller that dies and comes back goes on where it was: it
-finds the living workers again and restarts none of them.
+What is wanted is stored before it is acted upon, and only by the newest controller (see `cluster.store`). So a
+controller that dies and comes back goes on where it was: it finds the living workers again and restarts none of them.
 """
 
 import asyncio
@@ -17,10 +17,14 @@ from cluster.backoff import STEADY_AFTER_S, Failures
 from cluster.fleet import Fleet, Sighting
 from cluster.plan import Action, Drain, Leave, Publish, Start, Stop, Tell, plan, routes
 from cluster.repository import changes
+from cluster.rolling import Evidence, Rolling, begun, earlier, taken_back
 from cluster.route_feed import RouteFeed
 from cluster.route_table import route_table
-from cluster.state import State, StateDir
-from cluster.world import Phase, Replica, Route, Stage, World
+from cluster.scaling import Scaler
+from cluster.state import HistoryEntry, Rollout, State
+from cluster.store import Store, Superseded
+from cluster.traffic import Report, Traffic
+from cluster.world import Phase, Pipeline, Replica, Route, Stage, World
 from worker.errors import Unavailable
 
 logger = logging.getLogger(__name__)
@@ -29,6 +33,8 @@ KEPT_DECISIONS = 100
 STEP_INTERVAL_S = 0.5
 """Between steps that find nothing to do."""
 LOOK_AT_FILES_S = 2.0
+CONFIRM_WITHIN_S = 10.0
+"""A gateway that has not put a route table in force for so long is not waited for."""
 FAILED_STEPS = 20
 """So many in a row, and the controller gives up: Ray starts it anew."""
 
@@ -43,26 +49,32 @@ class Decision:
 
 
 class Controller:
-    """Belongs to one event loop."""
+    """Belongs to one event loop. epoch: that it got when it claimed `store`, which it must have done before."""
 
     def __init__(
         self,
         fleet: Fleet,
-        state_dir: StateDir,
+        store: Store,
         state: State,
         *,
+        epoch: int = 0,
         monotonic: Callable[[], float] = time.monotonic,
         step_interval_s: float = STEP_INTERVAL_S,
     ) -> None:
         self._fleet = fleet
-        self._state_dir = state_dir
-        self.state = state
+        self._store = store
+        self.epoch = epoch
+        self.state = _with_history(state)
         self._monotonic = monotonic
         self._step_interval_s = step_interval_s
         self.feed = RouteFeed()
         self.sighting = Sighting(())
+        self.traffic = Traffic()
+        self.scaler = Scaler()
+        self.rolling = Rolling()
         self.decisions: deque[Decision] = deque(maxlen=KEPT_DECISIONS)
         self._published: tuple[Route, ...] | None = None
+        self._published_at = monotonic()
         self._failures: dict[Stage, Failures] = {}
         self._ready_since: dict[str, float] = {}
         self._looked_at_files = monotonic()
@@ -78,6 +90,8 @@ class Controller:
             try:
                 acted = await self.step()
                 failed = 0
+            except Superseded:
+                raise
             except Exception as error:
                 failed += 1
                 logger.exception("step failed (%d in a row)", failed)
@@ -92,9 +106,13 @@ class Controller:
 
     async def step(self) -> bool:
         """Looks, decides and acts once. True where it did something, so that another step may find more to do."""
+        self._store.check()
         self.sighting = await self._fleet.observe()
         now = self._monotonic()
         self._count_failures(self.sighting.replicas, now)
+        if not self.state.stopping:
+            await self._scale(now)
+            self._roll(now)
         world = self._world(now)
         self._notice_waiting(world)
         actions = plan(world)
@@ -109,15 +127,83 @@ class Controller:
         """Raises NotFound, InvalidRequest, or Unavailable where the cluster is stopping."""
         if self.state.stopping:
             raise Unavailable("the cluster is stopping")
-        self._store(self.state.scaled(model, stage, replicas))
+        self._keep(self.state.scaled(model, stage, replicas))
         which = model if stage is None else f"{model} stage {stage}"
         self._decide(f"want {replicas} replicas of {which}", "asked to scale")
         self._wake.set()
 
+    def rollout(self, name: str, rollout: Rollout, *, even_without_room: bool = False) -> int:
+        """Begins to roll out `rollout.target`, and returns its revision number. A new model comes to serve at once.
+
+        Raises InvalidRequest where it cannot be, or Unavailable where the cluster is stopping.
+        """
+        if self.state.stopping:
+            raise Unavailable("the cluster is stopping")
+        if name not in self.state.models:
+            target = rollout.target.model_copy(update={"revision": self.state.next_revision(name)})
+            self._keep(_with_history(self.state.with_served(name, target)))
+        else:
+            nodes = self.sighting.nodes
+            self._keep(begun(self.state, name, rollout, nodes, even_without_room=even_without_room))
+            target = self.state.rollouts[name].target
+        versions = " and ".join(map(str, target.replicas))
+        self._decide(
+            f"roll out revision {target.revision} of {name}: version {versions} in {target.config.stages} stages",
+            rollout.why,
+        )
+        self._wake.set()
+        return target.revision
+
+    def rollback(self, name: str, revision: int = 0) -> int:
+        """Takes back the roll-out that is on its way, or rolls out again what served before (0: the last of those).
+
+        Returns the revision that serves, or will. Raises NotFound, or what `rollout` does.
+        """
+        if name in self.state.rollouts and not revision:
+            target = self.state.rollouts[name].target.revision
+            self._keep(taken_back(self.state, name, "asked to roll back", time.time()))
+            self._decide(f"take revision {target} of {name} back", "asked to roll back")
+            self._wake.set()
+            return self.state.models[name].revision
+        target_of = earlier(self.state, name, revision)
+        why = f"asked to roll back to revision {target_of.revision}"
+        return self.rollout(name, Rollout(target=target_of, why=why), even_without_room=True)
+
+    def heard(self, report: Report) -> None:
+        """Takes in what a gateway reports."""
+        now = self._monotonic()
+        confirmed = self.traffic.confirmed(self.state.generation, now)
+        waits = self.traffic.heard(report, now)
+        if waits or (not confirmed and self.traffic.confirmed(self.state.generation, now)):
+            self._wake.set()
+
+    async def _scale(self, now: float) -> None:
+        for change in self.scaler.decide(self.state, self.sighting, self.traffic, now):
+            served = self.state.served[change.pipeline.model, change.pipeline.revision]
+            before = served.replicas[change.pipeline.version]
+            changed = served.with_counts(change.pipeline.version, change.counts)
+            self._keep(self.state.with_served(change.pipeline.model, changed))
+            self._decide(
+                f"want {_shown(change.counts)} replicas of {change.pipeline}, not {_shown(before)}", change.why
+            )
+        await self._fleet.ask_for(self.scaler.lacking)
+
+    def _roll(self, now: float) -> None:
+        notes = {**self.sighting.notes, **{stage: one.note for stage, one in self._failures.items() if one.note}}
+        evidence = Evidence(self.sighting, self.traffic, self._failures, notes, now)
+        steps = self.rolling.steps(self.state, evidence, time.time())
+        for state, what, why in steps:
+            self._keep(state)
+            self._decide(what, why)
+        served = self.state.served
+        self.traffic.keep(
+            Pipeline(name, version, revision) for (name, revision), one in served.items() for version in one.replicas
+        )
+
     async def stop(self) -> None:
         """Drains every replica, last stage last; returns when none is left. To bound it, cancel the call."""
         if not self.state.stopping:
-            self._store(self.state.model_copy(update={"stopping": True}))
+            self._keep(self.state.model_copy(update={"stopping": True}))
             self._decide("drain every replica", "asked to stop")
             self._wake.set()
         await self._emptied.wait()
@@ -134,6 +220,9 @@ class Controller:
             held_back={stage: why for stage, why in dying.items() if self._failures[stage].held_back(now)},
             notes={**self.sighting.notes, **dying},
             published=self._published,
+            confirmed=self.traffic.confirmed(self.state.generation, now) or now - self._published_at > CONFIRM_WITHIN_S,
+            weights=self.state.weights,
+            stopping=self.state.stopping,
         )
 
     def _count_failures(self, replicas: tuple[Replica, ...], now: float) -> None:
@@ -151,7 +240,8 @@ class Controller:
     async def _act(self, action: Action) -> None:
         match action:
             case Start(stage, why):
-                self._decide(f"start {await self._fleet.start(stage)}", why)
+                served = self.state.served[stage.model, stage.revision]
+                self._decide(f"start {await self._fleet.start(stage, served)}", why)
             case Leave(replica, why):
                 await self._fleet.leave(replica)
                 self._decide(f"take {replica} out of the tables", why)
@@ -169,9 +259,9 @@ class Controller:
                 self._decide(f"stop {replica}", why)
 
     def _publish(self, table: tuple[Route, ...]) -> None:
-        self._store(self.state.model_copy(update={"generation": self.state.generation + 1}))
-        self.feed.publish(route_table(self.state.generation, table, self.state.models))
-        self._published = table
+        self._keep(self.state.model_copy(update={"generation": self.state.generation + 1}))
+        self.feed.publish(route_table(self.state.generation, table, self.state.served, self.epoch))
+        self._published, self._published_at = table, self._monotonic()
 
     def waiting(self) -> Mapping[Stage, str]:
         """Why stages that lack replicas wait."""
@@ -193,10 +283,23 @@ class Controller:
                 self._decide("serve on as before", change)
         self._known_changes = frozenset(found)
 
-    def _store(self, state: State) -> None:
-        self._state_dir.write_state(state)
+    def _keep(self, state: State) -> None:
+        self._store.write_state(state)
         self.state = state
 
     def _decide(self, what: str, why: str) -> None:
         logger.info("%s, because %s", what, why)
         self.decisions.append(Decision(time.time(), what, why))
+
+
+def _with_history(state: State) -> State:
+    """Where history lacks what serves, it begins there."""
+    for name, served in state.models.items():
+        if not any(entry.model == name and entry.served.revision == served.revision for entry in state.history):
+            entry = HistoryEntry(unix_s=time.time(), model=name, what="served", why="it was asked for", served=served)
+            state = state.remembering(entry)
+    return state
+
+
+def _shown(counts: tuple[int, ...]) -> str:
+    return " and ".join(map(str, counts))

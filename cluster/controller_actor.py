@@ -12,7 +12,9 @@ import ray.util
 from cluster.control_server import ControlServer
 from cluster.controller import Controller
 from cluster.ray_fleet import RayFleet
+from cluster.ray_store import RayStore, store_name
 from cluster.state import Control, StateDir
+from cluster.store import FileStore, Store
 
 logger = logging.getLogger(__name__)
 
@@ -23,8 +25,11 @@ RETRY_S = 5.0
 class ControllerActor:
     """Reads all it needs from the state dir, also when it comes back after a crash."""
 
-    def __init__(self, state_folder: str) -> None:
+    def __init__(self, state_folder: str, in_ray: bool = False) -> None:
+        """`in_ray`: the state lies in Ray's storage, not in the state dir."""
         self._state_dir = StateDir(Path(state_folder))
+        folder = self._state_dir.folder
+        self._store: Store = RayStore(store_name(folder)) if in_ray else FileStore(self._state_dir)
         _log_to(self._state_dir.folder / "controller.log")
         self._listening: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._running = asyncio.create_task(self._run())
@@ -45,18 +50,20 @@ class ControllerActor:
         await self._keep()
 
     async def _start(self) -> None:
-        state = self._state_dir.read_state()
-        self._fleet = RayFleet(state)
-        self._controller = Controller(self._fleet, self._state_dir, state)
+        epoch = self._store.claim()
+        state = self._store.read_state()
+        self._fleet = RayFleet(state, epoch=epoch)
+        self._controller = Controller(self._fleet, self._store, state, epoch=epoch)
         self._server = ControlServer(self._controller, state.token)
         host = state.host or ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
         port = await self._server.start(host, state.port)
         if port != state.port:
-            self._controller.state = state.model_copy(update={"port": port})
-            self._state_dir.write_state(self._controller.state)
+            self._controller.state = self._controller.state.model_copy(update={"port": port})
+            self._store.write_state(self._controller.state)
         address = f"{host}:{port}"
+        self._fleet.control_address = address
         self._state_dir.write_control(Control(address=address, token=state.token))
-        logger.info("controller %d listens on %s", os.getpid(), address)
+        logger.info("controller %d of epoch %d listens on %s", os.getpid(), epoch, address)
         self._listening.set_result(address)
 
     async def _keep(self) -> None:

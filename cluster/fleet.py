@@ -1,20 +1,24 @@
 """What the controller needs of what runs the workers. `RayFleet` is the real one, `SimulatedFleet` the shipped fake."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from cluster.state import ServedModel
 from cluster.world import Replica, Stage
 from worker.nouns import WorkerStats
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A living machine of the cluster. resources: total of each kind, e.g. CPU."""
+    """A living machine of the cluster. resources: total of each kind, e.g. CPU. taken: by our replicas."""
 
     id: str
     address: str
     resources: Mapping[str, float]
+    labels: Mapping[str, str] = field(default_factory=dict)
+    taken: Mapping[str, float] = field(default_factory=dict)
+    replicas: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +36,8 @@ class Fleet(Protocol):
 
     async def observe(self) -> Sighting: ...
 
-    async def start(self, stage: Stage) -> str:
-        """Starts one replica and returns its id."""
+    async def start(self, stage: Stage, served: ServedModel) -> str:
+        """Starts one replica of a stage of `served` and returns its id."""
         ...
 
     async def leave(self, replica: str) -> None: ...
@@ -43,6 +47,10 @@ class Fleet(Protocol):
     async def drain(self, replica: str) -> None: ...
 
     async def stop(self, replica: str) -> None: ...
+
+    async def ask_for(self, bundles: Sequence[Mapping[str, float]]) -> None:
+        """Tells who adds nodes what is wanted beyond what was started. Replaces what was asked for before."""
+        ...
 
     async def close(self) -> None:
         """Lets go of the workers; they live on."""

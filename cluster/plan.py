@@ -9,7 +9,7 @@ Each call looks at the world anew; what it returned before does not matter. Repe
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from cluster.world import Phase, Replica, Route, Stage, World
+from cluster.world import Phase, Pipeline, Replica, Route, Stage, World
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,19 +81,25 @@ def plan(world: World) -> list[Action]:
 
 def routes(world: World) -> tuple[Route, ...]:
     """What gateways should know of every version that is wanted."""
-    versions = sorted({(stage.model, stage.version) for stage in world.desired})
-    return tuple(Route(model, version, *_route(world, model, version)) for model, version in versions)
+    return tuple(_route(world, pipeline) for pipeline in sorted({stage.pipeline for stage in world.desired}))
 
 
-def _route(world: World, model: str, version: int) -> tuple[dict[str, str], str]:
-    stages = sorted(stage for stage in world.desired if (stage.model, stage.version) == (model, version))
+def _route(world: World, pipeline: Pipeline) -> Route:
+    replicas, reason = _reachable(world, pipeline)
+    weight = world.weights.get((pipeline.model, pipeline.revision), 100)
+    return Route(pipeline.model, pipeline.version, replicas, reason, pipeline.revision, weight)
+
+
+def _reachable(world: World, pipeline: Pipeline) -> tuple[dict[str, str], str]:
+    """Whom gateways may call, and why the pipeline does not answer, where it does not."""
+    stages = sorted(stage for stage in world.desired if stage.pipeline == pipeline)
     replicas = {
         replica.id: replica.address
         for replica in world.of(stages[0])
         if replica.takes_work and _can_hand_on(world, replica)
     }
     if not any(world.desired[stage] for stage in stages):
-        return replicas, "it is being stopped"
+        return replicas, "it is being stopped" if world.stopping else "nobody asked for it; the next request wakes it"
     for stage in stages:
         if not any(replica.takes_work for replica in world.of(stage)):
             note = world.notes.get(stage)
@@ -170,10 +176,11 @@ def _publish(world: World) -> Iterator[Action]:
 
 
 def _told_of(route: Route) -> str:
-    name = f"{route.model}/{route.version}"
-    return (
-        f"{name} is not ready: {route.reason}" if route.reason else f"{name} takes requests at {sorted(route.replicas)}"
-    )
+    name = str(route.pipeline)
+    if route.reason:
+        return f"{name} is not ready: {route.reason}"
+    share = f"{route.weight} % of the " if route.weight < 100 else ""
+    return f"{name} takes {share}requests at {sorted(route.replicas)}"
 
 
 def _drain(world: World, stage: Stage) -> Iterator[Action]:
@@ -184,6 +191,8 @@ def _drain(world: World, stage: Stage) -> Iterator[Action]:
 
 def _may_be_called(world: World, replica: Replica) -> bool:
     if replica.stage.index == 0:
-        return world.published is None or any(replica.id in route.replicas for route in world.published)
+        if world.published is None or not world.confirmed:
+            return True
+        return any(replica.id in route.replicas for route in world.published)
     callers = (caller for caller in world.of(replica.stage.before) if caller.phase in (Phase.READY, Phase.DRAINING))
     return any(caller.told is None or replica.id in caller.told for caller in callers)

@@ -1,27 +1,34 @@
 """Workers as Ray actors: detached and named, so that they outlive a controller and its successor finds them.
 
-An actor's name is `worker/RUN/MODEL/VERSION/STAGE/NUMBER`. RUN names one run of `shardline serve`.
+An actor's name is `worker/RUN/MODEL/VERSION/STAGE/rREVISION-NUMBER`, and so is that of the placement group that holds
+its resources. RUN names one run of `shardline serve`.
 """
 
 import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.util
+from ray.autoscaler.sdk import request_resources
+from ray.util.placement_group import PlacementGroup, placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.fleet import Node, Sighting
 from cluster.health import HealthLimits
+from cluster.placement import Placed, choose_node, why_nowhere
 from cluster.ray_worker import RayWorker
 from cluster.repository import artifact_folder
 from cluster.room import Room, why_pending
-from cluster.state import State
+from cluster.state import ServedModel, State
 from cluster.world import Phase, Stage
 from worker.actor import STAGE_LINK, WorkerActor, WorkerSpec
+from worker.fetch import ArtifactSource
 
 logger = logging.getLogger(__name__)
 
@@ -35,17 +42,26 @@ ROOM_PATIENCE_S = 10.0
 
 
 class RayFleet:
-    """The workers of the run that `state` describes. Belongs to one event loop of a process connected to Ray."""
+    """The workers of the run that `state` describes. Belongs to one event loop of a process connected to Ray.
 
-    def __init__(self, state: State, *, limits: HealthLimits | None = None, namespace: str = NAMESPACE) -> None:
+    epoch: of the controller; workers refuse what a controller of a lower one says. control_address: where workers on
+    other nodes fetch artifacts; empty: they need the folder of models.
+    """
+
+    def __init__(
+        self, state: State, *, epoch: int = 0, limits: HealthLimits | None = None, namespace: str = NAMESPACE
+    ) -> None:
         self._state = state
+        self._epoch = epoch
         self._limits = limits or HealthLimits()
         self._namespace = namespace
+        self.control_address = ""
         self._workers: dict[str, RayWorker] = {}
         self._adopted = False
         self._nodes: tuple[Node, ...] = ()
         self._free_cpus = 0.0
         self._nodes_at = float("-inf")
+        self._asked_for: list[dict[str, float]] = []
 
     async def observe(self) -> Sighting:
         if not self._adopted:
@@ -66,40 +82,59 @@ class RayFleet:
             replicas,
             figures={worker.id: worker.figures() for worker in workers},
             notes={
-                replica.stage: self._why_pending(replica.stage)
+                replica.stage: self._why_pending(self._workers[replica.id])
                 for replica in replicas
                 if replica.phase is Phase.PENDING and now - self._workers[replica.id].asked_at > ROOM_PATIENCE_S
             },
-            nodes=self._nodes,
+            nodes=tuple(self._with_what_is_taken(node) for node in self._nodes),
         )
 
-    async def start(self, stage: Stage) -> str:
-        config = self._state.models[stage.model].config
-        replica = f"{stage.model}/{stage.version}/{stage.index}/{secrets.token_hex(3)}"
+    async def start(self, stage: Stage, served: ServedModel) -> str:
+        replica = f"{stage.model}/{stage.version}/{stage.index}/r{stage.revision}-{secrets.token_hex(3)}"
+        config = served.config
+        settings = config.stage(stage.index)
+        folder = artifact_folder(Path(self._state.repository), stage.model, stage.version)
         spec = WorkerSpec(
             replica=replica,
-            artifact=str(artifact_folder(Path(self._state.repository), stage.model, stage.version)),
+            artifact=str(folder),
+            source=self._source(stage, served),
             stage=stage.index,
             stages=config.stages,
             token=self._state.token,
-            device="cuda:0" if config.device == "cuda" else config.device,
+            device="cuda:0" if settings.device == "cuda" else settings.device,
             runtime=config.runtime,
             handler=config.handler,
-            threads=config.threads,
+            threads=settings.threads,
             host=self._state.host,
             batching=config.batching.as_batching(),
             max_queue_rows=config.limits.max_queue_rows,
             link=STAGE_LINK,
         )
+        node = choose_node(stage, settings, self._nodes, self._placed())
+        name = self._actor_name(replica)
+        group = await asyncio.to_thread(
+            placement_group,
+            [settings.bundle],
+            strategy="STRICT_PACK",
+            name=name,
+            lifetime="detached",
+            _soft_target_node_id=node,
+            bundle_label_selector=[dict(settings.labels)] if settings.labels else None,
+        )
         actor: Any = ray.remote(WorkerActor).options(
-            name=self._actor_name(replica),
+            name=name,
             namespace=self._namespace,
             lifetime="detached",
             max_restarts=0,
-            num_cpus=config.cpus,
-            num_gpus=1 if config.device == "cuda" else 0,
+            num_cpus=settings.cpus,
+            num_gpus=settings.bundle.get("GPU", 0),
+            resources=dict(settings.resources) or None,
+            scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0),
         )
-        self._workers[replica] = RayWorker(replica, stage, await asyncio.to_thread(actor.remote, spec), adopted=False)
+        handle = await asyncio.to_thread(actor.remote, spec)
+        worker = RayWorker(replica, stage, handle, config, epoch=self._epoch, adopted=False)
+        worker.group, worker.aimed_at = group, node or ""
+        self._workers[replica] = worker
         return replica
 
     async def leave(self, replica: str) -> None:
@@ -110,23 +145,40 @@ class RayFleet:
 
     async def drain(self, replica: str) -> None:
         worker = self._workers[replica]
-        worker.drain(self._state.models[worker.stage.model].config.drain_s)
+        worker.drain(worker.config.drain_s)
 
     async def stop(self, replica: str) -> None:
         worker = self._workers.pop(replica, None)
         if worker is not None:
             await worker.close()
             await asyncio.to_thread(ray.kill, worker.handle, no_restart=True)
+            if worker.group is not None:
+                await asyncio.to_thread(ray.util.remove_placement_group, worker.group)
+
+    async def ask_for(self, bundles: Sequence[Mapping[str, float]]) -> None:
+        """Ray's own autoscaler adds nodes until these fit beside what it was told that runs."""
+        wanted = [dict(bundle) for bundle in bundles]
+        if wanted != self._asked_for:
+            running = [dict(one.bundle) for one in self._placed()] if wanted else []
+            await asyncio.to_thread(request_resources, bundles=[*running, *wanted])
+            self._asked_for = wanted
 
     async def close(self) -> None:
         workers, self._workers = list(self._workers.values()), {}
         await asyncio.gather(*(worker.close() for worker in workers))
+
+    def _source(self, stage: Stage, served: ServedModel) -> ArtifactSource | None:
+        manifest = served.manifests.get(stage.version, "")
+        if not (self.control_address and manifest):
+            return None
+        return ArtifactSource(self.control_address, stage.model, stage.version, manifest)
 
     def _actor_name(self, replica: str) -> str:
         return f"{PREFIX}/{self._state.run}/{replica}"
 
     async def _adopt(self) -> None:
         """Finds this run's living workers by their names; ends those that an earlier run left behind."""
+        kept: set[str] = set()
         for actor in await asyncio.to_thread(ray.util.list_named_actors, all_namespaces=True):
             prefix, _, rest = actor["name"].partition("/")
             run, _, replica = rest.partition("/")
@@ -136,14 +188,29 @@ class RayFleet:
                 handle: Any = await asyncio.to_thread(ray.get_actor, actor["name"], self._namespace)
             except ValueError:
                 continue  # it died between the two calls
-            model, version, stage, _ = replica.rsplit("/", 3)
-            if run != self._state.run or model not in self._state.models:
+            stage = _stage_of(replica)
+            served = self._state.served.get((stage.model, stage.revision))
+            if run != self._state.run or served is None:
                 logger.warning("ending %s, which an earlier run left behind", actor["name"])
                 await asyncio.to_thread(ray.kill, handle, no_restart=True)
-            else:
-                logger.info("found %s alive", replica)
-                place = Stage(model, int(version), int(stage))
-                self._workers[replica] = RayWorker(replica, place, handle, adopted=True)
+                continue
+            logger.info("found %s alive", replica)
+            worker = RayWorker(replica, stage, handle, served.config, epoch=self._epoch, adopted=True)
+            worker.group = await asyncio.to_thread(_group_named, actor["name"])
+            self._workers[replica] = worker
+            kept.add(actor["name"])
+        await self._free_left_groups(kept)
+
+    async def _free_left_groups(self, kept: set[str]) -> None:
+        """Groups whose worker never came to be, or is gone, hold room for nobody."""
+        groups: Any = await asyncio.to_thread(ray.util.placement_group_table)
+        for described in groups.values():
+            name = described["name"]
+            if name.startswith(f"{PREFIX}/") and name not in kept and described["state"] != "REMOVED":
+                group = await asyncio.to_thread(_group_named, name)
+                if group is not None:
+                    logger.warning("freeing the room of %s, which is gone", name)
+                    await asyncio.to_thread(ray.util.remove_placement_group, group)
 
     async def _look_at_nodes(self) -> None:
         nodes = await asyncio.to_thread(ray.nodes)
@@ -153,18 +220,51 @@ class RayFleet:
             Node(
                 node["NodeID"],
                 node["NodeManagerAddress"],
-                {kind: float(amount) for kind, amount in node["Resources"].items() if ":" not in kind},
+                {
+                    kind: float(amount)
+                    for kind, amount in node["Resources"].items()
+                    if ":" not in kind and "_group_" not in kind
+                },
+                {name: value for name, value in (node.get("Labels") or {}).items() if not name.startswith("ray.io/")},
             )
             for node in nodes
             if node["Alive"]
         )
 
-    def _why_pending(self, stage: Stage) -> str:
-        config = self._state.models[stage.model].config
+    def _placed(self) -> list[Placed]:
+        return [
+            Placed(worker.stage, worker.node, worker.config.stage(worker.stage.index).bundle)
+            for worker in self._workers.values()
+        ]
+
+    def _with_what_is_taken(self, node: Node) -> Node:
+        here = [one for one in self._placed() if one.node == node.id]
+        kinds = {kind for one in here for kind in one.bundle}
+        taken = {kind: sum(one.bundle.get(kind, 0.0) for one in here) for kind in kinds}
+        return replace(node, taken=taken, replicas=len(here))
+
+    def _why_pending(self, worker: RayWorker) -> str:
+        settings = worker.config.stage(worker.stage.index)
+        nowhere = why_nowhere(settings, self._nodes)
+        if nowhere:
+            return nowhere
         room = Room(
             cpus=sum(node.resources.get("CPU", 0.0) for node in self._nodes),
             free_cpus=self._free_cpus,
             gpus=sum(node.resources.get("GPU", 0.0) for node in self._nodes),
         )
-        asked = sum(self._state.models[worker.stage.model].config.cpus for worker in self._workers.values())
-        return why_pending(config.cpus, config.device == "cuda", asked, room)
+        asked = sum(one.bundle["CPU"] for one in self._placed())
+        return why_pending(settings.cpus, settings.device == "cuda", asked, room)
+
+
+def _stage_of(replica: str) -> Stage:
+    model, version, stage, number = replica.rsplit("/", 3)
+    return Stage(model, int(version), int(stage), int(number.partition("-")[0].removeprefix("r")))
+
+
+def _group_named(name: str) -> PlacementGroup | None:
+    try:
+        group: PlacementGroup = ray.util.get_placement_group(name)
+    except ValueError:
+        return None
+    return group

@@ -8,9 +8,11 @@ from collections.abc import Awaitable, Mapping
 from typing import Any
 
 from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
+from ray.util.placement_group import PlacementGroup
 
 from cluster.health import HealthLimits, Heard, judge
 from cluster.world import Replica, Stage
+from worker.model_yaml import ModelYaml
 from worker.nouns import WorkerStats
 
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
@@ -20,15 +22,22 @@ DRAIN_MARGIN_S = 5.0
 
 
 class RayWorker:
-    """`handle` is the Ray actor handle of a `WorkerActor`. Belongs to one event loop.
+    """`handle` is the Ray actor handle of a `WorkerActor`, `group` the placement group that holds its resources.
 
-    At most one question of each kind is open at a time.
+    epoch: of the controller that speaks to it. At most one question of each kind is open at a time. Belongs to one
+    event loop.
     """
 
-    def __init__(self, replica: str, stage: Stage, handle: Any, *, adopted: bool) -> None:
+    def __init__(
+        self, replica: str, stage: Stage, handle: Any, config: ModelYaml, *, epoch: int, adopted: bool
+    ) -> None:
         self.id = replica
         self.stage = stage
         self.handle = handle
+        self.config = config
+        self.group: PlacementGroup | None = None
+        self.aimed_at = ""
+        self._epoch = epoch
         self.address = ""
         self.stats: WorkerStats | None = None
         self.asked_at = time.monotonic()
@@ -42,6 +51,11 @@ class RayWorker:
         self._failed = ""
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._own("start", self._start())
+
+    @property
+    def node(self) -> str:
+        """Ray's id of its node, or of the one that it was meant for; empty: not known."""
+        return self.stats.node if self.stats else self.aimed_at
 
     @property
     def questions(self) -> list[asyncio.Task[None]]:
@@ -124,7 +138,7 @@ class RayWorker:
 
     async def _tell(self, next_stage: Mapping[str, str]) -> None:
         try:
-            await asyncio.wait_for(self.handle.route.remote(dict(next_stage)), TELL_WITHIN_S)
+            await asyncio.wait_for(self.handle.route.remote(dict(next_stage), self._epoch), TELL_WITHIN_S)
         except (TimeoutError, ActorUnavailableError):
             if self._asked is next_stage:
                 self._asked = None
@@ -133,7 +147,7 @@ class RayWorker:
 
     async def _drain(self, bound_s: float) -> None:
         with contextlib.suppress(TimeoutError):  # what it still owes, its callers send to other replicas
-            await asyncio.wait_for(self.handle.drain.remote(bound_s), bound_s + DRAIN_MARGIN_S)
+            await asyncio.wait_for(self.handle.drain.remote(bound_s, self._epoch), bound_s + DRAIN_MARGIN_S)
         self._drained = True
 
 

@@ -1,5 +1,6 @@
 """The folder of models: which models and versions there are to serve, and whether that changed since."""
 
+import hashlib
 import re
 from pathlib import Path
 
@@ -40,10 +41,12 @@ def with_signatures(folder: Path, models: dict[str, ServedModel]) -> dict[str, S
 
 
 def _with_signatures(folder: Path, name: str, model: ServedModel) -> ServedModel:
-    signatures = {
-        version: _signature(artifact_folder(folder, name, version), model.config.handler) for version in model.replicas
+    folders = {version: artifact_folder(folder, name, version) for version in model.replicas}
+    signatures = {version: _signature(path, model.config.handler) for version, path in folders.items()}
+    manifests = {
+        version: hashlib.sha256((path / "manifest.json").read_bytes()).hexdigest() for version, path in folders.items()
     }
-    return model.model_copy(update={"signatures": signatures})
+    return model.model_copy(update={"signatures": signatures, "manifests": manifests})
 
 
 def _signature(folder: Path, handler: str | None) -> Signature:
@@ -72,7 +75,7 @@ def changes(folder: Path, served: dict[str, ServedModel]) -> list[str]:
     except ShardlineError as error:
         return [f"{error} (what is served goes on as it is)"]
     return [
-        *(f"{folder / name} appeared; it is served after `serve` starts again" for name in sorted(now.keys() - served)),
+        *(f"{folder / name} appeared; `shardline rollout {name}` serves it" for name in sorted(now.keys() - served)),
         *(f"{folder / name} is gone; it is served until `serve` starts again" for name in sorted(served.keys() - now)),
         *(
             change
@@ -85,11 +88,14 @@ def changes(folder: Path, served: dict[str, ServedModel]) -> list[str]:
 def _model_changes(folder: Path, old: ServedModel, new: ServedModel) -> list[str]:
     found = []
     if new.config != old.config:
-        found.append(f"{folder / 'model.yaml'} changed; it is taken when `serve` starts again")
+        found.append(f"{folder / 'model.yaml'} changed; `shardline rollout {folder.name}` takes it")
     appeared = sorted(new.replicas.keys() - old.replicas.keys())
     if new.config == old.config and appeared:
         serving = ", ".join(str(version) for version in sorted(old.replicas))
-        found.append(f"{folder / str(appeared[-1])} appeared; version {serving} is served until `serve` starts again")
+        found.append(
+            f"{folder / str(appeared[-1])} appeared; version {serving} is served until "
+            f"`shardline rollout {folder.name}`"
+        )
     return found
 
 

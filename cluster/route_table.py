@@ -9,10 +9,14 @@ from worker.model_yaml import ModelYaml
 from worker.nouns import Axis, Signature, TensorSpec
 
 
-def route_table(generation: int, routes: Sequence[Route], models: Mapping[str, ServedModel]) -> control_pb2.RouteTable:
-    """`models` holds at least those of `routes`, with their signatures."""
+def route_table(
+    generation: int, routes: Sequence[Route], served: Mapping[tuple[str, int], ServedModel], epoch: int = 0
+) -> control_pb2.RouteTable:
+    """`served` holds at least the models and revisions of `routes`, with their signatures."""
     return control_pb2.RouteTable(
-        generation=generation, models=[_model(route, models[route.model]) for route in routes]
+        generation=generation,
+        epoch=epoch,
+        models=[_model(route, served[route.model, route.revision]) for route in routes],
     )
 
 
@@ -28,6 +32,8 @@ def _model(route: Route, served: ServedModel) -> control_pb2.ModelRoute:
             control_pb2.Replica(id=replica, address=address) for replica, address in sorted(route.replicas.items())
         ],
         limits=_limits(served.config, batched=signature.batched),
+        revision=route.revision,
+        weight=route.weight,
     )
 
 
@@ -62,4 +68,5 @@ def _limits(config: ModelYaml, *, batched: bool) -> control_pb2.Limits:
         max_inflight=config.limits.max_inflight,
         max_batch_wait_us=round(config.batching.max_wait_ms * 1000),
         batched=batched,
+        start_wait_s=config.from_zero_wait_s,
     )

@@ -1,11 +1,13 @@
 """A fleet without processes: every `observe` moves each replica one phase on. For tests, and for trying a plan out."""
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from cluster.fleet import Node, Sighting
+from cluster.state import ServedModel
 from cluster.world import Phase, Replica, Stage
+from worker.nouns import WorkerStats
 
 NEXT_PHASE = {
     Phase.UNKNOWN: Phase.READY,
@@ -16,23 +18,34 @@ NEXT_PHASE = {
 
 
 class SimulatedFleet:
-    """`moves`: whether a replica gets on at this look; default: always. `room`: replicas that fit; None: any number."""
+    """`moves`: whether a replica gets on at this look; default: always. `room`: replicas that fit; None: any number.
 
-    def __init__(self, *, moves: Callable[[Replica], bool] = lambda _: True, room: int | None = None) -> None:
+    figures: what the replicas tell of themselves; tests write it. cpus: of the only node.
+    """
+
+    def __init__(
+        self, *, moves: Callable[[Replica], bool] = lambda _: True, room: int | None = None, cpus: float = 2.0
+    ) -> None:
         self.replicas: dict[str, Replica] = {}
         self.calls: list[tuple[str, str]] = []
+        self.figures: dict[str, WorkerStats] = {}
+        self.asked_for: tuple[Mapping[str, float], ...] = ()
         self._moves = moves
         self._room = room
+        self._cpus = cpus
         self._numbers = itertools.count()
 
     async def observe(self) -> Sighting:
         for replica in list(self.replicas.values()):
             self._advance(replica)
         notes = {replica.stage: "no room" for replica in self.replicas.values() if replica.phase is Phase.PENDING}
-        return Sighting(tuple(self.replicas.values()), notes=notes, nodes=(Node("n", "127.0.0.1", {"CPU": 2.0}),))
+        figures = {replica: self.figures[replica] for replica in self.replicas if replica in self.figures}
+        node = Node("n", "127.0.0.1", {"CPU": self._cpus})
+        return Sighting(tuple(self.replicas.values()), figures=figures, notes=notes, nodes=(node,))
 
-    async def start(self, stage: Stage) -> str:
-        name = f"{stage.model}/{stage.version}/{stage.index}/{next(self._numbers):04}"
+    async def start(self, stage: Stage, served: ServedModel | None = None) -> str:
+        number = f"r{stage.revision}-" if stage.revision > 1 else ""
+        name = f"{stage.model}/{stage.version}/{stage.index}/{number}{next(self._numbers):04}"
         self.replicas[name] = Replica(name, stage, Phase.PENDING)
         self.calls.append(("start", name))
         return name
@@ -50,6 +63,9 @@ class SimulatedFleet:
     async def stop(self, replica: str) -> None:
         self.calls.append(("stop", replica))
         self.replicas.pop(replica, None)
+
+    async def ask_for(self, bundles: Sequence[Mapping[str, float]]) -> None:
+        self.asked_for = tuple(dict(bundle) for bundle in bundles)
 
     async def close(self) -> None:
         pass

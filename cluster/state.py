@@ -21,6 +21,8 @@ from worker.nouns import Signature
 
 MAX_FILE_BYTES = 16 * 2**20
 MAX_REPLICAS = 1024
+KEPT_HISTORY = 20
+"""Lines of each model."""
 
 R = TypeVar("R", bound="Record")
 
@@ -34,21 +36,63 @@ class Record(BaseModel):
 
 
 class ServedModel(Record):
-    """One model as it was when `serve` started: later changes of its files are noticed, not taken.
+    """One revision of a model: its files as they were when it was taken. Later changes are noticed, not taken.
 
     replicas: for each version, the wanted replicas of each stage.
     signatures: for each version, what a client sends and gets; filled by `cluster.repository.with_signatures`.
+    manifests: for each version, the sha256 of its manifest, which holds every other file's; empty: not known.
     """
 
+    revision: int = Field(default=1, ge=1)
     config: ModelYaml
     replicas: dict[int, tuple[int, ...]]
     signatures: dict[int, Signature] = {}
+    manifests: dict[int, str] = {}
+
+    @property
+    def bounds(self) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+        return self.config.scaled_between
+
+    def stages_of(self, name: str) -> dict[Stage, int]:
+        return {
+            Stage(name, version, index, self.revision): count
+            for version, counts in self.replicas.items()
+            for index, count in enumerate(counts)
+        }
+
+    def with_counts(self, version: int, counts: tuple[int, ...]) -> "ServedModel":
+        return self.model_copy(update={"replicas": {**self.replicas, version: counts}})
 
     @model_validator(mode="after")
     def _one_count_for_each_stage(self) -> "ServedModel":
         if any(len(counts) != self.config.stages for counts in self.replicas.values()):
             raise ValueError(f"expected {self.config.stages} replica counts for each version, got {self.replicas}")
         return self
+
+
+class Rollout(Record):
+    """A revision on its way to serve. share: percent of the requests that it gets now; 0 while it comes up.
+
+    canary: its share at first, for `watch_s` seconds; 100: all at once. within_s: it is given up where it does not come
+    up in so long. why: who asked for it.
+    """
+
+    target: ServedModel
+    share: int = Field(default=0, ge=0, le=100)
+    canary: int = Field(default=100, ge=1, le=100)
+    watch_s: float = Field(default=30.0, ge=0, le=86_400)
+    within_s: float = Field(default=600.0, gt=0, le=86_400)
+    why: str = ""
+
+
+class HistoryEntry(Record):
+    """What came to serve, or was tried, and why."""
+
+    unix_s: float
+    model: str
+    what: str
+    why: str
+    served: ServedModel
 
 
 class State(Record):
@@ -66,6 +110,47 @@ class State(Record):
     token: str = Field(min_length=16, repr=False)
     models: dict[str, ServedModel]
     stopping: bool = False
+    rollouts: dict[str, Rollout] = {}
+    history: tuple[HistoryEntry, ...] = ()
+
+    @property
+    def served(self) -> dict[tuple[str, int], ServedModel]:
+        """Every revision that has replicas or shall have some, by model and revision."""
+        return {
+            **{(name, model.revision): model for name, model in self.models.items()},
+            **{(name, rollout.target.revision): rollout.target for name, rollout in self.rollouts.items()},
+        }
+
+    @property
+    def weights(self) -> dict[tuple[str, int], int]:
+        """Share of the requests, percent."""
+        return {
+            (name, revision): share
+            for name, rollout in self.rollouts.items()
+            for revision, share in (
+                (rollout.target.revision, rollout.share),
+                (self.models[name].revision, 100 - rollout.share),
+            )
+        }
+
+    def next_revision(self, name: str) -> int:
+        known = [revision for model, revision in self.served if model == name]
+        known += [entry.served.revision for entry in self.history if entry.model == name]
+        return max(known, default=0) + 1
+
+    def remembering(self, entry: HistoryEntry) -> "State":
+        """With one more line of history. The oldest lines of the same model are forgotten."""
+        of_model = [known for known in self.history if known.model == entry.model][-KEPT_HISTORY + 1 :]
+        kept = (known for known in self.history if known.model != entry.model or known in of_model)
+        return self.model_copy(update={"history": (*kept, entry)})
+
+    def with_served(self, name: str, served: ServedModel) -> "State":
+        """With `served` in the place of the revision of its number."""
+        rollout = self.rollouts.get(name)
+        if rollout is not None and rollout.target.revision == served.revision:
+            changed = rollout.model_copy(update={"target": served})
+            return self.model_copy(update={"rollouts": {**self.rollouts, name: changed}})
+        return self.model_copy(update={"models": {**self.models, name: served}})
 
     @property
     def run(self) -> str:
@@ -75,10 +160,9 @@ class State(Record):
     @property
     def desired(self) -> Mapping[Stage, int]:
         return {
-            Stage(name, version, index): 0 if self.stopping else count
-            for name, model in self.models.items()
-            for version, counts in model.replicas.items()
-            for index, count in enumerate(counts)
+            stage: 0 if self.stopping else count
+            for (name, _), model in self.served.items()
+            for stage, count in model.stages_of(name).items()
         }
 
     def scaled(self, name: str, stage: int | None, replicas: int) -> "State":
@@ -100,7 +184,17 @@ class State(Record):
             version: tuple(replicas if stage in (None, index) else count for index, count in enumerate(old))
             for version, old in model.replicas.items()
         }
-        return self.model_copy(update={"models": {**self.models, name: model.model_copy(update={"replicas": counts})}})
+        bounds = model.bounds
+        if bounds is not None and any(
+            not least <= replicas <= most
+            for index, (least, most) in enumerate(zip(*bounds, strict=True))
+            if stage in (None, index)
+        ):
+            raise InvalidRequest(
+                f"replicas: {name} is scaled by what is asked of it, its stages between {bounds[0]} and {bounds[1]}; "
+                "change `autoscaling` in its model.yaml and `shardline rollout` it"
+            )
+        return self.with_served(name, model.model_copy(update={"replicas": counts}))
 
 
 class Control(Record):
@@ -131,6 +225,10 @@ class StateDir:
     @property
     def control_file(self) -> Path:
         return self.folder / "control.json"
+
+    @property
+    def epoch_file(self) -> Path:
+        return self.folder / "controller.epoch"
 
     @property
     def lock_file(self) -> Path:
@@ -210,9 +308,18 @@ def _read(path: Path, kind: type[R]) -> R:
         raise StateError(f"{path}: cannot be read: {error.strerror}") from error
     if len(data) > MAX_FILE_BYTES:
         raise StateError(f"{path}: larger than {MAX_FILE_BYTES} bytes; remove it and start `shardline serve` again")
+    return _parse(data, str(path), kind)
+
+
+def parse_state(data: bytes, name: str) -> State:
+    """`name` stands for where `data` came from. Raises StateError."""
+    return _parse(data, name, State)
+
+
+def _parse(data: bytes, name: str, kind: type[R]) -> R:
     try:
         return kind.model_validate_json(data)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise StateError(f"{path}: {field}: {first['msg']}; remove it and start `shardline serve` again") from error
+        raise StateError(f"{name}: {field}: {first['msg']}; remove it and start `shardline serve` again") from error

@@ -1,7 +1,9 @@
 """What the controller sees, as the message that `shardline status` shows."""
 
+import time
+
 from cluster.controller import Controller
-from cluster.world import Phase, Replica, Stage
+from cluster.world import Phase, Pipeline, Replica, Stage
 from protos import control_pb2
 from worker.nouns import WorkerStats
 
@@ -9,44 +11,55 @@ SHOWN_STATE = {Phase.UNKNOWN: "starting", Phase.PENDING: "starting", Phase.DRAIN
 """The protocol has four states; these are the phases whose name is not one of them."""
 
 
-def cluster_status(controller: Controller) -> control_pb2.ClusterStatus:
-    sighting = controller.sighting
+def cluster_status(controller: Controller, now: float | None = None) -> control_pb2.ClusterStatus:
+    """`now`: on the controller's monotonic clock; None: now."""
+    now = time.monotonic() if now is None else now
+    reasons = {route.pipeline: route.reason for route in controller.routes()}
     return control_pb2.ClusterStatus(
         generation=controller.state.generation,
-        models=[_model(controller, name, version) for name, version in _versions(controller)],
+        epoch=controller.epoch,
+        models=[_model(controller, pipeline, reasons[pipeline], now) for pipeline in sorted(reasons)],
         decisions=[
             control_pb2.Decision(unix_s=decision.unix_s, what=decision.what, why=decision.why)
             for decision in controller.decisions
         ],
         nodes=[
-            control_pb2.NodeStatus(id=node.id, address=node.address, resources=node.resources)
-            for node in sighting.nodes
+            control_pb2.NodeStatus(
+                id=node.id,
+                address=node.address,
+                resources=node.resources,
+                taken=node.taken,
+                replicas=node.replicas,
+                labels=node.labels,
+            )
+            for node in controller.sighting.nodes
         ],
     )
 
 
-def _versions(controller: Controller) -> list[tuple[str, int]]:
-    return sorted({(stage.model, stage.version) for stage in controller.state.desired})
-
-
-def _model(controller: Controller, name: str, version: int) -> control_pb2.ModelStatus:
-    reasons = {(route.model, route.version): route.reason for route in controller.routes()}
-    reason = reasons.get((name, version), "it is not served")
+def _model(controller: Controller, pipeline: Pipeline, reason: str, now: float) -> control_pb2.ModelStatus:
     waiting = "; ".join(
         f"stage {stage.index} waits: {why}"
         for stage, why in sorted(controller.waiting().items())
-        if (stage.model, stage.version) == (name, version)
+        if stage.pipeline == pipeline
     )
+    rates = controller.traffic.rates(pipeline, now)
+    desired = controller.state.desired
     return control_pb2.ModelStatus(
-        model=name,
-        version=str(version),
+        model=pipeline.model,
+        version=str(pipeline.version),
+        revision=pipeline.revision,
+        weight=controller.state.weights.get((pipeline.model, pipeline.revision), 100),
+        rollout=controller.rolling.shown.get(pipeline.model, ""),
         ready=not reason,
         reason=reason or waiting,
-        stages=[
-            _stage(controller, stage, desired)
-            for stage, desired in sorted(controller.state.desired.items())
-            if (stage.model, stage.version) == (name, version)
-        ],
+        requests_per_s=rates.requests_per_s,
+        p50_ms=rates.p50_s * 1e3,
+        p99_ms=rates.p99_s * 1e3,
+        failed_per_s=rates.failed_per_s,
+        refused_per_s=rates.refused_per_s,
+        inflight=controller.traffic.inflight(pipeline, now),
+        stages=[_stage(controller, stage, desired[stage]) for stage in sorted(desired) if stage.pipeline == pipeline],
     )
 
 
@@ -55,10 +68,18 @@ def _stage(controller: Controller, stage: Stage, desired: int) -> control_pb2.St
         (replica for replica in controller.sighting.replicas if replica.stage == stage), key=lambda replica: replica.id
     )
     figures = controller.sighting.figures
+    bounds = controller.state.served[stage.model, stage.revision].bounds
+    wanted = controller.scaler.wanted.get(stage.pipeline)
     return control_pb2.StageStatus(
         stage=stage.index,
         desired=desired,
         replicas=[_replica(replica, figures.get(replica.id, WorkerStats())) for replica in replicas],
+        queued_rows=sum(figures.get(replica.id, WorkerStats()).queued_rows for replica in replicas),
+        rows_per_s=controller.scaler.meters.rows_per_s(stage),
+        busy=controller.scaler.meters.busy(stage),
+        min=bounds[0][stage.index] if bounds else 0,
+        max=bounds[1][stage.index] if bounds else 0,
+        wanted=max(0, wanted[stage.index] - desired) if wanted else 0,
     )
 
 

@@ -1,11 +1,24 @@
 """What the controller wants and what it sees, as values. `plan` compares the two.
 
-A *stage* of a model version has *replicas*: workers, each hosting one shard.
+A *stage* of a model version has *replicas*: workers, each hosting one shard. A model's *revisions* are what was
+served of it one after the other: its versions, cut and sized in some way. During a roll-out two live side by side.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from typing import NamedTuple
+
+
+class Pipeline(NamedTuple):
+    """The stages of one version of a model as one revision cuts it."""
+
+    model: str
+    version: int
+    revision: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.model}/{self.version}" + (f" (revision {self.revision})" if self.revision > 1 else "")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -15,17 +28,24 @@ class Stage:
     model: str
     version: int
     index: int
+    revision: int = 1
 
     def __str__(self) -> str:
-        return f"{self.model}/{self.version} stage {self.index}"
+        return f"{self.model}/{self.version} stage {self.index}" + (
+            f" (revision {self.revision})" if self.revision > 1 else ""
+        )
+
+    @property
+    def pipeline(self) -> Pipeline:
+        return Pipeline(self.model, self.version, self.revision)
 
     @property
     def before(self) -> "Stage":
-        return Stage(self.model, self.version, self.index - 1)
+        return replace(self, index=self.index - 1)
 
     @property
     def after(self) -> "Stage":
-        return Stage(self.model, self.version, self.index + 1)
+        return replace(self, index=self.index + 1)
 
 
 class Phase(StrEnum):
@@ -84,12 +104,19 @@ class Route:
 
     replicas: those of stage 0 that take requests, id to host:port.
     reason: why the pipeline does not answer; empty where every stage has a ready replica.
+    weight: its share of the requests among the model's revisions, percent.
     """
 
     model: str
     version: int
     replicas: Mapping[str, str]
     reason: str = ""
+    revision: int = 1
+    weight: int = 100
+
+    @property
+    def pipeline(self) -> Pipeline:
+        return Pipeline(self.model, self.version, self.revision)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +127,9 @@ class World:
     held_back: stages that may start nothing now, since they crash again and again, and why.
     notes: why a stage's replicas are not ready, where more is known than that.
     published: what gateways were last told; None: nothing since this controller started, so they may hold any.
+    confirmed: every gateway that is heard of has put in force what was published.
+    weights: share of the requests, percent, of each (model, revision); 100 where none is given.
+    stopping: nothing is wanted any more.
     """
 
     desired: Mapping[Stage, int]
@@ -107,6 +137,9 @@ class World:
     held_back: Mapping[Stage, str] = field(default_factory=dict)
     notes: Mapping[Stage, str] = field(default_factory=dict)
     published: tuple[Route, ...] | None = None
+    confirmed: bool = True
+    weights: Mapping[tuple[str, int], int] = field(default_factory=dict)
+    stopping: bool = False
 
     def of(self, stage: Stage) -> list[Replica]:
         return [replica for replica in self.replicas if replica.stage == stage]

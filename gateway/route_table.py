@@ -20,6 +20,7 @@ class Limits:
     max_inflight: int
     max_batch_wait_us: int
     batched: bool
+    start_wait_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,8 @@ class Route:
     signature: Signature
     replicas: dict[str, str]
     limits: Limits
+    revision: int = 0
+    weight: int = 0
 
     @property
     def label(self) -> str:
@@ -56,6 +59,8 @@ def read_route(route: pb.ModelRoute) -> Route:
         signature=_signature(route.signature, label),
         replicas={replica.id: replica.address for replica in route.replicas},
         limits=_limits(route.limits, label),
+        revision=route.revision,
+        weight=route.weight,
     )
 
 
@@ -82,6 +87,8 @@ def _specs(specs: Iterable[pb.TensorSpec], label: str) -> tuple[TensorSpec, ...]
 def _limits(limits: pb.Limits, label: str) -> Limits:
     if not (math.isfinite(limits.default_deadline_s) and limits.default_deadline_s > 0):
         raise InvalidRequest(f"{label}: default_deadline_s is above 0 and finite; {limits.default_deadline_s} came")
+    if not (math.isfinite(limits.start_wait_s) and limits.start_wait_s >= 0):
+        raise InvalidRequest(f"{label}: start_wait_s is 0 or more and finite; {limits.start_wait_s} came")
     if limits.max_inflight_per_replica < 1:
         raise InvalidRequest(f"{label}: max_inflight_per_replica is 1 or more")
     return Limits(
@@ -91,4 +98,5 @@ def _limits(limits: pb.Limits, label: str) -> Limits:
         max_inflight=limits.max_inflight,
         max_batch_wait_us=limits.max_batch_wait_us,
         batched=limits.batched,
+        start_wait_s=limits.start_wait_s,
     )

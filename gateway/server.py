@@ -1,6 +1,8 @@
 """One process of the gateway: puts the parts together, serves, drains."""
 
 import asyncio
+import os
+import secrets
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -69,7 +71,13 @@ class Gateway:
         """
         host, _, port = self._address.rpartition(":")
         if self._control_file is not None:
-            watch = Watch(self._control_file, self.apply)
+            name = f"{os.getpid()}-{secrets.token_hex(4)}"
+            watch = Watch(
+                self._control_file,
+                self.apply,
+                report=lambda: self.routes.report(name),
+                report_now=self.routes.report_now,
+            )
             self._watching = asyncio.create_task(watch.run_forever(), name="route table")
             with suppress(TimeoutError):
                 async with asyncio.timeout(FIRST_TABLE_S):

@@ -7,6 +7,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn, TypeAlias
@@ -19,8 +20,10 @@ from protos import control_pb2 as pb
 from worker.errors import ShardlineError
 
 METHOD = "/shardline.v1.Controller/WatchRoutes"
+REPORT = "/shardline.v1.Controller/Report"
 
 _WatchRoutes: TypeAlias = "grpc.aio.UnaryStreamMultiCallable[pb.WatchRoutesRequest, pb.RouteTable]"
+_Report: TypeAlias = "grpc.aio.UnaryUnaryMultiCallable[pb.GatewayReport, pb.ReportResponse]"
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +35,7 @@ class WatchTimings:
     retry_min_s, retry_max_s: pause before the first and before every later new connection.
     keepalive_s, keepalive_timeout_s: a silent controller is probed this often, and given up this long after a probe.
     first_table_s: longest wait for the first table of a connection.
+    report_s: the controller hears from us this often.
     """
 
     retry_min_s: float = 0.1
@@ -39,17 +43,28 @@ class WatchTimings:
     keepalive_s: float = 10.0
     keepalive_timeout_s: float = 5.0
     first_table_s: float = 10.0
+    report_s: float = 0.5
 
 
 class Watch:
-    """`apply` gets every table, with the cluster's token."""
+    """`apply` gets every table, with the cluster's token. `report` says what the controller is told meanwhile, and
+    `report_now` when it should not wait; without them it is told nothing.
+    """
 
     def __init__(
-        self, control_file: Path, apply: Callable[[pb.RouteTable, str], None], timings: WatchTimings | None = None
+        self,
+        control_file: Path,
+        apply: Callable[[pb.RouteTable, str], None],
+        timings: WatchTimings | None = None,
+        *,
+        report: Callable[[], pb.GatewayReport] | None = None,
+        report_now: asyncio.Event | None = None,
     ) -> None:
         self._control_file = control_file
         self._apply = apply
         self._timings = timings or WatchTimings()
+        self._report = report
+        self._report_now = report_now or asyncio.Event()
         self._said = ""
         self._tables = 0
 
@@ -76,10 +91,32 @@ class Watch:
             call = watch_routes(pb.WatchRoutesRequest(), metadata=(("authorization", f"Bearer {control.token}"),))
             async with asyncio.timeout(self._timings.first_table_s):
                 table = await call.read()
-            while isinstance(table, pb.RouteTable):
-                self._put_in_force(table, control.token)
-                table = await call.read()
+            reporting = asyncio.create_task(self._report_forever(channel, control.token), name="reports")
+            try:
+                while isinstance(table, pb.RouteTable):
+                    self._put_in_force(table, control.token)
+                    table = await call.read()
+            finally:
+                reporting.cancel()
+                await asyncio.gather(reporting, return_exceptions=True)
         self._say("the controller closed the stream")
+
+    async def _report_forever(self, channel: grpc.aio.Channel, token: str) -> None:
+        """Tells the controller what we hold. A report that fails is not sent again: the next one holds it all."""
+        if self._report is None:
+            return
+        send: _Report = channel.unary_unary(REPORT, pb.GatewayReport.SerializeToString, pb.ReportResponse.FromString)
+        metadata = (("authorization", f"Bearer {token}"),)
+        while True:
+            try:
+                await send(self._report(), timeout=self._timings.first_table_s, metadata=metadata)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+                    return
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._timings.report_s):
+                    await self._report_now.wait()
+            self._report_now.clear()
 
     def _put_in_force(self, table: pb.RouteTable, token: str) -> None:
         self._tables += 1

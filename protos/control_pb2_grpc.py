@@ -41,6 +41,11 @@ class ControllerStub:
                 request_serializer=protos_dot_control__pb2.WatchRoutesRequest.SerializeToString,
                 response_deserializer=protos_dot_control__pb2.RouteTable.FromString,
                 _registered_method=True)
+        self.Report = channel.unary_unary(
+                '/shardline.v1.Controller/Report',
+                request_serializer=protos_dot_control__pb2.GatewayReport.SerializeToString,
+                response_deserializer=protos_dot_control__pb2.ReportResponse.FromString,
+                _registered_method=True)
         self.GetStatus = channel.unary_unary(
                 '/shardline.v1.Controller/GetStatus',
                 request_serializer=protos_dot_control__pb2.GetStatusRequest.SerializeToString,
@@ -50,6 +55,26 @@ class ControllerStub:
                 '/shardline.v1.Controller/Scale',
                 request_serializer=protos_dot_control__pb2.ScaleRequest.SerializeToString,
                 response_deserializer=protos_dot_control__pb2.ScaleResponse.FromString,
+                _registered_method=True)
+        self.Rollout = channel.unary_unary(
+                '/shardline.v1.Controller/Rollout',
+                request_serializer=protos_dot_control__pb2.RolloutRequest.SerializeToString,
+                response_deserializer=protos_dot_control__pb2.RolloutResponse.FromString,
+                _registered_method=True)
+        self.Rollback = channel.unary_unary(
+                '/shardline.v1.Controller/Rollback',
+                request_serializer=protos_dot_control__pb2.RollbackRequest.SerializeToString,
+                response_deserializer=protos_dot_control__pb2.RollbackResponse.FromString,
+                _registered_method=True)
+        self.GetHistory = channel.unary_unary(
+                '/shardline.v1.Controller/GetHistory',
+                request_serializer=protos_dot_control__pb2.GetHistoryRequest.SerializeToString,
+                response_deserializer=protos_dot_control__pb2.History.FromString,
+                _registered_method=True)
+        self.FetchFile = channel.unary_stream(
+                '/shardline.v1.Controller/FetchFile',
+                request_serializer=protos_dot_control__pb2.FetchFileRequest.SerializeToString,
+                response_deserializer=protos_dot_control__pb2.FileChunk.FromString,
                 _registered_method=True)
         self.Stop = channel.unary_unary(
                 '/shardline.v1.Controller/Stop',
@@ -70,6 +95,13 @@ class ControllerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Report(self, request, context):
+        """What a gateway process was asked for and holds. Sent every moment, and at once when a request waits for a first worker.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetStatus(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -78,6 +110,32 @@ class ControllerServicer:
 
     def Scale(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Rollout(self, request, context):
+        """Starts another pipeline of a model beside the one that serves, and moves the requests to it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Rollback(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetHistory(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FetchFile(self, request, context):
+        """A file of a model version, for a node that does not have it.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -97,6 +155,11 @@ def add_ControllerServicer_to_server(servicer, server):
                     request_deserializer=protos_dot_control__pb2.WatchRoutesRequest.FromString,
                     response_serializer=protos_dot_control__pb2.RouteTable.SerializeToString,
             ),
+            'Report': grpc.unary_unary_rpc_method_handler(
+                    servicer.Report,
+                    request_deserializer=protos_dot_control__pb2.GatewayReport.FromString,
+                    response_serializer=protos_dot_control__pb2.ReportResponse.SerializeToString,
+            ),
             'GetStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.GetStatus,
                     request_deserializer=protos_dot_control__pb2.GetStatusRequest.FromString,
@@ -106,6 +169,26 @@ def add_ControllerServicer_to_server(servicer, server):
                     servicer.Scale,
                     request_deserializer=protos_dot_control__pb2.ScaleRequest.FromString,
                     response_serializer=protos_dot_control__pb2.ScaleResponse.SerializeToString,
+            ),
+            'Rollout': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rollout,
+                    request_deserializer=protos_dot_control__pb2.RolloutRequest.FromString,
+                    response_serializer=protos_dot_control__pb2.RolloutResponse.SerializeToString,
+            ),
+            'Rollback': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rollback,
+                    request_deserializer=protos_dot_control__pb2.RollbackRequest.FromString,
+                    response_serializer=protos_dot_control__pb2.RollbackResponse.SerializeToString,
+            ),
+            'GetHistory': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetHistory,
+                    request_deserializer=protos_dot_control__pb2.GetHistoryRequest.FromString,
+                    response_serializer=protos_dot_control__pb2.History.SerializeToString,
+            ),
+            'FetchFile': grpc.unary_stream_rpc_method_handler(
+                    servicer.FetchFile,
+                    request_deserializer=protos_dot_control__pb2.FetchFileRequest.FromString,
+                    response_serializer=protos_dot_control__pb2.FileChunk.SerializeToString,
             ),
             'Stop': grpc.unary_unary_rpc_method_handler(
                     servicer.Stop,
@@ -142,6 +225,33 @@ class Controller:
             '/shardline.v1.Controller/WatchRoutes',
             protos_dot_control__pb2.WatchRoutesRequest.SerializeToString,
             protos_dot_control__pb2.RouteTable.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Report(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shardline.v1.Controller/Report',
+            protos_dot_control__pb2.GatewayReport.SerializeToString,
+            protos_dot_control__pb2.ReportResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -196,6 +306,114 @@ class Controller:
             '/shardline.v1.Controller/Scale',
             protos_dot_control__pb2.ScaleRequest.SerializeToString,
             protos_dot_control__pb2.ScaleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rollout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shardline.v1.Controller/Rollout',
+            protos_dot_control__pb2.RolloutRequest.SerializeToString,
+            protos_dot_control__pb2.RolloutResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rollback(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shardline.v1.Controller/Rollback',
+            protos_dot_control__pb2.RollbackRequest.SerializeToString,
+            protos_dot_control__pb2.RollbackResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetHistory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shardline.v1.Controller/GetHistory',
+            protos_dot_control__pb2.GetHistoryRequest.SerializeToString,
+            protos_dot_control__pb2.History.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FetchFile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/shardline.v1.Controller/FetchFile',
+            protos_dot_control__pb2.FetchFileRequest.SerializeToString,
+            protos_dot_control__pb2.FileChunk.FromString,
             options,
             channel_credentials,
             insecure,

@@ -11,6 +11,7 @@ import ray.util
 
 from worker.batcher import Batching
 from worker.errors import Unavailable
+from worker.fetch import ArtifactSource, local_artifact
 from worker.link import Link, LinkLimits
 from worker.nouns import WorkerStats
 from worker.stream_server import StreamServer
@@ -28,7 +29,7 @@ STAGE_LINK = LinkLimits(max_inflight=4)
 class WorkerSpec:
     """All that a worker is told at its start.
 
-    artifact: folder of the model version, on the worker's node.
+    artifact: folder of the model version; where the worker's node does not have it, it is fetched from `source`.
     handler: "module:Class" of the first stage; None: clients send the program's tensors.
     threads: intra-op threads of the shard.
     host: address to listen on; None: the node's own address.
@@ -47,6 +48,7 @@ class WorkerSpec:
     batching: Batching = field(default_factory=Batching)
     max_queue_rows: int = 256
     link: LinkLimits = STAGE_LINK
+    source: ArtifactSource | None = None
 
 
 class WorkerActor:
@@ -62,6 +64,7 @@ class WorkerActor:
         self._link = Link(spec.token, spec.link) if spec.stage + 1 < spec.stages else None
         self._address = ""
         self._draining = False
+        self._epoch = 0
 
     async def start(self) -> str:
         """Loads, warms up and listens; returns host:port. Raises `ArtifactError` where the artifact cannot be used."""
@@ -69,8 +72,12 @@ class WorkerActor:
             self._starting = asyncio.create_task(self._start())
         return await asyncio.shield(self._starting)
 
-    async def route(self, replicas: dict[str, str]) -> None:
-        """From now on these are the next stage's replicas (id to host:port)."""
+    async def route(self, replicas: dict[str, str], epoch: int = 0) -> None:
+        """From now on these are the next stage's replicas (id to host:port).
+
+        Raises `Unavailable` where a controller of a higher `epoch` has spoken.
+        """
+        self._heed(epoch)
         if self._link is not None:
             self._link.route(replicas)
 
@@ -104,12 +111,18 @@ class WorkerActor:
             draining=self._draining,
         )
 
-    async def drain(self, timeout_s: float) -> bool:
+    async def drain(self, timeout_s: float, epoch: int = 0) -> bool:
         """Takes nothing new and answers what it owes; False where something was left after `timeout_s` seconds."""
+        self._heed(epoch)
         self._draining = True
         if self._server is None:
             return True
         return await self._server.drain(timeout_s)
+
+    def _heed(self, epoch: int) -> None:
+        if epoch < self._epoch:
+            raise Unavailable(f"controller {self._epoch} has taken over from controller {epoch}")
+        self._epoch = epoch
 
     async def _start(self) -> str:
         spec = self._spec
@@ -120,7 +133,10 @@ class WorkerActor:
         from worker.shard import load_shard  # noqa: PLC0415
         from worker.worker import Worker, warm_up_shapes  # noqa: PLC0415
 
-        artifact = await loop.run_in_executor(None, load_artifact, Path(spec.artifact))
+        folder = Path(spec.artifact)
+        if spec.source is not None and spec.source.address:
+            folder = await loop.run_in_executor(None, local_artifact, folder, spec.source, spec.token)
+        artifact = await loop.run_in_executor(None, load_artifact, folder)
         shard = await loop.run_in_executor(
             None,
             lambda: load_shard(

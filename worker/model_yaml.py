@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,21 +17,19 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from worker.batcher import Batching
-from worker.errors import ShardlineError
+from worker.per_stage import (
+    StageSettings,
+    check_cpus,
+    check_device,
+    check_labels,
+    check_most,
+    check_resources,
+    check_whole,
+    of_each,
+)
+from worker.yaml_lines import Lines, ModelYamlError, dotted, parse_with_lines
 
 MAX_FILE_BYTES = 64 * 1024
-MAX_DEPTH = 8
-
-Lines = dict[tuple[str | int, ...], int]
-"""The line of each key, by its path from the root."""
-
-
-class ModelYamlError(ShardlineError):
-    """`model.yaml` is not what Shardline takes. The message starts with `FILE:LINE:`."""
-
-    code = 3
-
-
 _BATCHING = Batching()
 
 
@@ -43,15 +42,6 @@ def _versions(value: object) -> object:
     if len(set(numbers)) < len(numbers):
         raise PydanticCustomError("versions", "expected each version once")
     return tuple(numbers)
-
-
-def _replicas(value: object) -> object:
-    counts = value if isinstance(value, list | tuple) else (value,)
-    if not counts or any(type(count) is not int or not 1 <= count <= 1024 for count in counts):
-        raise PydanticCustomError(
-            "replicas", "expected a whole number from 1 to 1024, or a list with one for each stage such as [2, 1]"
-        )
-    return tuple(counts) if isinstance(value, list | tuple) else value
 
 
 class Section(BaseModel):
@@ -97,6 +87,47 @@ class LimitsSection(Section):
     )
 
 
+class AutoscalingSection(Section):
+    max: Annotated[int | tuple[int, ...] | None, BeforeValidator(check_most)] = Field(
+        default=None, description="the most workers of each stage, one number or a list; null: no autoscaling"
+    )
+    min: Annotated[int | tuple[int, ...], BeforeValidator(partial(check_whole, 0))] = Field(
+        default=1,
+        description="the fewest workers of each stage, one number or a list; 0: none while nobody asks for anything",
+    )
+    target_utilisation: float = Field(
+        default=0.7, ge=0.05, le=1, description="share from 0.05 to 1: of its time, that a worker should compute"
+    )
+    up_delay_s: float = Field(
+        default=1.0, ge=0, le=600, description="seconds: how long more must be needed before more are started"
+    )
+    down_delay_s: float = Field(
+        default=60.0, ge=0, le=3600, description="seconds: how long fewer must be needed before some are stopped"
+    )
+    clear_backlog_s: float = Field(
+        default=2.0, gt=0, le=600, description="seconds: within which what waits should have been computed"
+    )
+    from_zero_wait_s: float = Field(
+        default=60.0, gt=0, le=600, description="seconds: the longest that a request waits for the first worker"
+    )
+
+
+class SharingSection(Section):
+    priority: int = Field(
+        default=1, ge=0, le=9, description="0 to 9: where room is short, models of a lower number scale first"
+    )
+    weight: float = Field(default=1.0, gt=0, le=1000, description="share of the room among models of the same priority")
+
+
+class PlacementSection(Section):
+    resources: Annotated[dict[str, float] | tuple[dict[str, float], ...], BeforeValidator(check_resources)] = Field(
+        default={}, description="what a worker takes of its node besides CPUs, or a list of such for each stage"
+    )
+    labels: Annotated[dict[str, str] | tuple[dict[str, str], ...], BeforeValidator(check_labels)] = Field(
+        default={}, description="labels that a worker's node must have, or a list of such for each stage"
+    )
+
+
 class ModelYaml(Section):
     """One model's settings. A key's unit and meaning are its description, which is also its comment in the file."""
 
@@ -111,19 +142,17 @@ class ModelYaml(Section):
     stages: int = Field(
         default=1, ge=1, le=64, description="shards that the program is cut into; each runs in its own workers"
     )
-    replicas: Annotated[int | tuple[int, ...], BeforeValidator(_replicas)] = Field(
+    replicas: Annotated[int | tuple[int, ...], BeforeValidator(partial(check_whole, 1))] = Field(
         default=1, description="workers of each stage: one number, or a list with one for each stage"
     )
-    cpus: float = Field(
+    cpus: Annotated[float | tuple[float, ...], BeforeValidator(check_cpus)] = Field(
         default=1.0,
-        gt=0,
-        le=1024,
-        description="CPU cores that one replica takes; it computes with as many threads, at least 1",
+        description="CPU cores that one replica takes, one number or a list with one for each stage; it computes with "
+        "as many threads, at least 1",
     )
-    device: str = Field(
+    device: Annotated[str | tuple[str, ...], BeforeValidator(check_device)] = Field(
         default="cpu",
-        pattern=r"^(cpu|cuda|cuda:\d{1,3})$",
-        description="cpu; cuda: a whole GPU that Ray picks; cuda:N: that GPU, and Ray does not count it",
+        description="cpu; cuda: a whole GPU that Ray picks; cuda:N: that GPU, and Ray does not count it; or a list",
     )
     runtime: Literal["fastest", "eager"] = Field(
         default="fastest", description="fastest: what packaging measured to be fastest here; eager: uncompiled"
@@ -131,6 +160,15 @@ class ModelYaml(Section):
     batching: BatchingSection = Field(default=BatchingSection(), description="how requests are put together")
     deadline_s: float = Field(
         default=30.0, gt=0, le=86_400, description="seconds: the deadline of a request that brings none"
+    )
+    autoscaling: AutoscalingSection = Field(
+        default=AutoscalingSection(), description="how many workers there are, by what is asked of them"
+    )
+    sharing: SharingSection = Field(
+        default=SharingSection(), description="who gets room first where models compete for it"
+    )
+    placement: PlacementSection = Field(
+        default=PlacementSection(), description="on which nodes workers may be, besides having the CPUs"
     )
     limits: LimitsSection = Field(default=LimitsSection(), description="beyond these a request is refused, not queued")
     drain_s: float = Field(
@@ -140,25 +178,64 @@ class ModelYaml(Section):
         description="seconds: the longest that a replica which is to stop finishes what it owes",
     )
 
-    @field_validator("replicas")
+    @field_validator("replicas", "cpus", "device", "autoscaling", "placement")
     @classmethod
-    def _one_count_for_each_stage(cls, value: int | tuple[int, ...], info: ValidationInfo) -> int | tuple[int, ...]:
+    def _one_for_each_stage(cls, value: object, info: ValidationInfo) -> object:
         stages = info.data.get("stages")
-        if isinstance(value, tuple) and stages is not None and len(value) != stages:
-            raise PydanticCustomError(
-                "replicas", "expected {stages} numbers, one for each stage, or a single number", {"stages": stages}
-            )
+        lists = [(str(info.field_name), value)] if not isinstance(value, Section) else list(value)
+        for key, each in lists:
+            if isinstance(each, tuple) and stages is not None and len(each) != stages:
+                raise PydanticCustomError(
+                    "per_stage",
+                    "{key}expected {stages} values, one for each stage, or a single one",
+                    {"stages": stages, "key": f"{key}: " if isinstance(value, Section) else ""},
+                )
+        return value
+
+    @field_validator("autoscaling")
+    @classmethod
+    def _bounds_that_can_be(cls, value: AutoscalingSection, info: ValidationInfo) -> AutoscalingSection:
+        stages = info.data.get("stages") or 1
+        if value.max is not None:
+            least, most = of_each(value.min, stages), of_each(value.max, stages)
+            if any(one > other for one, other in zip(least, most, strict=True)):
+                raise PydanticCustomError("bounds", "expected no min above its max")
+            if 0 in least and any(least):
+                raise PydanticCustomError("bounds", "expected a min of 0 for every stage, or for none")
         return value
 
     @property
     def stage_replicas(self) -> tuple[int, ...]:
-        """Replicas of each stage, stage 0 first."""
-        return self.replicas if isinstance(self.replicas, tuple) else (self.replicas,) * self.stages
+        """Replicas of each stage to begin with, stage 0 first."""
+        wanted = of_each(self.replicas, self.stages)
+        if self.autoscaling.max is None:
+            return wanted
+        most = of_each(self.autoscaling.max, self.stages)
+        least = of_each(self.autoscaling.min, self.stages)
+        return tuple(max(low, min(high, count)) for count, low, high in zip(wanted, least, most, strict=True))
 
     @property
-    def threads(self) -> int:
-        """Threads that one replica computes with."""
-        return max(1, int(self.cpus))
+    def scaled_between(self) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+        """The fewest and the most replicas of each stage; None: their number is fixed."""
+        scaling = self.autoscaling
+        if scaling.max is None:
+            return None
+        return of_each(scaling.min, self.stages), of_each(scaling.max, self.stages)
+
+    @property
+    def from_zero_wait_s(self) -> float:
+        """The longest that a request waits for a first worker; 0: this model always has one."""
+        bounds = self.scaled_between
+        return self.autoscaling.from_zero_wait_s if bounds and not any(bounds[0]) else 0.0
+
+    def stage(self, index: int) -> StageSettings:
+        """What one replica of that stage takes."""
+        return StageSettings(
+            cpus=of_each(self.cpus, self.stages)[index],
+            device=of_each(self.device, self.stages)[index],
+            resources=of_each(self.placement.resources, self.stages)[index],
+            labels=of_each(self.placement.labels, self.stages)[index],
+        )
 
 
 def read_model_yaml(path: Path) -> ModelYaml:
@@ -177,20 +254,7 @@ def read_model_yaml(path: Path) -> ModelYaml:
 
 def parse_model_yaml(data: bytes, name: str) -> ModelYaml:
     """Checks the text of a `model.yaml`; `name` stands for it in errors. Raises ModelYamlError."""
-    lines: Lines = {(): 1}
-    try:
-        _refuse_tricks(data, name)
-        loader = yaml.SafeLoader(data)
-        try:
-            root = loader.get_single_node()
-            values = {} if root is None else _plain(loader, root, (), lines, name)
-        finally:
-            loader.dispose()
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise ModelYamlError(f"{name}:{line}: not YAML: {error.problem}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ModelYamlError(f"{name}:1: not YAML: {error}".replace("\n", " ")) from error
+    values, lines = parse_with_lines(data, name)
     if values is None:
         values = {}
     if not isinstance(values, dict):
@@ -202,45 +266,10 @@ def parse_model_yaml(data: bytes, name: str) -> ModelYaml:
         raise ModelYamlError("\n".join(f"{name}:{line}: {text}" for line, text in problems)) from None
 
 
-def _refuse_tricks(data: bytes, name: str) -> None:
-    """Refuses aliases (a small file that unfolds into a huge one) and deep nesting, before anything is built."""
-    depth = 0
-    for event in yaml.parse(data, Loader=yaml.SafeLoader):
-        line = event.start_mark.line + 1 if event.start_mark else 1
-        if isinstance(event, yaml.AliasEvent):
-            raise ModelYamlError(f"{name}:{line}: *{event.anchor}: aliases are not taken; write the value out")
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > MAX_DEPTH:
-            raise ModelYamlError(f"{name}:{line}: nested more than {MAX_DEPTH} deep; no key of model.yaml is")
-
-
-def _plain(loader: yaml.SafeLoader, node: yaml.Node, path: tuple[str | int, ...], lines: Lines, name: str) -> Any:
-    """The value of `node`, and in `lines` the line of each key under it."""
-    lines.setdefault(path, node.start_mark.line + 1)
-    if isinstance(node, yaml.SequenceNode):
-        return [_plain(loader, child, (*path, index), lines, name) for index, child in enumerate(node.value)]
-    if isinstance(node, yaml.MappingNode):
-        values: dict[str, Any] = {}
-        for key_node, value_node in node.value:
-            line = key_node.start_mark.line + 1
-            key = key_node.value
-            if not isinstance(key_node, yaml.ScalarNode):
-                raise ModelYamlError(f"{name}:{line}: expected a key, got a list or a mapping")
-            if key in values:
-                raise ModelYamlError(f"{name}:{line}: {_dotted((*path, key))}: given twice")
-            lines[(*path, key)] = line
-            values[key] = _plain(loader, value_node, (*path, key), lines, name)
-        return values
-    try:
-        return loader.construct_object(node)
-    except ValueError as error:
-        raise ModelYamlError(f"{name}:{node.start_mark.line + 1}: {_dotted(path)}: not a value: {error}") from error
-
-
 def _problems(errors: list[ErrorDetails], lines: Lines) -> Iterator[tuple[int, str]]:
     for error in errors:
         path = error["loc"]
-        key = _dotted(path)
+        key = dotted(path)
         if error["type"] == "extra_forbidden":
             yield lines[path], f"{key}: unknown key; {_hint(str(path[-1]), _known_keys(path[:-1]))}"
             continue
@@ -259,7 +288,7 @@ def _section(path: tuple[str | int, ...]) -> type[BaseModel]:
     for key in path:
         annotation = section.model_fields[str(key)].annotation
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            raise TypeError(f"{_dotted(path)} is not a section of model.yaml")
+            raise TypeError(f"{dotted(path)} is not a section of model.yaml")
         section = annotation
     return section
 
@@ -275,10 +304,6 @@ def _known_keys(path: tuple[str | int, ...]) -> list[str]:
 def _hint(key: str, known: list[str]) -> str:
     near = get_close_matches(key, known, n=1)
     return f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
-
-
-def _dotted(path: tuple[str | int, ...]) -> str:
-    return ".".join(str(part) for part in path)
 
 
 def _shown(value: object) -> str:

@@ -12,6 +12,7 @@ from cluster.controller import KEPT_DECISIONS, Controller
 from cluster.simulated_fleet import SimulatedFleet
 from cluster.state import ServedModel, State, StateDir
 from cluster.status import cluster_status
+from cluster.store import FileStore
 from cluster.world import Phase
 from protos import control_pb2, control_pb2_grpc
 from worker.errors import Unavailable
@@ -32,14 +33,15 @@ class Clock:
         return self.now
 
 
-def a_state(tmp_path: Path, *, stages: int = 2, replicas: int = 2) -> tuple[StateDir, State]:
+def a_state(tmp_path: Path, *, stages: int = 2, replicas: int = 2) -> tuple[FileStore, State]:
     config = ModelYaml(stages=stages, replicas=replicas, deadline_s=7)
     served = ServedModel(config=config, replicas={1: config.stage_replicas}, signatures={1: SIGNATURE})
     (tmp_path / "models" / "minilm" / "1").mkdir(parents=True, exist_ok=True)
     (tmp_path / "models" / "minilm" / "model.yaml").write_text(
         f"{{stages: {stages}, replicas: {replicas}, deadline_s: 7}}"
     )
-    folder = StateDir(tmp_path / "state")
+    folder = FileStore(StateDir(tmp_path / "state"))
+    folder.claim()
     state = State(repository=str(tmp_path / "models"), host="127.0.0.1", token=TOKEN, models={"minilm": served})
     folder.write_state(state)
     return folder, state
@@ -177,7 +179,7 @@ async def test_a_changed_file_is_told_once_and_changes_nothing(tmp_path: Path) -
         clock.now += 3
         await controller.step()
     told = [decision.why for decision in controller.decisions if decision.what == "serve on as before"]
-    assert told == [f"{tmp_path}/models/minilm/2 appeared; version 1 is served until `serve` starts again"]
+    assert told == [f"{tmp_path}/models/minilm/2 appeared; version 1 is served until `shardline rollout minilm`"]
 
 
 async def test_only_the_newest_decisions_are_kept(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from cluster.repository import RepositoryError, changes, read_repository
-from worker.model_yaml import ModelYamlError
+from worker.yaml_lines import ModelYamlError
 
 
 def a_model(folder: Path, *versions: int, yaml: str = "") -> Path:
@@ -72,9 +72,9 @@ def test_what_changes_while_serving_is_noticed(tmp_path: Path) -> None:
     a_model(tmp_path / "c", 1)
     (tmp_path / "b" / "model.yaml").write_text("drain_s: 3")
     assert changes(tmp_path, served) == [
-        f"{tmp_path}/c appeared; it is served after `serve` starts again",
-        f"{tmp_path}/a/2 appeared; version 1 is served until `serve` starts again",
-        f"{tmp_path}/b/model.yaml changed; it is taken when `serve` starts again",
+        f"{tmp_path}/c appeared; `shardline rollout c` serves it",
+        f"{tmp_path}/a/2 appeared; version 1 is served until `shardline rollout a`",
+        f"{tmp_path}/b/model.yaml changed; `shardline rollout b` takes it",
     ]
 
 

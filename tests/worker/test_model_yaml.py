@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 from worker.model_yaml import (
     BatchingSection,
     ModelYaml,
-    ModelYamlError,
     known_keys,
     model_yaml_text,
     parse_model_yaml,
     read_model_yaml,
     write_model_yaml,
 )
+from worker.yaml_lines import ModelYamlError
 
 
 def refusal(text: str) -> str:
@@ -49,7 +49,59 @@ drain_s: 1.5
     assert model.stage_replicas == (2, 1)
     assert model.batching == BatchingSection(max_rows=8, max_wait_ms=0, max_bytes=4096, max_padding=0.25)
     assert model.limits.max_queue_rows == 100
-    assert model.threads == 1
+    assert model.stage(0).threads == 1
+
+
+def test_each_stage_can_have_its_own_cores_device_and_kind_of_node() -> None:
+    model = parse_model_yaml(
+        b"""
+stages: 2
+cpus: [2.5, 1]
+device: [cpu, cuda]
+placement: {resources: [{}, {accelerator: 0.5}], labels: {zone: east}}
+""",
+        "model.yaml",
+    )
+    first, second = model.stage(0), model.stage(1)
+    assert (first.threads, first.bundle, first.labels) == (2, {"CPU": 2.5}, {"zone": "east"})
+    assert second.bundle == {"CPU": 1.0, "GPU": 1.0, "accelerator": 0.5}
+
+
+def test_a_model_without_a_most_is_not_scaled() -> None:
+    assert ModelYaml(stages=2).scaled_between is None
+    assert ModelYaml(stages=2).from_zero_wait_s == 0
+
+
+def test_what_is_scaled_begins_within_its_bounds() -> None:
+    model = parse_model_yaml(b"{stages: 2, replicas: 1, autoscaling: {min: [2, 1], max: 4}}", "model.yaml")
+    assert model.scaled_between == ((2, 1), (4, 4))
+    assert model.stage_replicas == (2, 1)
+    asleep = parse_model_yaml(b"autoscaling: {min: 0, max: 4, from_zero_wait_s: 9}", "model.yaml")
+    assert (asleep.stage_replicas, asleep.from_zero_wait_s) == ((1,), 9)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("autoscaling: {min: 3, max: 2}", "1: autoscaling: expected no min above its max"),
+        (
+            "stages: 2\nautoscaling: {min: [0, 1], max: 2}",
+            "2: autoscaling: expected a min of 0 for every stage, or for",
+        ),
+        ("stages: 2\nautoscaling: {max: [1, 2, 3]}", "2: autoscaling: max: expected 2 values, one for each stage"),
+        ("autoscaling:\n  max: 0", "2: autoscaling.max: expected a whole number from 1 to 1024"),
+        ("autoscaling:\n  maxx: 3", "2: autoscaling.maxx: unknown key; did you mean max?"),
+        ("autoscaling:\n  up_delay_s: -1", "2: autoscaling.up_delay_s: expected greater than or equal to 0, got -1"),
+        ("sharing: {priority: 10}", "1: sharing.priority: expected less than or equal to 9, got 10"),
+        ("placement: {resources: {CPU: 2}}", "1: placement.resources: expected names and amounts above 0"),
+        ("placement: {resources: {gold: 0}}", "1: placement.resources: expected names and amounts above 0"),
+        ("placement: {labels: {zone: 3}}", "1: placement.labels: expected names and values"),
+        ("device: tpu", "1: device: expected cpu, cuda or cuda:N"),
+        ("stages: 2\ncpus: [1]", "2: cpus: expected 2 values, one for each stage, or a single one, got [1]"),
+    ],
+)
+def test_scaling_and_placement_that_cannot_be_are_refused_with_the_line(text: str, told: str) -> None:
+    assert f"model.yaml:{told}" in refusal(text)
 
 
 def test_one_replica_count_stands_for_every_stage() -> None:
@@ -57,7 +109,7 @@ def test_one_replica_count_stands_for_every_stage() -> None:
 
 
 def test_threads_are_the_whole_cpus_that_a_replica_takes() -> None:
-    assert [ModelYaml(cpus=cpus).threads for cpus in (0.5, 1.0, 2.9, 4.0)] == [1, 1, 2, 4]
+    assert [ModelYaml(cpus=cpus).stage(0).threads for cpus in (0.5, 1.0, 2.9, 4.0)] == [1, 1, 2, 4]
 
 
 def test_an_unknown_key_is_refused_with_its_line_and_the_nearest_known_key() -> None:
@@ -77,13 +129,16 @@ def test_an_unknown_key_that_is_like_no_other_shows_all_that_are_known() -> None
     ("text", "message"),
     [
         ("batching:\n  max_rows: 0", "2: batching.max_rows: expected greater than or equal to 1, got 0"),
-        ("\ncpus: yes", "2: cpus: expected a valid number, got True"),
+        (
+            "\ncpus: yes",
+            "2: cpus: expected a number above 0 and up to 1024, or a list with one for each stage, got True",
+        ),
         ("stages: 2.0", "1: stages: expected a valid integer, got 2.0"),
         ("runtime: fast", "1: runtime: expected 'fastest' or 'eager', got 'fast'"),
         ("drain_s: .nan", "1: drain_s: expected a finite number, got nan"),
         (
             "stages: 2\nreplicas: [1]",
-            "2: replicas: expected 2 numbers, one for each stage, or a single number, got [1]",
+            "2: replicas: expected 2 values, one for each stage, or a single one, got [1]",
         ),
         ("batching: 4", "1: batching: expected keys below it: max_rows, max_wait_ms, max_bytes, max_padding, got 4"),
     ],

@@ -1,0 +1,95 @@
+"""On which node a new replica should be: pure arithmetic. Ray has the last word on room.
+
+Stages that talk to each other sit together, so that a batch crosses no network between them; replicas of one stage sit
+apart, so that a node's death leaves each stage somebody.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from cluster.fleet import Node
+from cluster.world import Stage
+from worker.per_stage import StageSettings
+
+SLACK = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A replica that has, or was given, a node. bundle: what it takes."""
+
+    stage: Stage
+    node: str
+    bundle: Mapping[str, float]
+
+
+def choose_node(stage: Stage, settings: StageSettings, nodes: Sequence[Node], placed: Sequence[Placed]) -> str | None:
+    """The node's id; None where no node has room now, so that whoever adds nodes sees the demand.
+
+    Least of the same stage first, then most of its neighbours, then the fullest that has room: what stays empty can go.
+    """
+    open_to_it = [node for node in nodes if _has_labels(node, settings) and _fits(settings.bundle, _free(node, placed))]
+    if not open_to_it:
+        return None
+    neighbours = {stage.before, stage.after}
+
+    def badness(node: Node) -> tuple[int, int, float, str]:
+        here = [one for one in placed if one.node == node.id]
+        return (
+            sum(one.stage == stage for one in here),
+            -sum(one.stage in neighbours for one in here),
+            _free(node, placed).get("CPU", 0.0),
+            node.id,
+        )
+
+    return min(open_to_it, key=badness).id
+
+
+def why_nowhere(settings: StageSettings, nodes: Sequence[Node]) -> str:
+    """Why no node could hold the replica even were it empty, and what to do; empty where one could."""
+    labelled = [node for node in nodes if _has_labels(node, settings)]
+    if not labelled and settings.labels:
+        return (
+            f"no node has the labels {_listed(settings.labels)}; change `placement.labels` in model.yaml, or add such "
+            "a node"
+        )
+    if any(_fits(settings.bundle, node.resources) for node in labelled):
+        return ""
+    lacking = {
+        kind: most
+        for kind, amount in settings.bundle.items()
+        if (most := max((node.resources.get(kind, 0.0) for node in labelled), default=0.0)) + SLACK < amount
+    }
+    if not lacking:
+        return (
+            f"no single node has {_listed(settings.bundle)}; change `cpus`, `device` or `placement.resources` in "
+            "model.yaml, or add such a node"
+        )
+    if set(lacking) == {"GPU"}:
+        return "no node of the cluster has a GPU that Ray counts; set `device: cpu` in model.yaml or add such a node"
+    kind, most = next(iter(lacking.items()))
+    return (
+        f"a replica takes {settings.bundle[kind]:g} {kind}, and the largest node has {most:g}; lower it in model.yaml, "
+        "cut the model into more stages, or add such a node"
+    )
+
+
+def _free(node: Node, placed: Sequence[Placed]) -> dict[str, float]:
+    free = dict(node.resources)
+    for one in placed:
+        if one.node == node.id:
+            for kind, amount in one.bundle.items():
+                free[kind] = free.get(kind, 0.0) - amount
+    return free
+
+
+def _fits(bundle: Mapping[str, float], free: Mapping[str, float]) -> bool:
+    return all(free.get(kind, 0.0) + SLACK >= amount for kind, amount in bundle.items())
+
+
+def _has_labels(node: Node, settings: StageSettings) -> bool:
+    return all(node.labels.get(name) == value for name, value in settings.labels.items())
+
+
+def _listed(values: Mapping[str, object]) -> str:
+    return ", ".join(f"{name}: {value}" for name, value in values.items())

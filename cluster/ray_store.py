@@ -1,0 +1,74 @@
+"""The controller's state in Ray's own storage (GCS), which outlives the head node where it is kept in Redis."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import ray.experimental.internal_kv as ray_kv
+
+from cluster.state import State, StateError, parse_state
+from cluster.store import Superseded
+
+
+class RayStore:
+    """`name` tells this run's state from others'. An epoch is claimed by making a key that nobody may make twice; each
+    epoch has a state of its own: what a superseded controller still writes, nobody reads.
+    """
+
+    def __init__(self, name: str, namespace: str = "shardline") -> None:
+        self._prefix = f"{name}/"
+        self._namespace = namespace.encode()
+        self._epoch = 0
+
+    def claim(self) -> int:
+        while True:
+            epoch = self._newest() + 1
+            state = self._get(f"state/{epoch - 1}")
+            if self._put(f"epoch/{epoch}", b"claimed", overwrite=False):
+                break
+        self._epoch = epoch
+        if state is not None:
+            # The controller before may have written between our look and our claim; from now on it is refused.
+            self._put(f"state/{epoch}", self._get(f"state/{epoch - 1}") or state)
+        self._forget_before(epoch - 1)
+        return epoch
+
+    def check(self) -> None:
+        now = self._newest()
+        if now != self._epoch:
+            raise Superseded(f"controller {now} has taken over from controller {self._epoch}")
+
+    def read_state(self) -> State:
+        data = self._get(f"state/{self._epoch or self._newest()}")
+        if data is None:
+            raise StateError("Ray's storage holds no state of this run; start `shardline serve` again")
+        return parse_state(data, "Ray's storage")
+
+    def write_state(self, state: State) -> None:
+        self.check()
+        self._put(f"state/{self._epoch}", state.model_dump_json().encode())
+
+    def _newest(self) -> int:
+        keys: Any = ray_kv._internal_kv_list(self._prefix + "epoch/", namespace=self._namespace)
+        return max((int(key.rsplit(b"/", 1)[1]) for key in keys), default=0)
+
+    def _get(self, key: str) -> bytes | None:
+        value: bytes | None = ray_kv._internal_kv_get(self._prefix + key, namespace=self._namespace)
+        return value
+
+    def _put(self, key: str, value: bytes, *, overwrite: bool = True) -> bool:
+        """Whether it was new or overwritten."""
+        there = ray_kv._internal_kv_put(self._prefix + key, value, overwrite=overwrite, namespace=self._namespace)
+        return overwrite or not there
+
+    def _forget_before(self, epoch: int) -> None:
+        for kind in ("epoch", "state"):
+            keys: Any = ray_kv._internal_kv_list(f"{self._prefix}{kind}/", namespace=self._namespace)
+            for key in keys:
+                if int(key.rsplit(b"/", 1)[1]) < epoch:
+                    ray_kv._internal_kv_del(key, namespace=self._namespace)
+
+
+def store_name(state_folder: Path) -> str:
+    """Of the run that has this state dir."""
+    return hashlib.sha256(str(state_folder).encode()).hexdigest()[:16]

@@ -1,0 +1,166 @@
+"""Roll-outs as they go on: keeps what each has seen so far, and takes `rollout`'s decisions into the state.
+
+Times are on the controller's monotonic clock and are not stored: a controller that comes back watches anew.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from cluster.backoff import Failures
+from cluster.fleet import Node, Sighting
+from cluster.placement import why_nowhere
+from cluster.rollout import Finish, Seen, Share, Step, TakeBack, next_step
+from cluster.state import HistoryEntry, Rollout, ServedModel, State
+from cluster.traffic import Counts, Traffic, total
+from cluster.world import Pipeline, Stage
+from worker.errors import InvalidRequest, NotFound
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What the controller sees. notes: why stages wait."""
+
+    sighting: Sighting
+    traffic: Traffic
+    failures: Mapping[Stage, Failures]
+    notes: Mapping[Stage, str]
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Watched:
+    """One roll-out since it began, and since its present share: then what had been counted of the old and the new."""
+
+    revision: int
+    began: float
+    share: int
+    shared_at: float
+    old: Counts
+    new: Counts
+
+
+class Rolling:
+    """`shown`: where each model's roll-out stands, for people."""
+
+    def __init__(self) -> None:
+        self.shown: dict[str, str] = {}
+        self._watched: dict[str, _Watched] = {}
+
+    def steps(self, state: State, evidence: Evidence, unix_s: float) -> Iterator[tuple[State, str, str]]:
+        """Each roll-out's next step: the state with it, what it is, and why."""
+        self._watched = {name: known for name, known in self._watched.items() if name in state.rollouts}
+        self.shown = {name: shown for name, shown in self.shown.items() if name in state.rollouts}
+        for name, rollout in state.rollouts.items():
+            step = next_step(rollout, self._seen(name, rollout, state.models[name], evidence))
+            target = f"revision {rollout.target.revision} of {name}"
+            self.shown[name] = f"{target} gets {rollout.share} % of the requests; {step.why}"
+            changed = after(state, name, step, unix_s)
+            if changed is not None:
+                state = changed
+                yield state, _what(step, target), step.why
+
+    def _seen(self, name: str, rollout: Rollout, before: ServedModel, evidence: Evidence) -> Seen:
+        now, totals = evidence.now, evidence.traffic.total
+        old = total(map(totals, _pipelines(name, before)))
+        new = total(map(totals, _pipelines(name, rollout.target)))
+        watched = self._watched.get(name)
+        if watched is None or watched.revision != rollout.target.revision or now < watched.began:
+            watched = _Watched(rollout.target.revision, now, rollout.share, now, old, new)
+        elif watched.share != rollout.share:
+            watched = _Watched(watched.revision, watched.began, rollout.share, now, old, new)
+        self._watched[name] = watched
+        stages = rollout.target.stages_of(name)
+        serving = Counter(replica.stage for replica in evidence.sighting.replicas if replica.takes_work)
+        return Seen(
+            ready=all(serving[stage] >= count for stage, count in stages.items()),
+            coming_s=now - watched.began,
+            sharing_s=now - watched.shared_at,
+            waits=next((evidence.notes[stage] for stage in stages if stage in evidence.notes), ""),
+            deaths=max((evidence.failures[stage].count for stage in stages if stage in evidence.failures), default=0),
+            old=old.since(watched.old),
+            new=new.since(watched.new),
+        )
+
+
+def after(state: State, name: str, step: Step, unix_s: float) -> State | None:
+    """The state with a roll-out's step taken; None: nothing changes."""
+    rollout = state.rollouts[name]
+    rest = {model: other for model, other in state.rollouts.items() if model != name}
+    match step:
+        case Share(percent, _):
+            return state.model_copy(update={"rollouts": {**rest, name: rollout.model_copy(update={"share": percent})}})
+        case Finish(why):
+            entry = _entry(unix_s, name, "rolled out", f"{rollout.why}; {why}", rollout.target)
+            served = {**state.models, name: rollout.target}
+            return state.model_copy(update={"models": served, "rollouts": rest}).remembering(entry)
+        case TakeBack(why):
+            entry = _entry(unix_s, name, "taken back", why, rollout.target)
+            return state.model_copy(update={"rollouts": rest}).remembering(entry)
+    return None
+
+
+def begun(state: State, name: str, rollout: Rollout, nodes: tuple[Node, ...], *, even_without_room: bool) -> State:
+    """The state with a roll-out of `rollout.target`, which gets its revision number here.
+
+    Raises InvalidRequest where one is on its way already, or where no node could hold a replica of it.
+    """
+    underway = state.rollouts.get(name)
+    if underway is not None:
+        raise InvalidRequest(
+            f"a roll-out of {name} is on its way (revision {underway.target.revision}, {underway.share} % of the "
+            f"requests); wait until it ends, or `shardline rollback {name}`"
+        )
+    config = rollout.target.config
+    for index in range(config.stages):
+        nowhere = why_nowhere(config.stage(index), nodes) if nodes and not even_without_room else ""
+        if nowhere:
+            raise InvalidRequest(
+                f"{name} stage {index} cannot be placed: {nowhere}; if Ray's autoscaler adds such nodes, say "
+                "--even-without-room. What was serving keeps serving"
+            )
+    target = rollout.target.model_copy(update={"revision": state.next_revision(name)})
+    return state.model_copy(
+        update={"rollouts": {**state.rollouts, name: rollout.model_copy(update={"target": target})}}
+    )
+
+
+def earlier(state: State, name: str, revision: int) -> ServedModel:
+    """What served before, or as that revision. Raises NotFound."""
+    if name not in state.models:
+        raise NotFound(f"no model {name!r} is served; served: {', '.join(sorted(state.models)) or 'none'}")
+    now = state.models[name].revision
+    served = [
+        entry.served
+        for entry in state.history
+        if entry.model == name and entry.what != "taken back" and entry.served.revision != now
+    ]
+    found = [one for one in served if one.revision == revision] if revision else served
+    if not found:
+        known = ", ".join(str(one.revision) for one in served) or "none"
+        which = f"no revision {revision} to go back to" if revision else "nothing to go back to"
+        raise NotFound(f"{name}: {which}; revisions that served before: {known} (`shardline history {name}`)")
+    return found[-1]
+
+
+def taken_back(state: State, name: str, why: str, unix_s: float) -> State:
+    """Without the roll-out that is on its way."""
+    return after(state, name, TakeBack(why), unix_s) or state
+
+
+def _entry(unix_s: float, name: str, what: str, why: str, served: ServedModel) -> HistoryEntry:
+    return HistoryEntry(unix_s=unix_s, model=name, what=what, why=why, served=served)
+
+
+def _what(step: Step, target: str) -> str:
+    match step:
+        case Share(percent, _):
+            return f"give {target} {percent} % of the requests"
+        case Finish(_):
+            return f"give {target} all requests and drain the one before"
+        case _:
+            return f"take {target} back"
+
+
+def _pipelines(name: str, served: ServedModel) -> list[Pipeline]:
+    return [Pipeline(name, version, served.revision) for version in served.replicas]

@@ -1,0 +1,146 @@
+"""Follows what is asked of each pipeline and says how many replicas its stages should have now.
+
+Measures (`meters`, `traffic`), asks the policy (`autoscaler`) and shares out the room (`fair_share`). Changes nothing.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cluster.autoscaler import Demand, Scaling, ScalingPolicy, StageLoad
+from cluster.fair_share import Claim, fair_shares
+from cluster.fleet import Sighting
+from cluster.meters import Meters
+from cluster.state import ServedModel, State
+from cluster.traffic import Traffic
+from cluster.world import Pipeline, Stage
+from worker.nouns import WorkerStats
+
+WINDOW_S = 2.0
+"""Over which rates are measured: short, since how long they must last is the policy's delays' business."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A pipeline's stages should have so many replicas."""
+
+    pipeline: Pipeline
+    counts: tuple[int, ...]
+    why: str
+
+
+class Scaler:
+    """`lacking`: bundles that are wanted and that there is no room for; `wanted`: replicas wanted, room or not."""
+
+    def __init__(self) -> None:
+        self.meters = Meters(WINDOW_S)
+        self.lacking: tuple[Mapping[str, float], ...] = ()
+        self.wanted: dict[Pipeline, tuple[int, ...]] = {}
+        self._scalings: dict[Pipeline, Scaling] = {}
+
+    def decide(self, state: State, sighting: Sighting, traffic: Traffic, now: float) -> list[Change]:
+        """One look. Pipelines whose number of replicas is fixed never change, but take their room."""
+        self.meters.look(((replica.id, replica.stage) for replica in sighting.replicas), sighting.figures, now)
+        pipelines = {
+            Pipeline(name, version, revision): (served, counts)
+            for (name, revision), served in sorted(state.served.items())
+            for version, counts in sorted(served.replicas.items())
+        }
+        wanted: dict[Pipeline, tuple[int, ...]] = {}
+        whys: dict[Pipeline, str] = {}
+        scalings: dict[Pipeline, Scaling] = {}
+        for pipeline, (served, counts) in pipelines.items():
+            policy = policy_of(served)
+            if policy is None:
+                wanted[pipeline] = counts
+                continue
+            demand = self.demand(pipeline, len(counts), sighting, traffic, now)
+            before = self._scalings.get(pipeline, Scaling())
+            scalings[pipeline], wanted[pipeline], whys[pipeline] = before.after(demand, counts, policy, now)
+        self._scalings, self.wanted = scalings, wanted
+        granted = self._shared_out(pipelines, wanted, sighting)
+        return [
+            Change(pipeline, granted[pipeline], _told(whys[pipeline], wanted[pipeline], granted[pipeline]))
+            for pipeline, (_, counts) in pipelines.items()
+            if pipeline in whys and granted[pipeline] != counts
+        ]
+
+    def demand(self, pipeline: Pipeline, stages: int, sighting: Sighting, traffic: Traffic, now: float) -> Demand:
+        recent = traffic.over(pipeline, WINDOW_S, now)
+        return Demand(
+            stages=tuple(
+                self._load(Stage(pipeline.model, pipeline.version, index, pipeline.revision), sighting)
+                for index in range(stages)
+            ),
+            rows_per_s=recent.arrived_rows / WINDOW_S,
+            inflight=traffic.inflight(pipeline, now),
+            unplaced_rows=traffic.unplaced_rows(pipeline, now),
+            missed=recent.missed,
+        )
+
+    def _load(self, stage: Stage, sighting: Sighting) -> StageLoad:
+        replicas = [replica for replica in sighting.replicas if replica.stage == stage]
+        ready = [replica for replica in replicas if replica.takes_work]
+        figures = [sighting.figures.get(replica.id, WorkerStats()) for replica in ready]
+        told = [stats.seconds_per_row for stats in figures if stats.seconds_per_row > 0]
+        return StageLoad(
+            ready=len(ready),
+            coming=sum(replica.coming for replica in replicas),
+            queued_rows=sum(stats.queued_rows for stats in figures),
+            seconds_per_row=self.meters.seconds_per_row(stage) or (sum(told) / len(told) if told else 0.0),
+            busy=self.meters.busy(stage),
+        )
+
+    def _shared_out(
+        self,
+        pipelines: Mapping[Pipeline, tuple[ServedModel, tuple[int, ...]]],
+        wanted: Mapping[Pipeline, tuple[int, ...]],
+        sighting: Sighting,
+    ) -> dict[Pipeline, tuple[int, ...]]:
+        if not sighting.nodes:
+            return dict(wanted)
+        claims = [_claim(served, counts, wanted[pipeline]) for pipeline, (served, counts) in pipelines.items()]
+        capacity: dict[str, float] = {}
+        for node in sighting.nodes:
+            for kind, amount in node.resources.items():
+                capacity[kind] = capacity.get(kind, 0.0) + amount
+        granted = fair_shares(claims, capacity)
+        self.lacking = tuple(
+            bundle
+            for claim, counts in zip(claims, granted, strict=True)
+            for bundle, have, want in zip(claim.bundles, counts, claim.wanted, strict=True)
+            for _ in range(want - have)
+        )
+        return dict(zip(pipelines, granted, strict=True))
+
+
+def policy_of(served: ServedModel) -> ScalingPolicy | None:
+    """None: the number of replicas is fixed."""
+    bounds = served.bounds
+    if bounds is None:
+        return None
+    scaling = served.config.autoscaling
+    return ScalingPolicy(
+        *bounds,
+        target_utilisation=scaling.target_utilisation,
+        up_delay_s=scaling.up_delay_s,
+        down_delay_s=scaling.down_delay_s,
+        clear_backlog_s=scaling.clear_backlog_s,
+        deadline_s=served.config.deadline_s,
+    )
+
+
+def _claim(served: ServedModel, counts: tuple[int, ...], wanted: tuple[int, ...]) -> Claim:
+    """A scaled pipeline that is awake may have one replica of each stage in any case, a fixed one has all of them."""
+    bounds = served.bounds
+    floor = tuple(max(low, min(1, want)) for low, want in zip(bounds[0], wanted, strict=True)) if bounds else counts
+    sharing = served.config.sharing
+    bundles = tuple(served.config.stage(index).bundle for index in range(len(counts)))
+    return Claim(bundles, floor, wanted, sharing.priority, sharing.weight)
+
+
+def _told(why: str, wanted: tuple[int, ...], granted: tuple[int, ...]) -> str:
+    return why if wanted == granted else f"{why}; {_listed(wanted)} would be needed, and other models want room too"
+
+
+def _listed(counts: tuple[int, ...]) -> str:
+    return " and ".join(map(str, counts))

@@ -1,0 +1,50 @@
+from cluster.fleet import Node
+from cluster.placement import Placed, choose_node, why_nowhere
+from cluster.world import Stage
+from worker.per_stage import StageSettings
+
+FIRST, SECOND, OTHER = Stage("m", 1, 0), Stage("m", 1, 1), Stage("n", 1, 0)
+CPU = {"CPU": 1.0}
+ONE = StageSettings(1.0, "cpu", {}, {})
+NODES = tuple(Node(name, "127.0.0.1", {"CPU": 2.0}) for name in "abc")
+
+
+def test_replicas_of_one_stage_sit_apart() -> None:
+    assert choose_node(FIRST, ONE, NODES, [Placed(FIRST, "a", CPU), Placed(FIRST, "b", CPU)]) == "c"
+
+
+def test_stages_that_talk_sit_together() -> None:
+    assert choose_node(SECOND, ONE, NODES, [Placed(OTHER, "a", CPU), Placed(FIRST, "b", CPU)]) == "b"
+
+
+def test_apart_goes_before_together() -> None:
+    placed = [Placed(FIRST, "a", CPU), Placed(SECOND, "a", {"CPU": 0.5})]
+    assert choose_node(SECOND, StageSettings(0.5, "cpu", {}, {}), NODES[:2], placed) == "b"
+
+
+def test_what_is_full_is_left_alone_and_no_room_is_no_node() -> None:
+    full = [Placed(OTHER, name, {"CPU": 2.0}) for name in "ab"]
+    assert choose_node(FIRST, ONE, NODES, full) == "c"
+    assert choose_node(FIRST, ONE, NODES[:2], full) is None
+
+
+def test_strangers_fill_up_what_is_used_so_that_empty_nodes_can_go() -> None:
+    assert choose_node(FIRST, ONE, NODES, [Placed(OTHER, "b", CPU)]) == "b"
+
+
+def test_labels_and_resources_choose_the_kind_of_node() -> None:
+    nodes = (*NODES, Node("d", "127.0.0.1", {"CPU": 8.0, "accelerator": 1.0}, {"zone": "east"}))
+    assert choose_node(FIRST, StageSettings(1.0, "cpu", {"accelerator": 1.0}, {}), nodes, []) == "d"
+    assert choose_node(FIRST, StageSettings(1.0, "cpu", {}, {"zone": "east"}), nodes, []) == "d"
+    assert choose_node(FIRST, StageSettings(1.0, "cpu", {}, {"zone": "west"}), nodes, []) is None
+
+
+def test_what_fits_no_node_at_all_is_told_with_what_to_do() -> None:
+    assert why_nowhere(ONE, NODES) == ""
+    assert "a replica takes 64 CPU, and the largest node has 2; lower it" in why_nowhere(
+        StageSettings(64.0, "cpu", {}, {}), NODES
+    )
+    assert "no node of the cluster has a GPU" in why_nowhere(StageSettings(1.0, "cuda", {}, {}), NODES)
+    assert "no node has the labels zone: east" in why_nowhere(StageSettings(1.0, "cpu", {}, {"zone": "east"}), NODES)
+    mixed = (Node("a", "", {"CPU": 1.0, "x": 1.0}), Node("b", "", {"CPU": 4.0}))
+    assert "no single node has CPU: 2.0, x: 1.0" in why_nowhere(StageSettings(2.0, "cpu", {"x": 1.0}, {}), mixed)
