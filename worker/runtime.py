@@ -5,7 +5,7 @@ import hashlib
 import logging
 import platform
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Final, Protocol
@@ -13,6 +13,7 @@ from typing import Final, Protocol
 import torch
 
 from worker.errors import Unsupported
+from worker.native import NativePackage, runs_natively
 from worker.program import Interpreter, Program
 
 CPU_INFO: Final = Path("/proc/cpuinfo")
@@ -73,16 +74,30 @@ class Aot:
 
     def __init__(self, package: Path, device: str = "cpu") -> None:
         self._device = torch.device(device)
-        index = -1 if self._device.type == "cpu" else self._device.index or 0
-        logging.getLogger("torch.export.pt2_archive._package").setLevel(logging.ERROR)
-        self._package = torch._inductor.aoti_load_package(
-            str(package), run_single_threaded=self._device.type == "cpu", device_index=index
-        )
+        self._run = _native(package) if device == "cpu" and runs_natively(package) else _loaded(package, self._device)
 
     def run(self, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         with torch.inference_mode():
-            outputs = self._package(*(tensor.to(self._device) for tensor in inputs))
-            return _arrived((outputs,) if isinstance(outputs, torch.Tensor) else tuple(outputs))
+            return _arrived(self._run([tensor.to(self._device).contiguous() for tensor in inputs]))
+
+
+def _native(package: Path) -> Callable[[list[torch.Tensor]], Sequence[torch.Tensor]]:
+    return NativePackage(package).run
+
+
+def _loaded(package: Path, device: torch.device) -> Callable[[list[torch.Tensor]], Sequence[torch.Tensor]]:
+    """By PyTorch's loader, for devices whose code returns at once, and for code that needs PyTorch's dispatcher."""
+    logging.getLogger("torch.export.pt2_archive._package").setLevel(logging.ERROR)
+    index = -1 if device.type == "cpu" else device.index or 0
+    compiled = torch._inductor.aoti_load_package(
+        str(package), run_single_threaded=device.type == "cpu", device_index=index
+    )
+
+    def run(inputs: list[torch.Tensor]) -> Sequence[torch.Tensor]:
+        outputs = compiled(*inputs)
+        return (outputs,) if isinstance(outputs, torch.Tensor) else tuple(outputs)
+
+    return run
 
 
 class Passing:

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -147,6 +149,27 @@ def test_a_compiled_stage_is_near_the_uncompiled_one(always_compiled: Artifact, 
         ids = torch.randint(1, 50, (batch, length))
         inputs = (ids, torch.ones_like(ids))
         torch.testing.assert_close(run_all(fast, inputs)[0], run_all(slow, inputs)[0], rtol=0.1, atol=0.05)
+
+
+def test_python_goes_on_while_a_compiled_stage_computes(always_compiled: Artifact, machine_key: Path) -> None:
+    stage = load_shard(always_compiled, stage=0, stages=2, key=machine_key)
+    ids = torch.randint(1, 50, (512, 256))
+    runs: list[float] = []
+
+    def run() -> None:
+        started = time.perf_counter()
+        stage.run((ids, torch.ones_like(ids)))
+        runs.append(time.perf_counter() - started)
+
+    stage.run((ids, torch.ones_like(ids)))
+    computing = threading.Thread(target=run)
+    computing.start()
+    gaps, last = [0.0], time.perf_counter()
+    while computing.is_alive():
+        computing.join(0.001)
+        gaps.append(time.perf_counter() - last)
+        last = time.perf_counter()
+    assert max(gaps) < 0.7 * runs[0], f"a run of {runs[0]:.3f} s held the interpreter for {max(gaps):.3f} s"
 
 
 def test_a_package_for_another_instruction_set_is_not_used(
