@@ -1,10 +1,11 @@
 """Captures a module as a program file: once, whole, with dynamic axes, in a form without in-place operators."""
 
+import io
 import linecache
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, BinaryIO, Final, cast
 
 import torch
 from torch._ops import HigherOrderOperator, OpOverload
@@ -183,6 +184,34 @@ def _write(exported: ExportedProgram, path: Path) -> None:
                     node.meta.pop(key, None)
     exported._example_inputs = None
     exported._guards_code = []
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), path.open("wb") as file:
         warnings.simplefilter("ignore")
-        torch.export.save(exported, path)
+        patient = _PatientFile(file)
+        torch.export.save(exported, cast(IO[bytes], patient))
+        if patient.error is not None:
+            raise patient.error
+
+
+class _PatientFile(io.RawIOBase):
+    """Keeps the first error of a file for later: PyTorch's writer ends the whole process when a write fails."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, place: int, whence: int = io.SEEK_SET) -> int:
+        return self._file.seek(place, whence)
+
+    def write(self, data: Any) -> int:
+        if self.error is None:
+            try:
+                self._file.write(data)
+            except OSError as error:
+                self.error = error
+        return memoryview(data).nbytes

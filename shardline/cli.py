@@ -59,6 +59,14 @@ def parser() -> argparse.ArgumentParser:
             "shardline package sentence_encoder:load --out models/encoder --quantize int8 --stages 2",
         )
     )
+    _compress_options(
+        command(
+            "compress",
+            _compress,
+            "Make an artifact of a model by a recipe of compression steps.",
+            "shardline compress sentence_encoder:load --recipe recipe.yaml --out models/encoder",
+        )
+    )
     _compile_options(
         command(
             "compile",
@@ -97,9 +105,26 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _package_options(package: argparse.ArgumentParser) -> None:
+    package.add_argument("--quantize", choices=["int8"], help="linear layers with 8-bit weights and activations")
+    _artifact_options(package)
+
+
+def _compress_options(compress: argparse.ArgumentParser) -> None:
+    compress.add_argument(
+        "--recipe",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="the steps (YAML), or a manifest.json that holds them",
+    )
+    compress.add_argument("--json", action="store_true", help="for machines: what each step changed, as JSON")
+    _artifact_options(compress)
+
+
+def _artifact_options(package: argparse.ArgumentParser) -> None:
+    """What every command takes that makes an artifact of a source."""
     package.add_argument("source", metavar="SOURCE", help="module:function, a Hugging Face folder, or a .pt2 file")
     package.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the model's folder: models/NAME")
-    package.add_argument("--quantize", choices=["int8"], help="linear layers with 8-bit weights and activations")
     package.add_argument(
         "--stages",
         type=_count,
@@ -205,6 +230,21 @@ def _package(given: argparse.Namespace) -> int:
         handler=given.handler,
         device=given.device,
         runtime=given.runtime,
+    )
+
+
+def _compress(given: argparse.Namespace) -> int:
+    from shardline.compressing import run  # noqa: PLC0415
+
+    return run(
+        given.source,
+        given.recipe,
+        given.out,
+        stages=given.stages,
+        handler=given.handler,
+        device=given.device,
+        runtime=given.runtime,
+        as_json=given.json,
     )
 
 

@@ -163,6 +163,7 @@ def list_files(folder: Path) -> dict[str, FileEntry]:
 
 @contextmanager
 def _building(model: Path) -> Iterator[Path]:
+    new = not model.exists()
     model.mkdir(parents=True, exist_ok=True)
     for left in model.glob(f"{_TEMPORARY_PREFIX}*"):
         if time.time() - left.stat().st_mtime > _LEFT_BEHIND_S:
@@ -172,6 +173,8 @@ def _building(model: Path) -> Iterator[Path]:
         yield building
     finally:
         shutil.rmtree(building, ignore_errors=True)
+        if new and not any(model.iterdir()):
+            model.rmdir()
 
 
 def write_artifact(model: Path, fill: Callable[[Path], Manifest]) -> Path:
@@ -182,7 +185,17 @@ def write_artifact(model: Path, fill: Callable[[Path], Manifest]) -> Path:
 
     Returns:
         The version's folder, e.g. models/minilm/3.
+
+    Raises:
+        ArtifactError: it cannot be written, such as on a full disk.
     """
+    try:
+        return _write(model, fill)
+    except OSError as error:
+        raise ArtifactError(f"{model}: cannot be written: {error}; nothing was left behind") from error
+
+
+def _write(model: Path, fill: Callable[[Path], Manifest]) -> Path:
     with _building(model) as building:
         manifest = fill(building)
         building.chmod(0o755)

@@ -1,0 +1,84 @@
+"""`shardline compress`: applies a recipe to a model, and makes an artifact of what comes out."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from shardline import exits
+from shardline.packaging import keep_or_write
+from shardline.progress import steps
+from worker.model_yaml import ModelYaml
+
+if TYPE_CHECKING:
+    from worker.manifest import Manifest
+
+
+def run(
+    source: str,
+    recipe: Path,
+    out: Path,
+    *,
+    stages: Sequence[int] | None,
+    handler: str | None,
+    device: str,
+    runtime: Literal["fastest", "eager"],
+    as_json: bool,
+) -> int:
+    sys.path.insert(0, "")  # a factory, or data from a function, may stand in the folder where the command is typed
+    with steps(f"reading {recipe}") as begin:
+        from compressor.package import package  # noqa: PLC0415 -- torch takes seconds
+        from compressor.recipe_file import read_recipe  # noqa: PLC0415
+        from worker.artifact import read_manifest  # noqa: PLC0415
+
+        compression = read_recipe(recipe)
+        folder = package(
+            source,
+            out,
+            compression=compression,
+            stages=stages,
+            handler=handler,
+            device=device,
+            runtime=runtime,
+            progress=begin,
+        )
+    manifest = read_manifest(folder)
+    keep_or_write(
+        out / "model.yaml", ModelYaml(handler=manifest.handler, stages=stages[0] if stages else 1, device=device)
+    )
+    facts = told(folder, manifest)
+    sys.stdout.write(json.dumps(facts) + "\n" if as_json else shown(facts))
+    return exits.OK
+
+
+def told(folder: Path, manifest: "Manifest") -> dict[str, Any]:
+    """What the command prints with --json. Sizes are bytes; `cosine` is to the model before, on its examples."""
+    recipe = manifest.recipe
+    made = recipe.compression
+    if made is None:
+        return {"folder": str(folder), "steps": []}
+    return {
+        "folder": str(folder),
+        "program_bytes": manifest.files["program.pt2"].bytes,
+        "cosine": recipe.cosine,
+        "steps": [
+            {
+                "kind": step["kind"],
+                "layers": len(changes),
+                "before": sum(change.before for change in changes),
+                "after": sum(change.after for change in changes),
+                "changes": [change.model_dump() for change in changes],
+            }
+            for step, changes in zip(made.steps, made.changes, strict=True)
+        ],
+    }
+
+
+def shown(facts: dict[str, Any]) -> str:
+    lines = [
+        f"{step['kind']}: {step['layers']} {'layer' if step['layers'] == 1 else 'layers'}, "
+        f"{step['before']:,} → {step['after']:,} bytes"
+        for step in facts["steps"]
+    ]
+    return "\n".join([*lines, f"cosine to the model before: {facts['cosine']:.4f}", facts["folder"], ""])
