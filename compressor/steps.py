@@ -8,6 +8,10 @@ from pydantic import ValidationError
 from compressor.formats import FORMATS
 from compressor.int8_static import Int8Static
 from compressor.low_rank import LOW_RANK
+from compressor.prune_heads import HEAD_PRUNING
+from compressor.prune_layers import LAYER_PRUNING
+from compressor.prune_units import UNIT_PRUNING
+from compressor.prune_weights import WEIGHT_PRUNING
 from compressor.share import SHARING
 from compressor.step import Step, nearest
 from compressor.training_steps import TRAINING
@@ -15,6 +19,7 @@ from worker.errors import InvalidRequest
 
 FAMILIES: Final[Mapping[str, tuple[type[Step], ...]]] = {
     "quantization": (*FORMATS, Int8Static),
+    "pruning": (*UNIT_PRUNING, *HEAD_PRUNING, *LAYER_PRUNING, *WEIGHT_PRUNING),
     "low_rank": LOW_RANK,
     "sharing": SHARING,
     "training": TRAINING,
