@@ -119,6 +119,7 @@ def profile_artifact(
         cuts=_cuts(program, names, within),
         weights=_weights(program),
         living=_living(program, names, within),
+        packaged=tuple(points for _, points in sorted(_packaged(artifact).items())),
         devices=_others(folder) | {label or kind: mine},
         paddable=Collator(signature.inputs, signature.outputs).pads,
     )
@@ -214,10 +215,9 @@ def _stages(
 ) -> tuple[tuple[StageProfile, ...], int]:
     """Every stage of every packaged cut (and the whole, where no cut is packaged), and a bare process's bytes."""
     count = len(artifact.manifest.profile.seconds)
-    cuts = {len(cut.stages): cut.points for cut in artifact.manifest.cuts} | {1: ()}
     found: list[StageProfile] = []
     process_bytes: list[int] = []
-    for stages, points in sorted(cuts.items()):
+    for stages, points in sorted(_packaged(artifact).items()):
         edges = [0, *points, count]
         for stage in range(stages):
             for number in thread_counts:
@@ -230,6 +230,11 @@ def _stages(
                 process_bytes.append(told.process_bytes)
                 found.append(_stage(edges[stage], edges[stage + 1], number, told))
     return tuple(found), min(process_bytes)
+
+
+def _packaged(artifact: Artifact) -> dict[int, tuple[int, ...]]:
+    """The points of each packaged cut by its number of stages; that into one needs none."""
+    return {1: ()} | {len(cut.stages): cut.points for cut in artifact.manifest.cuts}
 
 
 def _fewer(sizes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -116,7 +116,11 @@ class DeviceProfile(_Entry):
 
 
 class Profile(_Entry):
-    """artifact: the SHA-256 of the manifest that this is of. steps: the operator of each step."""
+    """artifact: the SHA-256 of the manifest that this is of. steps: the operator of each step.
+
+    packaged: the points of each cut that the artifact can be served in as it is.
+    paddable: whether requests of different lengths share a batch.
+    """
 
     format: Literal[1]
     artifact: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -126,8 +130,9 @@ class Profile(_Entry):
     cuts: tuple[CutProfile, ...]
     weights: tuple[WeightProfile, ...]
     living: Annotated[tuple[Living, ...], Field(min_length=1)]
+    packaged: tuple[tuple[int, ...], ...]
+    paddable: bool
     devices: dict[str, DeviceProfile]
-    paddable: bool = True
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -139,6 +144,8 @@ class Profile(_Entry):
             raise ValueError(f"living: expected {count} numbers, one for each step")
         if any(not 0 <= step < count for weight in self.weights for step in weight.steps):
             raise ValueError(f"weights: a step outside 0 to {count - 1}")
+        if any(not 0 < point < count for cut in self.packaged for point in cut):
+            raise ValueError(f"packaged: a point outside 1 to {count - 1}")
         for name, device in self.devices.items():
             if any(len(timed.seconds) != count for timed in device.steps):
                 raise ValueError(f"devices.{name}.steps: expected {count} numbers, one for each step")

@@ -1,0 +1,237 @@
+"""Serves a plan in simulated time: a discrete-event simulation of clients, gateways, replicas and machines."""
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
+
+from cluster.planning.costs import Costs
+from cluster.planning.deployment import Demand, ModelPlan, Prediction, StagePlan
+from cluster.planning.host import Action, Clock, Host, Thread
+from cluster.planning.load import Closed, Load, percentile
+from cluster.planning.machines import Node
+from cluster.planning.road import DEFAULT_ROAD, Road
+from cluster.planning.simulated_worker import MAX_INFLIGHT, STAGE_INFLIGHT, Caller, Item, Replica
+from worker.batcher import Batching
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """Where and how a simulation runs.
+
+    gateways: for each gateway process the node it runs on; None: on a machine of its own.
+    client: the node that the clients run on; None: each model's on a machine of its own.
+    seconds: simulated time that is counted, after `warm_up_s`.
+    """
+
+    nodes: Sequence[Node]
+    road: Road = DEFAULT_ROAD
+    gateways: tuple[str | None, ...] = (None,)
+    client: str | None = None
+    seconds: float = 10.0
+    warm_up_s: float = 1.0
+    seed: int = 0
+
+
+class _Client:
+    """The requests of one model, and what became of them."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        demand: Demand,
+        gateways: Sequence[tuple[Thread, Caller]],
+        thread: Thread,
+        *,
+        setting: Setting,
+        chance: random.Random,
+        pads: bool,
+    ) -> None:
+        self._clock = clock
+        self._demand = demand
+        self._gateways = gateways
+        self._thread = thread
+        self._road = setting.road
+        self._chance = chance
+        self._pads = pads
+        self._from = setting.warm_up_s
+        self._until = setting.warm_up_s + setting.seconds
+        self.latencies: list[float] = []
+        self.sent = self.answered = self.refused = 0
+        self.counted = self.counted_refused = 0
+
+    def begin(self, load: Load) -> None:
+        if isinstance(load, Closed):
+            for _ in range(load.callers):
+                self._send(again=True)
+        else:
+            self._come(load.gaps(self._chance).__next__)
+
+    def _come(self, gap: Callable[[], float]) -> None:
+        def one() -> None:
+            if self._clock.now < self._until:
+                self._send(again=False)
+                self._clock.at(self._clock.now + gap(), one)
+
+        self._clock.at(self._clock.now + gap(), one)
+
+    def _send(self, *, again: bool) -> None:
+        self.sent += 1
+        began = self._clock.now
+        length = self._chance.randint(*self._demand.lengths)
+        costs, rows = self._demand.costs, self._demand.rows
+        thread, caller = self._gateways[self.sent % len(self._gateways)]
+        nbytes = costs.travels(0, rows, length)
+        given = costs.travels(costs.steps, rows, length)
+        road, here = self._road, self._thread
+
+        def sent() -> None:
+            thread.do(road.gateway_in + nbytes * road.gateway_byte, lambda: caller.call(item, wait=False))
+
+        def back(good: bool) -> None:
+            thread.do(road.gateway_out + given * road.gateway_byte, arrived(good))
+
+        def arrived(good: bool) -> Action:
+            return lambda: here.do(road.client / 2 + given * road.client_byte, lambda: ended(good))
+
+        def ended(good: bool) -> None:
+            self._count(began, good)
+            if again and self._clock.now < self._until:
+                self._send(again=True)
+
+        item = Item(rows, nbytes, (length,), None if self._pads else length, back)
+        here.do(road.client / 2 + nbytes * road.client_byte, sent)
+
+    def _count(self, began: float, good: bool) -> None:
+        now = self._clock.now
+        if good:
+            self.answered += 1
+        else:
+            self.refused += 1
+        if began >= self._from and now <= self._until:
+            if good:
+                self.counted += 1
+                self.latencies.append(now - began)
+            else:
+                self.counted_refused += 1
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """prediction: what the planner uses. sent, answered, refused: every request, warm-up included."""
+
+    prediction: Prediction
+    latencies: tuple[float, ...]
+    sent: int
+    answered: int
+    refused: int
+
+
+def simulate(
+    demands: Sequence[Demand], plans: Sequence[ModelPlan], loads: Sequence[Load], setting: Setting
+) -> tuple[Outcome, ...]:
+    """Serves every model's load by its plan on the same nodes at the same time."""
+    clock = Clock()
+    chance = random.Random(setting.seed)
+    nodes = {node.name: node for node in setting.nodes}
+    road = setting.road
+    crowded = _crowded(demands)
+    hosts = {
+        node.name: Host(clock, node.cpus, crowded=crowded.get(node.device, 1.0), speed=node.speed)
+        for node in setting.nodes
+    }
+    processes = [(nodes[name] if name else None, _gateway(clock, hosts, name, road)) for name in setting.gateways]
+    client_thread = Thread(clock, hosts[setting.client], wake=road.client_wake) if setting.client else None
+    clients, pipelines = [], []
+    for demand, plan, load in zip(demands, plans, loads, strict=True):
+        pipeline = _pipeline(clock, demand, plan, nodes, hosts, setting=setting, chance=chance)
+        gateways = [(thread, Caller(clock, node, pipeline[0], MAX_INFLIGHT, chance)) for node, thread in processes]
+        thread = client_thread or Thread(clock, None)
+        client = _Client(
+            clock, demand, gateways, thread, setting=setting, chance=chance, pads=demand.costs.profile.paddable
+        )
+        client.begin(load)
+        clients.append(client)
+        pipelines.append(pipeline)
+    end = setting.warm_up_s + setting.seconds
+    clock.run(end)
+    busy = [
+        tuple(sum(replica.compute.busy_s for replica in stage) / (len(stage) * end) for stage in pipeline)
+        for pipeline in pipelines
+    ]
+    clock.run(float("inf"))
+    return tuple(_outcome(client, setting.seconds, shares) for client, shares in zip(clients, busy, strict=True))
+
+
+def _gateway(clock: Clock, hosts: Mapping[str, Host], name: str | None, road: Road) -> Thread:
+    return Thread(clock, hosts[name] if name else None, wake=road.gateway_wake)
+
+
+def _crowded(demands: Sequence[Demand]) -> Mapping[str, float]:
+    """The most that cores of a kind were seen to disturb each other."""
+    found: dict[str, float] = {}
+    for demand in demands:
+        for name, device in demand.costs.profile.devices.items():
+            found[name] = max(found.get(name, 1.0), device.crowded)
+    return found
+
+
+def _pipeline(
+    clock: Clock,
+    demand: Demand,
+    plan: ModelPlan,
+    nodes: Mapping[str, Node],
+    hosts: Mapping[str, Host],
+    *,
+    setting: Setting,
+    chance: random.Random,
+) -> list[list[Replica]]:
+    costs = demand.costs
+    first = Batching(max_rows=plan.max_rows, max_wait_s=plan.max_wait_s)
+    stages: list[list[Replica]] = []
+    for place, stage in enumerate(plan.stages):
+        batching = first if place == 0 else replace(first, max_wait_s=0.0, max_padding=0.0)
+        stages.append(
+            [
+                Replica(
+                    clock,
+                    nodes[name],
+                    hosts[name],
+                    stage,
+                    batching=batching,
+                    seconds=_seconds(costs, stage, nodes[name]),
+                    out_bytes=partial(costs.travels, stage.high),
+                    road=setting.road,
+                )
+                for name in stage.nodes
+            ]
+        )
+    for before, after in pairwise(stages):
+        for replica in before:
+            replica.next = Caller(clock, replica.node, after, STAGE_INFLIGHT, chance)
+            replica.next.room = replica.turn
+    return stages
+
+
+def _seconds(costs: Costs, stage: StagePlan, node: Node) -> Callable[[int, int], float]:
+    speed = node.gpu_speed if stage.gpus else 1.0  # a CPU's speed is its host's
+
+    def seconds(rows: int, length: int) -> float:
+        return costs.seconds(stage.low, stage.high, rows, length, device=stage.device, threads=stage.threads) / speed
+
+    return seconds
+
+
+def _outcome(client: _Client, seconds: float, busy: tuple[float, ...]) -> Outcome:
+    ordered = sorted(client.latencies)
+    ended = client.counted + client.counted_refused
+    prediction = Prediction(
+        rate=client.counted / seconds,
+        p50_s=percentile(ordered, 0.50),
+        p95_s=percentile(ordered, 0.95),
+        p99_s=percentile(ordered, 0.99),
+        refused=client.counted_refused / ended if ended else 0.0,
+        busy=busy,
+    )
+    return Outcome(prediction, tuple(client.latencies), client.sent, client.answered, client.refused)

@@ -1,0 +1,167 @@
+"""A plan for people (tables, and a picture of the pipeline on the nodes) and for machines (one JSON object)."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from cluster.planning.deployment import Demand, ModelPlan, Plan, StagePlan
+from cluster.planning.machines import GIB, Node
+from worker.model_yaml import ModelYaml
+
+BAR = 20
+SHOWN_NODES = 24
+
+
+def served_as(plan: ModelPlan, before: ModelYaml) -> ModelYaml:
+    """`before` with the keys that realise the plan."""
+    cpus = tuple(stage.cpus for stage in plan.stages)
+    devices = tuple("cuda" if stage.gpus else "cpu" for stage in plan.stages)
+    batching = before.batching.model_copy(update={"max_rows": plan.max_rows, "max_wait_ms": 1e3 * plan.max_wait_s})
+    return before.model_copy(
+        update={
+            "stages": len(plan.stages),
+            "replicas": tuple(stage.replicas for stage in plan.stages),
+            "cpus": cpus[0] if len(set(cpus)) == 1 else cpus,
+            "device": devices[0] if len(set(devices)) == 1 else devices,
+            "batching": batching,
+        }
+    )
+
+
+def as_document(plan: Plan, demands: Sequence[Demand], yamls: Sequence[str]) -> dict[str, Any]:
+    return {
+        "achieved_per_second": plan.achieved,
+        "bound_per_second": plan.bound,
+        "limit": plan.limit,
+        "runner_up": plan.runner_up,
+        "considered": plan.considered,
+        "nodes_used": plan.nodes_used,
+        "models": [
+            {
+                "model": one.model,
+                "measured": one.measured,
+                "points": list(one.points),
+                "max_rows": one.max_rows,
+                "max_wait_ms": 1e3 * one.max_wait_s,
+                "rate": prediction.rate,
+                "p50_ms": 1e3 * prediction.p50_s,
+                "p95_ms": 1e3 * prediction.p95_s,
+                "p99_ms": 1e3 * prediction.p99_s,
+                "refused": prediction.refused,
+                "asked": {"rate": demand.rate, "p99_ms": None if demand.p99_s is None else 1e3 * demand.p99_s},
+                "stages": [
+                    {
+                        "steps": [stage.low, stage.high],
+                        "device": stage.device,
+                        "replicas": stage.replicas,
+                        "threads": stage.threads,
+                        "cpus": stage.cpus,
+                        "gpus": stage.gpus,
+                        "memory_bytes": stage.memory,
+                        "busy": prediction.busy[place],
+                        "nodes": list(stage.nodes),
+                    }
+                    for place, stage in enumerate(one.stages)
+                ],
+                "model_yaml": text,
+            }
+            for one, prediction, demand, text in zip(plan.models, plan.predictions, demands, yamls, strict=True)
+        ],
+    }
+
+
+def show(plan: Plan, demands: Sequence[Demand], console: Console) -> None:
+    for one, prediction, demand in zip(plan.models, plan.predictions, demands, strict=True):
+        table = Table(
+            title=f"{one.model}: {len(one.stages)} stage{'s' * (len(one.stages) > 1)}, {one.max_rows} rows a batch"
+        )
+        for name in ("stage", "steps", "device"):
+            table.add_column(name)
+        for name in ("replicas", "threads", "CPUs each", "MiB each", "ms a row", "ms a batch", "busy"):
+            table.add_column(name, justify="right")
+        for place, stage in enumerate(one.stages):
+            one_row, full = (_seconds(demand, stage, rows) for rows in (1, one.max_rows))
+            table.add_row(
+                str(place),
+                f"{stage.low}-{stage.high}",
+                stage.device,
+                str(stage.replicas),
+                str(stage.threads),
+                f"{stage.cpus:g}",
+                f"{stage.memory / 2**20:.0f}",
+                f"{1e3 * one_row:.1f}",
+                f"{1e3 * full:.1f}",
+                f"{100 * prediction.busy[place]:.0f} %",
+            )
+        console.print(table)
+        console.print(
+            f"predicted: {prediction.rate:.1f} requests/s, p50 {1e3 * prediction.p50_s:.1f} ms, "
+            f"p95 {1e3 * prediction.p95_s:.1f} ms, p99 {1e3 * prediction.p99_s:.1f} ms"
+            + ("" if one.measured else "; this cut was not measured: its times are derived from its steps'"),
+            highlight=False,
+        )
+        console.print(_pipeline(one, demand), highlight=False, markup=False, soft_wrap=True)
+    console.print()
+    for line in _nodes(plan):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.print()
+    console.print(f"limit: {plan.limit}", highlight=False, soft_wrap=True)
+    console.print(
+        f"upper bound: {plan.bound:.1f} requests/s on these nodes; this plan gives {plan.achieved:.1f}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if plan.runner_up:
+        console.print(f"runner-up: {plan.runner_up}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _seconds(demand: Demand, stage: StagePlan, rows: int) -> float:
+    return demand.costs.seconds(stage.low, stage.high, rows, demand.length, device=stage.device, threads=stage.threads)
+
+
+def _pipeline(one: ModelPlan, demand: Demand) -> str:
+    parts = ["client ─▶ gateway"]
+    for place, stage in enumerate(one.stages):
+        nbytes = demand.costs.travels(stage.low, 1, demand.length)
+        parts.append(f"─{_bytes(nbytes)}─▶ [stage {place} x{stage.replicas}]")
+    return " ".join(parts)
+
+
+def _bytes(nbytes: int) -> str:
+    if nbytes < 1024:
+        return f"{nbytes} B"
+    return f"{nbytes / 1024:.0f} KiB" if nbytes < 2**20 else f"{nbytes / 2**20:.1f} MiB"
+
+
+def _nodes(plan: Plan) -> list[str]:
+    """A line a node: how much of its cores and memory the plan takes, and which replicas stand there."""
+    hosted: dict[str, Counter[str]] = {}
+    cpus: Counter[str] = Counter()
+    memory: Counter[str] = Counter()
+    for one in plan.models:
+        for place, stage in enumerate(one.stages):
+            for name in stage.nodes:
+                hosted.setdefault(name, Counter())[f"{one.model}.{place}"] += 1
+                cpus[name] += stage.cpus  # type: ignore[assignment]
+                memory[name] += stage.memory
+    used = [node for node in plan.nodes if node.name in hosted]
+    lines = [_node(node, float(cpus[node.name]), memory[node.name], hosted[node.name]) for node in used[:SHOWN_NODES]]
+    if len(used) > SHOWN_NODES:
+        lines.append(f"… and {len(used) - SHOWN_NODES} more")
+    idle = len(plan.nodes) - len(used)
+    if idle:
+        lines.append(f"{idle} node{'s' * (idle > 1)} left free")
+    return lines
+
+
+def _node(node: Node, cpus: float, memory: int, hosted: Counter[str]) -> str:
+    filled = round(BAR * min(1.0, cpus / node.cpus))
+    bar = "█" * filled + "░" * (BAR - filled)
+    replicas = "  ".join(name + (f" x{count}" if count > 1 else "") for name, count in sorted(hosted.items()))
+    return (
+        f"{node.name:<14} {bar} {cpus:g}/{node.cpus:g} CPUs  {memory / GIB:.1f}/{node.memory / GIB:.1f} GiB"
+        f"  │ {replicas}"
+    )

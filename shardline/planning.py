@@ -1,0 +1,154 @@
+"""`shardline plan`: how to run models on nodes, from what was measured of them."""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from rich.console import Console
+
+from cluster.planning.costs import Costs
+from cluster.planning.deployment import Demand, ModelPlan
+from cluster.planning.judge import Objective
+from cluster.planning.machines import Node, read_nodes, this_machine
+from cluster.planning.planner import plan
+from cluster.planning.shapes import Limits
+from cluster.planning.simulator import Setting
+from shardline import exits
+from shardline.plan_view import as_document, served_as, show
+from shardline.profiling import version_folder
+from worker.errors import InvalidRequest
+from worker.model_yaml import ModelYaml, model_yaml_text, read_model_yaml, write_model_yaml
+from worker.profile import read_profile
+
+
+@dataclass(frozen=True, slots=True)
+class PlanSettings:
+    """What is asked.
+
+    models: folder, and its own rate (requests a second) or None. rate: of those without their own.
+    p99_s: seconds; None: as it comes. nodes: the nodes file; None: this machine.
+    gateways: gateway processes, one a node, which share its cores. write: put the plan into each model.yaml.
+    """
+
+    models: tuple[tuple[Path, float | None], ...]
+    rate: float | None
+    p99_s: float | None
+    max_throughput: bool
+    min_nodes: bool
+    nodes: Path | None
+    lengths: tuple[int, int] | None
+    variation: float
+    callers: int | None
+    stages: int | None
+    any_cut: bool
+    gateways: int
+    write: bool
+
+
+def run(settings: PlanSettings, *, as_json: bool) -> int:
+    nodes = read_nodes(settings.nodes) if settings.nodes else this_machine(int(psutil.virtual_memory().total))
+    folders = [version_folder(path) for path, _ in settings.models]
+    demands = _demands(settings, folders)
+    found = plan(
+        demands,
+        nodes,
+        _objective(settings),
+        limits=Limits(stages=settings.stages, any_cut=settings.any_cut),
+        setting=Setting(nodes, gateways=_gateways(settings, nodes)),
+    )
+    files = [folder.parent / "model.yaml" for folder in folders]
+    realised = [
+        served_as(one, read_model_yaml(file) if file.exists() else ModelYaml())
+        for one, file in zip(found.models, files, strict=True)
+    ]
+    if settings.write:
+        _write(found.models, demands, files, realised)
+    if as_json:
+        texts = [model_yaml_text(one) for one in realised]
+        sys.stdout.write(json.dumps(as_document(found, demands, texts)) + "\n")
+        return exits.OK
+    console = Console()
+    show(found, demands, console)
+    for one, demand, file, yaml in zip(found.models, demands, files, realised, strict=True):
+        console.print(
+            f"\n{_told(one, demand, file, yaml, written=settings.write)}", highlight=False, markup=False, soft_wrap=True
+        )
+    return exits.OK
+
+
+def _demands(settings: PlanSettings, folders: list[Path]) -> list[Demand]:
+    demands = []
+    for folder, (_, own) in zip(folders, settings.models, strict=True):
+        costs = Costs(read_profile(folder))
+        rate = own if own is not None else settings.rate
+        if rate is None and not settings.max_throughput:
+            raise InvalidRequest(
+                f"{folder.parent.name}: at what rate? Say --rate REQUESTS_A_SECOND, or {folder.parent.name}=RATE, "
+                "or --max-throughput"
+            )
+        measured = [entry.length for entry in costs.profile.living]
+        middle = measured[len(measured) // 2]
+        demands.append(
+            Demand(
+                folder.parent.resolve().name,
+                costs,
+                rate=1.0 if rate is None else rate,
+                p99_s=settings.p99_s,
+                lengths=settings.lengths or (middle, middle),
+                variation=settings.variation,
+            )
+        )
+    names = [demand.model for demand in demands]
+    if len(set(names)) < len(names):
+        raise InvalidRequest(f"{', '.join(names)}: each model once")
+    return demands
+
+
+def _objective(settings: PlanSettings) -> Objective:
+    if settings.max_throughput:
+        return Objective("max_throughput", settings.callers)
+    return Objective("min_nodes" if settings.min_nodes else "rate")
+
+
+def _gateways(settings: PlanSettings, nodes: tuple[Node, ...]) -> tuple[str | None, ...]:
+    return tuple(nodes[place % len(nodes)].name for place in range(settings.gateways)) or (None,)
+
+
+def _write(models: tuple[ModelPlan, ...], demands: list[Demand], files: list[Path], realised: list[ModelYaml]) -> None:
+    for one, demand, file in zip(models, demands, files, strict=True):
+        if not _packaged(one, demand):
+            raise InvalidRequest(
+                f"{file}: not written: the artifact is not packaged with a cut at {list(one.points)}; "
+                f"plan without --any-cut, or package the model with --stages {len(one.stages)}"
+            )
+    for file, yaml in zip(files, realised, strict=True):
+        write_model_yaml(file, yaml)
+
+
+def _packaged(one: ModelPlan, demand: Demand) -> bool:
+    return one.points in demand.costs.profile.packaged
+
+
+def _told(one: ModelPlan, demand: Demand, file: Path, yaml: ModelYaml, *, written: bool) -> str:
+    if written:
+        return f"{file} now says so; a running serve takes it up at its next roll-out or start"
+    if not _packaged(one, demand):
+        return (
+            f"{one.model} is not packaged with a cut at {list(one.points)}; `shardline package … --stages "
+            f"{len(one.stages)}` cuts it into as many stages at the places that it finds best"
+        )
+    replicas = list(yaml.stage_replicas)
+    return (
+        f"{file} with these keys realises it (--write puts them there):\n"
+        f"  stages: {yaml.stages}\n  replicas: {replicas if len(replicas) > 1 else replicas[0]}\n"
+        f"  cpus: {_list(yaml.cpus)}\n  device: {_list(yaml.device)}\n"
+        f"  batching: {{max_rows: {yaml.batching.max_rows}, max_wait_ms: {yaml.batching.max_wait_ms:g}}}"
+    )
+
+
+def _list(value: object) -> str:
+    if isinstance(value, tuple):
+        return "[" + ", ".join(map(_list, value)) + "]"
+    return f"{value:g}" if isinstance(value, float) else str(value)
