@@ -48,12 +48,7 @@ def interval(
     generator = np.random.default_rng(seed)
     step = max(1, _AT_ONCE // records)
     drawn = [
-        statistic(
-            generator.multinomial(records, np.full(records, 1 / records), size=min(step, resamples - first)).astype(
-                np.float64
-            )
-        )
-        for first in range(0, resamples, step)
+        statistic(_counts(generator, min(step, resamples - first), records)) for first in range(0, resamples, step)
     ]
     found = np.concatenate(drawn)
     broken = int(np.count_nonzero(~np.isfinite(found)))
@@ -64,6 +59,13 @@ def interval(
         )
     low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
     return Interval(value, float(low), float(high), level)
+
+
+def _counts(generator: np.random.Generator, resamples: int, records: int) -> Floats:
+    """How often each record is drawn in each resample: [resamples, records]."""
+    drawn = generator.integers(0, records, size=(resamples, records))
+    flat = (drawn + records * np.arange(resamples)[:, None]).ravel()
+    return np.bincount(flat, minlength=resamples * records).reshape(resamples, records).astype(np.float64)
 
 
 def paired_difference(

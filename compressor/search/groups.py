@@ -87,7 +87,8 @@ def _touched(
             if changed != {layer}:
                 found.clear()
                 break
-            if steps_for(template, [layer]).problem(module, [steps_for(template, [layer])]) is None:
+            step = steps_for(template, [layer])
+            if step.problem(module, [step]) is None:
                 found[layer] = changed
     if found:
         return found
@@ -110,8 +111,22 @@ def _changed(
             changes = step.apply_(trial, context)
     except ShardlineError:
         return frozenset()  # it cannot be done there; elsewhere it may
-    names = [change.layer for change in changes] or list(step.targets(module))
-    return frozenset(layer for layer in layers if any(layer == name or layer.startswith(f"{name}.") for name in names))
+    if not changes:  # a step on the captured graph: it changes what it takes
+        return frozenset(layers) & frozenset(step.targets(module))
+    after = dict(trial.named_modules())
+    return frozenset(layer for layer in layers if _differs(module.get_submodule(layer), after.get(layer)))
+
+
+def _differs(before: nn.Module, after: nn.Module | None) -> bool:
+    if type(before) is not type(after) or after is None:
+        return True
+    old, new = before.state_dict(), after.state_dict()
+    return old.keys() != new.keys() or any(
+        old[name].shape != new[name].shape
+        or old[name].dtype != new[name].dtype
+        or not torch.equal(old[name], new[name])
+        for name in old
+    )
 
 
 def _blocks(layers: Sequence[str], scopes: Mapping[str, str]) -> list[frozenset[str]]:

@@ -17,7 +17,7 @@ from torch import nn
 from compressor.capture import Flat, capture
 from compressor.compile import CompileError, compile_stage
 from compressor.compress import compress_
-from compressor.evaluation import Run, batches, find_evaluation, make_importable
+from compressor.evaluation import Run, find_evaluation, make_importable
 from compressor.measure import clock_of, threads, tiled
 from compressor.model import Model
 from compressor.records import Records
@@ -27,7 +27,6 @@ from compressor.search.store import Result
 from compressor.sources import read_source
 from compressor.step import Context, Step, stored_bytes
 from compressor.steps import read_steps
-from compressor.text_inputs import TextInputs
 from worker.errors import ShardlineError
 from worker.program import Program
 from worker.pt2 import read_program
@@ -102,16 +101,7 @@ def compressed(setting: Setting, steps: Described) -> Model:
 
 
 def context_of(setting: Setting, model: Model) -> Context:
-    return Context.of(model, calibration=setting.inputs, seed=setting.seed, device=setting.device)
-
-
-def calibration_inputs(model: Model, records: Records) -> tuple[tuple[torch.Tensor, ...], ...]:
-    """The records as batches of the model's inputs, for steps that look at activations."""
-    if model.handler is not None and not all(item.name in records.columns for item in model.inputs):
-        texts = [text for column in records.columns.values() if column.dtype == object for text in column]
-        encoder = TextInputs(model)
-        return tuple(tensors for _, tensors in encoder.batches([text for text in texts if isinstance(text, str)], 32))
-    return tuple(tensors for _, tensors in batches(model, records))
+    return Context.of(model, calibration=setting.inputs, seed=setting.seed, target=setting.device)
 
 
 class _Reference:
@@ -198,7 +188,7 @@ def build_layer(setting: Setting, layer: nn.Module, call: LayerCall, steps: Desc
         try:
             model = layer_model(nn.Sequential(copy.deepcopy(layer)).eval(), call)
             if steps:
-                context = Context.of(model, calibration=((call.small,),), seed=setting.seed, device=setting.device)
+                context = Context.of(model, calibration=((call.small,),), seed=setting.seed, target=setting.device)
                 made = compress_(model.module, *read_steps(steps), context=context)
                 model = Model(made.module, model.inputs)
             return _written(model, path, setting)

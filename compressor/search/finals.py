@@ -1,0 +1,126 @@
+"""The last word: artifacts as they would be served, on held-out data and on the clock."""
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from compressor.bootstrap import Floats, Interval
+from compressor.evaluation import Evaluation, Run
+from compressor.measure import clock_of, threads
+from compressor.model import Model
+from compressor.records import Records
+from compressor.search.budget import level_of_look
+from compressor.search.rivals import ONNX, onnx_int8
+from compressor.search.trial import Setting, fresh_model, module_run
+from worker.artifact import load_artifact
+from worker.runtime import keep_freed_memory
+from worker.shard import load_shard
+
+EAGER: Final = "PyTorch, uncompiled"
+
+ROUNDS: Final = 25
+TIMING_S: Final = 60.0
+
+
+def shard_run(folder: Path, setting: Setting) -> Run:
+    """Runs an artifact as a worker would: as one stage, in the runtime that was found the fastest."""
+    return load_shard(load_artifact(folder), stage=0, stages=1, device=setting.device).run
+
+
+def artifact_seconds(
+    setting: Setting, folders: Sequence[Path], batches: Mapping[str, Sequence[torch.Tensor]]
+) -> dict[str, list[float]]:
+    """By batch: median seconds of each artifact's one stage, on one thread, taken in turns."""
+    keep_freed_memory()
+    return seconds_in_turns({str(folder): shard_run(folder, setting) for folder in folders}, batches, setting.device)
+
+
+def seconds_in_turns(
+    runs: Mapping[str, Run], batches: Mapping[str, Sequence[torch.Tensor]], device: str
+) -> dict[str, list[float]]:
+    """By batch: median seconds of each run on one thread, taken in turns so that a slow moment hits all alike."""
+    clock = clock_of(device)
+    found: dict[str, list[float]] = {}
+    with threads(1):
+        for label, inputs in batches.items():
+            taken: list[list[float]] = [[] for _ in runs]
+            until = time.monotonic() + TIMING_S / len(batches)
+            for run in runs.values():
+                run(inputs)
+            for turn in range(ROUNDS):
+                if turn >= 5 and time.monotonic() > until:
+                    break
+                for place, run in enumerate(runs.values()):
+                    started = clock()
+                    run(inputs)
+                    taken[place].append(clock() - started)
+            found[label] = [statistics.median(each) for each in taken]
+    return found
+
+
+def compare(
+    setting: Setting, folders: Mapping[str, Path], batches: Mapping[str, Sequence[torch.Tensor]], work: Path
+) -> dict[str, Any]:
+    """Median seconds, by name and batch, of these artifacts and of the rivals that are here; and why one is not.
+
+    {"seconds": {name: {batch: seconds}}, "problems": {name: why}}
+    """
+    keep_freed_memory()
+    model = fresh_model(setting)
+    runs: dict[str, Run] = {EAGER: module_run(model.module, setting.device)}
+    runs |= {name: shard_run(folder, setting) for name, folder in folders.items()}
+    problems = {}
+    if setting.device == "cpu":
+        try:
+            runs[ONNX] = onnx_int8(fresh_model(setting), work)
+        except ImportError:
+            problems[ONNX] = "not installed"
+        except RuntimeError as error:
+            problems[ONNX] = str(error)
+    found = seconds_in_turns(runs, batches, setting.device)
+    seconds = {name: {label: found[label][place] for label in batches} for place, name in enumerate(runs)}
+    return {"seconds": seconds, "problems": problems}
+
+
+class HeldOut:
+    """Held-out data, and how often they were asked: each further look asks for more certainty (see `budget`)."""
+
+    def __init__(self, evaluation: Evaluation, model: Model, records: Records, seed: int) -> None:
+        self._evaluation = evaluation
+        self._model = model
+        self.records = records
+        self._seed = seed
+        self._base: Floats | None = None
+        self.looks = 0
+
+    def base(self, run: Run) -> Interval:
+        """The uncompressed model's figure. Must come first."""
+        with threads(1):
+            self._base = self._evaluation.answers(run, self._model, self.records)
+        return self._evaluation.interval(self._base, self.records, seed=self._seed)
+
+    def look(self, run: Run) -> tuple[Interval, Interval]:
+        """A model's figure, and its drop from the uncompressed model's at the level that this look asks for."""
+        if self._base is None:
+            raise RuntimeError("the uncompressed model was not judged")
+        self.looks += 1
+        figure, drop = self._judged(run, level_of_look(self.looks))
+        return figure, drop
+
+    def aside(self, run: Run) -> tuple[Interval, Interval]:
+        """The same for a model among which nothing is chosen, such as a rival: it is no look."""
+        return self._judged(run, 0.95)
+
+    def _judged(self, run: Run, level: float) -> tuple[Interval, Interval]:
+        if self._base is None:
+            raise RuntimeError("the uncompressed model was not judged")
+        with threads(1):
+            answers = self._evaluation.answers(run, self._model, self.records)
+        return (
+            self._evaluation.interval(answers, self.records, seed=self._seed),
+            self._evaluation.drop(answers, self._base, self.records, level=level, seed=self._seed),
+        )
