@@ -108,7 +108,7 @@ class RayFleet:
             host=self._state.host,
             batching=config.batching.as_batching(),
             max_queue_rows=config.limits.max_queue_rows,
-            link=STAGE_LINK,
+            link=replace(STAGE_LINK, hedge_share=config.limits.hedge_share),
         )
         node = choose_node(stage, settings, self._nodes, self._placed())
         name = self._actor_name(replica)

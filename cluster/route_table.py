@@ -69,4 +69,6 @@ def _limits(config: ModelYaml, *, batched: bool) -> control_pb2.Limits:
         max_batch_wait_us=round(config.batching.max_wait_ms * 1000),
         batched=batched,
         start_wait_s=config.from_zero_wait_s,
+        plain_queue=config.limits.admission == "queue",
+        hedge_share=config.limits.hedge_share,
     )

@@ -21,6 +21,8 @@ class Limits:
     max_batch_wait_us: int
     batched: bool
     start_wait_s: float = 0.0
+    plain_queue: bool = False
+    hedge_share: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,8 @@ def _limits(limits: pb.Limits, label: str) -> Limits:
         raise InvalidRequest(f"{label}: default_deadline_s is above 0 and finite; {limits.default_deadline_s} came")
     if not (math.isfinite(limits.start_wait_s) and limits.start_wait_s >= 0):
         raise InvalidRequest(f"{label}: start_wait_s is 0 or more and finite; {limits.start_wait_s} came")
+    if not 0 <= limits.hedge_share <= 1:
+        raise InvalidRequest(f"{label}: hedge_share is a share from 0 to 1; {limits.hedge_share} came")
     if limits.max_inflight_per_replica < 1:
         raise InvalidRequest(f"{label}: max_inflight_per_replica is 1 or more")
     return Limits(
@@ -99,4 +103,6 @@ def _limits(limits: pb.Limits, label: str) -> Limits:
         max_batch_wait_us=limits.max_batch_wait_us,
         batched=limits.batched,
         start_wait_s=limits.start_wait_s,
+        plain_queue=limits.plain_queue,
+        hedge_share=limits.hedge_share,
     )

@@ -20,7 +20,7 @@ from protos import control_pb2 as pb
 from worker.errors import InvalidRequest, NotFound, Unavailable
 from worker.link import Link, LinkLimits
 
-LinkKey = tuple[str, int, float]
+LinkKey = tuple[str, int, float, float]
 LaneKey = tuple[str, str, int]
 
 
@@ -175,7 +175,7 @@ class Routes:
     def _serve(self, key: LaneKey, route: Route, token: str) -> Served:
         """The link and the counts stay, unless the link must be another one."""
         limits = route.limits
-        link_key = (token, limits.max_inflight_per_replica, limits.start_wait_s)
+        link_key = (token, limits.max_inflight_per_replica, limits.start_wait_s, limits.hedge_share)
         old = self._served.get(key)
         if old is not None and old.link_key == link_key:
             old.admission.limit = limits.max_inflight
@@ -183,10 +183,11 @@ class Routes:
         else:
             if old is not None:
                 self._retire(old)
-            bounds = LinkLimits(max_inflight=limits.max_inflight_per_replica)
+            bounds = LinkLimits(max_inflight=limits.max_inflight_per_replica, hedge_share=limits.hedge_share)
             link = Link(token, replace(bounds, patience_s=max(bounds.patience_s, limits.start_wait_s)))
             counters = self._statistics.counters(route.model, route.version)
             served = Served(route, link, link_key, Admission(route.label, limits.max_inflight), counters, Tally())
+        served.admission.predicts = not limits.plain_queue
         served.link.route(route.replicas)
         return served
 

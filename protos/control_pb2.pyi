@@ -51,7 +51,7 @@ class Replica(_message.Message):
     def __init__(self, id: _Optional[str] = ..., address: _Optional[str] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("max_batch_rows", "default_deadline_s", "max_inflight_per_replica", "max_inflight", "max_batch_wait_us", "batched", "start_wait_s")
+    __slots__ = ("max_batch_rows", "default_deadline_s", "max_inflight_per_replica", "max_inflight", "max_batch_wait_us", "batched", "start_wait_s", "plain_queue", "hedge_share")
     MAX_BATCH_ROWS_FIELD_NUMBER: _ClassVar[int]
     DEFAULT_DEADLINE_S_FIELD_NUMBER: _ClassVar[int]
     MAX_INFLIGHT_PER_REPLICA_FIELD_NUMBER: _ClassVar[int]
@@ -59,6 +59,8 @@ class Limits(_message.Message):
     MAX_BATCH_WAIT_US_FIELD_NUMBER: _ClassVar[int]
     BATCHED_FIELD_NUMBER: _ClassVar[int]
     START_WAIT_S_FIELD_NUMBER: _ClassVar[int]
+    PLAIN_QUEUE_FIELD_NUMBER: _ClassVar[int]
+    HEDGE_SHARE_FIELD_NUMBER: _ClassVar[int]
     max_batch_rows: int
     default_deadline_s: float
     max_inflight_per_replica: int
@@ -66,7 +68,9 @@ class Limits(_message.Message):
     max_batch_wait_us: int
     batched: bool
     start_wait_s: float
-    def __init__(self, max_batch_rows: _Optional[int] = ..., default_deadline_s: _Optional[float] = ..., max_inflight_per_replica: _Optional[int] = ..., max_inflight: _Optional[int] = ..., max_batch_wait_us: _Optional[int] = ..., batched: _Optional[bool] = ..., start_wait_s: _Optional[float] = ...) -> None: ...
+    plain_queue: bool
+    hedge_share: float
+    def __init__(self, max_batch_rows: _Optional[int] = ..., default_deadline_s: _Optional[float] = ..., max_inflight_per_replica: _Optional[int] = ..., max_inflight: _Optional[int] = ..., max_batch_wait_us: _Optional[int] = ..., batched: _Optional[bool] = ..., start_wait_s: _Optional[float] = ..., plain_queue: _Optional[bool] = ..., hedge_share: _Optional[float] = ...) -> None: ...
 
 class Signature(_message.Message):
     __slots__ = ("inputs", "outputs", "axes")

@@ -19,6 +19,7 @@ from worker.hedging import Hedging
 from worker.nouns import Answer, Work
 from worker.replica_stream import Lost, Refused, ReplicaStream, StreamTimings
 from worker.routing import choose
+from worker.turns import Turns
 
 _CHANCE = random.Random()
 
@@ -57,6 +58,7 @@ class Link:
         self._streams: dict[str, ReplicaStream] = {}
         self._leaving: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
+        self._turns = Turns()
         self._closed = False
         self._second_tries = Allowance(_TRIED_AGAIN, 2.0 * self._limits.max_inflight)
         self._hedging = Hedging(self._limits.hedge_share) if self._limits.hedge_share else None
@@ -83,7 +85,7 @@ class Link:
         doubted: tuple[ReplicaStream, ...] = ()
         try:
             while True:
-                stream = self._pick(doubted) or await self._wait_for_room(work, doubted, wait=wait)
+                stream = self._place(doubted, wait=wait) or await self._wait_for_room(work, doubted, wait=wait)
                 trial = stream.standing.trial(time.monotonic())
                 try:
                     answer = await self._ask(stream, work)
@@ -120,12 +122,13 @@ class Link:
     def expected_finish(self, rows: int) -> float:
         """Seconds until `rows` that are sent now are answered, as the replicas tell; 0 where none has told."""
         now = time.monotonic()
-        finishes = [
-            stream.standing.expected_finish(now, rows)
+        able = [
+            stream.standing
             for stream in self._streams.values()
             if stream.ready and stream.standing.resting_until <= now
         ]
-        return min(finishes, default=0.0)
+        ahead = len(self._turns) // max(1, len(able))
+        return min((standing.expected_finish(now, rows + ahead) for standing in able), default=0.0)
 
     async def room(self) -> None:
         """Returns when some living replica has room for one more request."""
@@ -135,6 +138,7 @@ class Link:
     async def close(self) -> None:
         """Closes every stream; what is in flight fails with `Unavailable`."""
         self._closed = True
+        self._turns.wake_all()
         streams, self._streams = list(self._streams.values()), {}
         for task in self._leaving:
             task.cancel()
@@ -187,25 +191,43 @@ class Link:
         if stream.standing.failed(time.monotonic(), trial=trial):
             logger.warning("%s fails where others do not: it gets a pause, and is tried again after it", stream.address)
 
+    def _place(self, avoid: Collection[ReplicaStream], *, wait: bool) -> ReplicaStream | None:
+        """A replica with room, unless others who wait come first."""
+        return None if wait and not avoid and self._turns else self._pick(avoid)
+
     async def _wait_for_room(self, work: Work, avoid: Collection[ReplicaStream], *, wait: bool) -> ReplicaStream:
-        give_up = time.monotonic() + self._limits.patience_s
+        give_up: float | None = None
+        number = self._turns.number()
         while True:
             if self._closed:
                 raise Unavailable("the link was closed")
+            until = work.deadline
             if any(stream.ready and stream not in avoid for stream in self._streams.values()):
                 if not wait and not avoid:
                     raise Overloaded("every replica has as many requests in flight as it may; try again later")
-                until = work.deadline
+                give_up = None
             else:
-                until = min(give_up, work.deadline)
+                give_up = give_up or time.monotonic() + self._limits.patience_s
+                until = min(until, give_up)
             if time.monotonic() >= until:
+                self._wake()  # it may have been woken just now: its place is another one's
                 if until == work.deadline:
                     raise DeadlineExceeded("the deadline passed while the request waited for a replica")
                 raise Unavailable(f"no replica answered within {self._limits.patience_s:g} s")
-            await self._next_change(until)
+            if avoid:
+                await self._next_change(until)
+            else:
+                await self._turn(work.priority, number, until)
             stream = self._pick(avoid)
             if stream is not None:
                 return stream
+
+    async def _turn(self, priority: int, number: int, until: float) -> None:
+        try:
+            await self._turns.wait(priority, number, until)
+        except asyncio.CancelledError:
+            self._wake()  # as above
+            raise
 
     async def _next_change(self, until: float | None) -> None:
         changed = self._changed
@@ -219,6 +241,12 @@ class Link:
         """Something changed that a waiting call may have waited for."""
         self._changed.set()
         self._changed = asyncio.Event()
+        if self._turns:
+            ready = [stream for stream in self._streams.values() if stream.ready]
+            if ready:
+                self._turns.wake(sum(max(0, self._limits.max_inflight - stream.inflight) for stream in ready))
+            else:
+                self._turns.wake_all()  # each looks how long it may still wait
 
     def _leave(self, stream: ReplicaStream) -> None:
         task = asyncio.create_task(stream.finish())

@@ -85,6 +85,16 @@ class LimitsSection(Section):
     max_queue_rows: int = Field(
         default=1024, ge=1, le=100_000_000, description="rows: the most that wait in one replica; more are refused"
     )
+    admission: Literal["predicted", "queue"] = Field(
+        default="predicted",
+        description="predicted: what would be answered after its deadline is refused at once; queue: it is queued",
+    )
+    hedge_share: float = Field(
+        default=0.0,
+        ge=0,
+        le=0.5,
+        description="share from 0 to 0.5: so many requests at most go to a second replica too, if the first takes long",
+    )
 
 
 class AutoscalingSection(Section):

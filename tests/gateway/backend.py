@@ -69,9 +69,9 @@ async def echo(work: Work) -> Answer:
 
 
 @asynccontextmanager
-async def worker(serve: Serve = echo, token: str = TOKEN) -> AsyncIterator[str]:
+async def worker(serve: Serve = echo, token: str = TOKEN, load: Load | None = None) -> AsyncIterator[str]:
     """Yields its host:port."""
-    server = StreamServer(token, serve, Load)
+    server = StreamServer(token, serve, lambda: load or Load())
     address = await server.start()
     try:
         yield address
@@ -100,10 +100,13 @@ class Running:
 
 @asynccontextmanager
 async def running(
-    *models: Callable[[str], pb.ModelRoute], serve: Serve = echo, limits: ServerLimits | None = None
+    *models: Callable[[str], pb.ModelRoute],
+    serve: Serve = echo,
+    limits: ServerLimits | None = None,
+    load: Load | None = None,
 ) -> AsyncIterator[Running]:
     """A gateway that serves `models`, each made from the worker's address; without any, the model `echo`."""
-    async with worker(serve) as address, Gateway("127.0.0.1:0", limits=limits) as gateway:
+    async with worker(serve, load=load) as address, Gateway("127.0.0.1:0", limits=limits) as gateway:
         one = Running(gateway, f"127.0.0.1:{gateway.port}", address)
         one.apply(*(make(address) for make in models or (served(),)))
         yield one

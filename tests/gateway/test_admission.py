@@ -1,6 +1,8 @@
 import asyncio
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.admission import Admission, seconds_allowed
 from worker.errors import DeadlineExceeded, Internal, Overloaded
@@ -59,3 +61,48 @@ def test_the_least_deadline_holds(
 def test_a_request_that_arrives_too_late_is_not_begun() -> None:
     with pytest.raises(DeadlineExceeded, match="had passed when it arrived"):
         seconds_allowed(0.0, None, 30.0)
+
+
+def test_what_is_expected_too_late_is_refused_and_told_how_late() -> None:
+    admission = Admission("model 'echo' version 1", 0)
+    with admission:
+        admission.check(0.9, 1.0)
+        with pytest.raises(Overloaded, match="would answer in about 1100 ms, and the request has 1000 ms"):
+            admission.check(1.1, 1.0)
+        assert admission.inflight == 1
+
+
+def test_a_plain_queue_refuses_nothing_for_being_late() -> None:
+    admission = Admission("m", 0)
+    admission.predicts = False
+    with admission:
+        admission.check(100.0, 1.0)
+
+
+@given(st.floats(0, 1e6), st.floats(1e-6, 1e5))
+def test_an_idle_model_refuses_nobody_so_that_a_wrong_expectation_cannot_last(expected: float, allowed: float) -> None:
+    Admission("m", 1).check(expected, allowed)
+
+
+@given(
+    expected=st.floats(0, 1e6),
+    allowed=st.floats(1e-6, 1e5),
+    less_s=st.floats(0, 1e6),
+    more_s=st.floats(0, 1e5),
+    inflight=st.integers(0, 3),
+)
+def test_less_to_do_and_a_later_deadline_never_turn_a_yes_into_a_no(
+    expected: float, allowed: float, less_s: float, more_s: float, inflight: int
+) -> None:
+    def admits(expected_s: float, allowed_s: float) -> bool:
+        try:
+            admission.check(expected_s, allowed_s)
+        except Overloaded:
+            return False
+        return True
+
+    admission = Admission("m", 0)
+    admission.inflight = inflight
+    if admits(expected, allowed):
+        assert admits(min(expected, less_s), allowed)
+        assert admits(expected, allowed + more_s)

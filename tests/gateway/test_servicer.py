@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import time
 from typing import Any
 
 import grpc
@@ -30,7 +31,7 @@ from tests.gateway.stock import (
     stub,
 )
 from worker.errors import InvalidRequest, Overloaded
-from worker.nouns import Answer, Tensor, Work
+from worker.nouns import Answer, Load, Tensor, Work
 
 ARRAYS: list[npt.NDArray[Any]] = [
     np.array([[True, False, True]]),
@@ -265,16 +266,33 @@ async def test_what_is_over_the_models_bound_is_told_so_at_once() -> None:
         assert one.inflight == 0
 
 
-async def test_what_is_over_every_replicas_bound_is_told_so_at_once() -> None:
+async def test_what_is_over_every_replicas_bound_waits_for_its_turn() -> None:
     gate = Gate()
     async with running(served(max_inflight_per_replica=1), serve=gate.serve) as one, connected(one.address) as client:
-        held = asyncio.create_task(client.infer("echo", [infer_input()]))
+        held = [asyncio.create_task(client.infer("echo", [infer_input()])) for _ in range(4)]
         await gate.until(entered=1)
-        with pytest.raises(InferenceServerException) as caught:
-            await client.infer("echo", [infer_input()])
-        assert says(caught.value)[0] == "RESOURCE_EXHAUSTED"
+        assert gate.entered == 1
         gate.open()
-        await held
+        for result in await asyncio.gather(*held):
+            np.testing.assert_array_equal(result.as_numpy("x"), ROWS)
+        assert one.inflight == 0
+
+
+async def test_what_would_be_answered_too_late_is_refused_before_it_is_sent() -> None:
+    gate = Gate()
+    busy = Load(queued_rows=100, seconds_per_row=0.05, finish_s=5.0, pace_s=0.05)
+    async with running(served(), serve=gate.serve, load=busy) as one, connected(one.address) as client:
+        first = asyncio.create_task(client.infer("echo", [infer_input()], timeout=2_000_000))
+        await gate.until(entered=1)
+        began = time.monotonic()
+        with pytest.raises(InferenceServerException, match="would answer in about") as caught:
+            await client.infer("echo", [infer_input()], timeout=2_000_000)
+        assert time.monotonic() - began < 1
+        assert says(caught.value)[0] == "RESOURCE_EXHAUSTED"
+        patient = asyncio.create_task(client.infer("echo", [infer_input()], timeout=9_000_000))
+        await gate.until(entered=2)
+        gate.open()
+        await asyncio.gather(first, patient)
 
 
 async def test_calls_over_the_processs_bound_are_told_so_at_once() -> None:

@@ -498,3 +498,35 @@ async def test_a_late_answer_is_asked_of_a_second_replica_within_the_share_that_
             late += time.monotonic() - began > 0.4
     assert (late == 0) == bool(share), f"{late} answers were late"
     assert asked <= 200 * (1 + share) + 8
+
+
+async def test_those_who_wait_for_room_come_in_turn_and_none_is_overtaken() -> None:
+    order: list[bytes] = []
+
+    async def one_by_one(given: Work) -> Answer:
+        order.append(bytes(given.tensors[0].data))
+        await asyncio.sleep(0.002)
+        return Answer(given.tensors)
+
+    limits = LinkLimits(max_inflight=1)
+    async with replica(one_by_one) as (_, address), link_to(address, limits=limits) as link:
+        await link.call(work(b"open"))
+        calls = [asyncio.create_task(link.call(work(b"%03d" % number), wait=True)) for number in range(100)]
+        for number in range(100, 130):
+            await asyncio.sleep(0.001)
+            calls.append(asyncio.create_task(link.call(work(b"%03d" % number), wait=True)))
+        await asyncio.gather(*calls)
+    assert order[1:] == [b"%03d" % number for number in range(130)]
+
+
+async def test_those_who_wait_for_room_are_told_when_the_last_replica_is_gone() -> None:
+    with process("hang") as (child, doomed):
+        limits = LinkLimits(max_inflight=1, patience_s=0.3, attempts=1, timings=FAST.timings)
+        async with link_to(doomed, limits=limits) as link:
+            calls = [asyncio.create_task(link.call(work(), wait=True)) for _ in range(5)]
+            assert await line_of(child) == "got 1"
+            child.send_signal(signal.SIGKILL)
+            started = time.monotonic()
+            found = await asyncio.gather(*calls, return_exceptions=True)
+            assert [type(error) for error in found] == [Unavailable] * 5
+            assert time.monotonic() - started < 3

@@ -121,7 +121,8 @@ def test_an_unknown_key_is_refused_with_its_line_and_the_nearest_known_key() -> 
 
 def test_an_unknown_key_that_is_like_no_other_shows_all_that_are_known() -> None:
     assert refusal("limits:\n  zz: 3\n") == (
-        "model.yaml:2: limits.zz: unknown key; known here: max_inflight, max_inflight_per_replica, max_queue_rows"
+        "model.yaml:2: limits.zz: unknown key; known here: max_inflight, max_inflight_per_replica, max_queue_rows, "
+        "admission, hedge_share"
     )
 
 
