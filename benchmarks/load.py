@@ -33,6 +33,7 @@ class Figures:
     seconds: float
     per_second: float
     p50_ms: float
+    p95_ms: float
     p99_ms: float
 
 
@@ -62,7 +63,7 @@ def run_load(target: str, requests: Path, *, callers: int, seconds: float, warm_
 
 def median_of(runs: Sequence[Figures]) -> Figures:
     """Figure by figure."""
-    names = ("answers", "seconds", "per_second", "p50_ms", "p99_ms")
+    names = ("answers", "seconds", "per_second", "p50_ms", "p95_ms", "p99_ms")
     medians = {name: statistics.median(getattr(run, name) for run in runs) for name in names}
     return Figures(**medians)
 
@@ -90,6 +91,7 @@ async def load(target: str, requests: Sequence[bytes], *, callers: int, seconds:
         seconds=seconds,
         per_second=len(latencies) / seconds,
         p50_ms=1e3 * latencies[len(latencies) // 2],
+        p95_ms=1e3 * latencies[min(len(latencies) - 1, int(0.95 * len(latencies)))],
         p99_ms=1e3 * latencies[min(len(latencies) - 1, int(0.99 * len(latencies)))],
     )
 

@@ -65,7 +65,8 @@ def show(profile: Profile, device: str, console: Console) -> None:
     """Tables of the stages, the costliest steps, and the cuts over which the least travels."""
     measured = profile.devices[device]
     console.print(
-        f"{device}: {measured.machine}, {measured.cores} cores; a bare worker {measured.process_bytes / 2**20:.0f} MiB; "
+        f"{device}: {measured.machine}, {measured.cores} cores; a bare worker takes "
+        f"{measured.process_bytes / 2**20:.0f} MiB; "
         f"with every core busy a stage takes {measured.crowded:.2f} times as long",
         highlight=False,
     )
