@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from shardline import exits
+from shardline.tune_options import tune_command
 from worker.errors import ShardlineError
 
 MODEL = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
@@ -67,6 +68,7 @@ def parser() -> argparse.ArgumentParser:
             "shardline compress sentence_encoder:load --recipe recipe.yaml --out models/encoder",
         )
     )
+    tune_command(command)
     _compile_options(
         command(
             "compile",

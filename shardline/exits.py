@@ -10,6 +10,8 @@ FAILED: Final = 1
 USAGE: Final = 2
 """The command line is wrong (argparse's own)."""
 NOT_SERVING: Final = 3
+NOTHING_FOUND: Final = 4
+"""`tune`: nothing that keeps the budget beats the uncompressed model, which is what was written."""
 FORCED: Final = 130
 """A second signal: what was in flight is lost."""
 

@@ -198,7 +198,8 @@ class Laboratory:
         for key, result in self._fan_out.each(missing, self._until) if missing else ():
             self._store.put(key, result)
             found[key] = result
-            self._say(f"{what}: {len(found)} of {len(jobs)}")
+            if len(found) == len(jobs) or len(found) % max(1, len(jobs) // 10) == 0:
+                self._say(f"{what}: {len(found)} of {len(jobs)}")
         return found
 
     def _seconds(

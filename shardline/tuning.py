@@ -1,0 +1,106 @@
+"""`shardline tune`: searches, shows what it does, and leaves an artifact with its recipe and its report."""
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from shardline import exits
+from shardline.packaging import keep_or_write
+from shardline.progress import steps
+from worker.model_yaml import ModelYaml
+
+if TYPE_CHECKING:
+    from compressor.search.report import Report
+
+
+def run(given: argparse.Namespace) -> int:
+    sys.path.insert(0, "")  # a factory or an evaluation may stand in the folder where the command is typed
+    try:
+        with _stoppable(), steps(f"reading {given.source}") as begin:
+            report = _searched(given, begin)
+    except KeyboardInterrupt:
+        sys.stderr.write(
+            f"shardline: stopped; nothing half-made is left, and what was measured stays in {given.out / '.tune'}: "
+            "the same command goes on from there\n"
+        )
+        return exits.FORCED
+    handler = _handler(report.artifact)
+    keep_or_write(given.out / "model.yaml", ModelYaml(handler=handler, stages=given.stages[0], device=given.device))
+    if given.json:
+        sys.stdout.write(json.dumps(report.as_json()) + "\n")
+    else:
+        sys.stdout.write(shown(report.as_json(), str(given.out)))
+    return exits.OK if report.found else exits.NOTHING_FOUND
+
+
+def _searched(given: argparse.Namespace, begin: Any) -> "Report":
+    from compressor.search.budget import read_budget  # noqa: PLC0415 -- torch takes seconds
+    from compressor.search.objective import read_objective  # noqa: PLC0415
+    from compressor.search.treatments import read_treatments  # noqa: PLC0415
+    from compressor.search.tune import Request, tune  # noqa: PLC0415
+
+    request = Request(
+        source=given.source,
+        out=given.out,
+        evaluate=given.evaluate,
+        data=given.data,
+        max_drop=read_budget(given.max_drop),
+        objective=read_objective(given.objective),
+        calibration=given.calibration,
+        drop_overlap=given.drop_overlap,
+        device=given.device,
+        time_limit_s=given.time_limit,
+        treatments=read_treatments(given.treatments) if given.treatments else (),
+        stages=tuple(given.stages),
+        seed=given.seed,
+        workers=given.workers,
+        address=given.address,
+        runtime=given.runtime,
+        keep=given.keep,
+    )
+    return tune(request, begin)
+
+
+def _handler(artifact: str) -> str | None:
+    from worker.artifact import read_manifest  # noqa: PLC0415
+
+    return read_manifest(Path(artifact)).handler
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM ends as Ctrl-C does: in order."""
+
+    def stop(_: int, __: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def shown(report: dict[str, Any], out: str) -> str:
+    """The report in a few lines."""
+    unit = report["unit"]
+    lines = [report["reason"]] if report["found"] else [f"the model stays as it was: {report['reason']}"]
+    lines.append(f"{report['evaluation']} on {report['held_out_records']} held-out records: {_told(report['figure'])}")
+    if report["found"]:
+        lines.append(f"lost: {_told(report['drop'])} {unit}, {report['allowed']:.3g} allowed")
+    for row in report["rivals"]:
+        if row["seconds"]:
+            times = ", ".join(f"{batch} {seconds * 1e3:.3g} ms" for batch, seconds in row["seconds"].items())
+            lines.append(f"{row['name']}: {times}")
+    lines += [f"{out}/report.html", report["artifact"], ""]
+    return "\n".join(lines)
+
+
+def _told(figure: dict[str, Any]) -> str:
+    return f"{figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"
