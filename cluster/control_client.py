@@ -38,6 +38,25 @@ class ControlClient:
             request = control_pb2.ScaleRequest(model=model, stage=-1 if stage is None else stage, replicas=replicas)
             self._stub.Scale(request, timeout=timeout_s, metadata=self._metadata)
 
+    def rollout(self, request: control_pb2.RolloutRequest, timeout_s: float = 10.0) -> int:
+        """The new revision's number."""
+        with self._translated():
+            response = self._stub.Rollout(request, timeout=timeout_s, metadata=self._metadata)
+            return int(response.revision)
+
+    def rollback(self, model: str, revision: int, timeout_s: float = 10.0) -> int:
+        """`revision` 0: the one before. Returns the number of the one that serves, or will."""
+        with self._translated():
+            request = control_pb2.RollbackRequest(model=model, revision=revision)
+            return int(self._stub.Rollback(request, timeout=timeout_s, metadata=self._metadata).revision)
+
+    def history(self, model: str, timeout_s: float = 10.0) -> control_pb2.History:
+        """`model` empty: of every model."""
+        with self._translated():
+            request = control_pb2.GetHistoryRequest(model=model)
+            found: control_pb2.History = self._stub.GetHistory(request, timeout=timeout_s, metadata=self._metadata)
+            return found
+
     def stop(self, timeout_s: float) -> None:
         """Returns when every replica has drained and stopped."""
         with self._translated():

@@ -190,7 +190,9 @@ class Controller:
 
     def _roll(self, now: float) -> None:
         notes = {**self.sighting.notes, **{stage: one.note for stage, one in self._failures.items() if one.note}}
-        evidence = Evidence(self.sighting, self.traffic, self._failures, notes, now)
+        known = {route.pipeline: 0 if route.reason else len(route.replicas) for route in self._published or ()}
+        reachable = known if self._confirmed(now) else {}
+        evidence = Evidence(self.sighting, self.traffic, self._failures, notes, reachable, now)
         steps = self.rolling.steps(self.state, evidence, time.time())
         for state, what, why in steps:
             self._keep(state)
@@ -220,10 +222,15 @@ class Controller:
             held_back={stage: why for stage, why in dying.items() if self._failures[stage].held_back(now)},
             notes={**self.sighting.notes, **dying},
             published=self._published,
-            confirmed=self.traffic.confirmed(self.state.generation, now) or now - self._published_at > CONFIRM_WITHIN_S,
+            confirmed=self._confirmed(now),
             weights=self.state.weights,
             stopping=self.state.stopping,
         )
+
+    def _confirmed(self, now: float) -> bool:
+        """Whether every gateway has the newest route table, as far as they can be waited for."""
+        late = now - self._published_at > CONFIRM_WITHIN_S
+        return late or self.traffic.confirmed(self.state.generation, now)
 
     def _count_failures(self, replicas: tuple[Replica, ...], now: float) -> None:
         for replica in replicas:

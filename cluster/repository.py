@@ -26,7 +26,7 @@ def read_repository(folder: Path) -> dict[str, ServedModel]:
     """
     if not folder.is_dir():
         raise RepositoryError(f"{folder}: no such folder; `shardline package SOURCE --out {folder}/NAME` makes one")
-    models = {path.name: _read_model(path) for path in sorted(folder.iterdir()) if _is_model(path)}
+    models = {path.name: read_model(path) for path in sorted(folder.iterdir()) if _is_model(path)}
     if not models:
         raise RepositoryError(f"{folder}: no model in it; `shardline package SOURCE --out {folder}/NAME` makes one")
     return models
@@ -105,7 +105,10 @@ def _is_model(path: Path) -> bool:
     return (path / "model.yaml").exists() or any(VERSION_NAME.fullmatch(child.name) for child in path.iterdir())
 
 
-def _read_model(folder: Path) -> ServedModel:
+def read_model(folder: Path) -> ServedModel:
+    """One model as its files are now. Raises RepositoryError, or ModelYamlError with file and line."""
+    if not folder.is_dir():
+        raise RepositoryError(f"{folder}: no such model; `shardline package SOURCE --out {folder}` makes one")
     if not MODEL_NAME.fullmatch(folder.name):
         raise RepositoryError(
             f"{folder}: a model's name is 1 to 128 letters, digits, '.', '_' or '-' and starts with a letter or digit; "

@@ -19,12 +19,16 @@ from worker.errors import InvalidRequest, NotFound
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What the controller sees. notes: why stages wait."""
+    """What the controller sees. notes: why stages wait.
+
+    reachable: replicas of each pipeline's stage 0 that every gateway knows, none where the pipeline does not answer.
+    """
 
     sighting: Sighting
     traffic: Traffic
     failures: Mapping[Stage, Failures]
     notes: Mapping[Stage, str]
+    reachable: Mapping[Pipeline, int]
     now: float
 
 
@@ -73,7 +77,10 @@ class Rolling:
         stages = rollout.target.stages_of(name)
         serving = Counter(replica.stage for replica in evidence.sighting.replicas if replica.takes_work)
         return Seen(
-            ready=all(serving[stage] >= count for stage, count in stages.items()),
+            ready=all(
+                serving[stage] >= count and (stage.index > 0 or evidence.reachable.get(stage.pipeline, 0) >= count)
+                for stage, count in stages.items()
+            ),
             coming_s=now - watched.began,
             sharing_s=now - watched.shared_at,
             waits=next((evidence.notes[stage] for stage in stages if stage in evidence.notes), ""),
@@ -103,13 +110,19 @@ def after(state: State, name: str, step: Step, unix_s: float) -> State | None:
 def begun(state: State, name: str, rollout: Rollout, nodes: tuple[Node, ...], *, even_without_room: bool) -> State:
     """The state with a roll-out of `rollout.target`, which gets its revision number here.
 
-    Raises InvalidRequest where one is on its way already, or where no node could hold a replica of it.
+    Raises InvalidRequest where one is on its way already, where clients would have to send other tensors, or where no
+    node could hold a replica of it.
     """
     underway = state.rollouts.get(name)
     if underway is not None:
         raise InvalidRequest(
             f"a roll-out of {name} is on its way (revision {underway.target.revision}, {underway.share} % of the "
             f"requests); wait until it ends, or `shardline rollback {name}`"
+        )
+    if _contract(rollout.target) != _contract(state.models[name]):
+        raise InvalidRequest(
+            f"{name} would take or give other tensors than now, so requests of today's clients would fail; package it "
+            "under another name, serve both, and move the clients"
         )
     config = rollout.target.config
     for index in range(config.stages):
@@ -164,3 +177,14 @@ def _what(step: Step, target: str) -> str:
 
 def _pipelines(name: str, served: ServedModel) -> list[Pipeline]:
     return [Pipeline(name, version, served.revision) for version in served.replicas]
+
+
+def _contract(served: ServedModel) -> object:
+    """Names, datatypes and shapes of what a client that names no version sends and gets."""
+    signature = served.signatures.get(max(served.replicas))
+    if signature is None:
+        return None
+    return [
+        sorted((spec.name, spec.datatype, spec.shape) for spec in specs)
+        for specs in (signature.inputs, signature.outputs)
+    ]

@@ -17,6 +17,9 @@ from worker.nouns import WorkerStats
 
 WINDOW_S = 2.0
 """Over which rates are measured: short, since how long they must last is the policy's delays' business."""
+LATELY_S = 1.0
+ENOUGH_ROWS = 30
+"""Where so many rows came in the last second, that second alone says how many come: a burst is not diluted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +69,14 @@ class Scaler:
 
     def demand(self, pipeline: Pipeline, stages: int, sighting: Sighting, traffic: Traffic, now: float) -> Demand:
         recent = traffic.over(pipeline, WINDOW_S, now)
+        lately = traffic.over(pipeline, LATELY_S, now)
+        steady = recent.arrived_rows / WINDOW_S
         return Demand(
             stages=tuple(
                 self._load(Stage(pipeline.model, pipeline.version, index, pipeline.revision), sighting)
                 for index in range(stages)
             ),
-            rows_per_s=recent.arrived_rows / WINDOW_S,
+            rows_per_s=lately.arrived_rows / LATELY_S if lately.arrived_rows >= ENOUGH_ROWS else steady,
             inflight=traffic.inflight(pipeline, now),
             unplaced_rows=traffic.unplaced_rows(pipeline, now),
             missed=recent.missed,

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from shardline import exits
+from shardline.planning_options import planning_commands
+from shardline.rollout_options import rollout_commands
 from shardline.tune_options import tune_command
 from worker.errors import ShardlineError
 
@@ -77,6 +79,7 @@ def parser() -> argparse.ArgumentParser:
             "shardline compile models/encoder/1",
         )
     )
+    planning_commands(command)
     _serve_options(
         command(
             "serve",
@@ -97,11 +100,12 @@ def parser() -> argparse.ArgumentParser:
     scale.add_argument(
         "--wait", type=_seconds, default=0.0, metavar="SECONDS", help="wait so long until it is so (default: do not)"
     )
+    rollouts = rollout_commands(command)
     stop = command("stop", _stop, "Drain and end a running serve.", "shardline stop")
     stop.add_argument(
         "--within", type=_seconds, default=300.0, metavar="SECONDS", help="give up waiting after (default: %(default)g)"
     )
-    for added in (status, infer, scale, stop):
+    for added in (status, infer, scale, *rollouts, stop):
         _state_dir_option(added)
     return root
 
@@ -119,7 +123,9 @@ def _compress_options(compress: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="the steps (YAML), or a manifest.json that holds them",
     )
-    compress.add_argument("--json", action="store_true", help="for machines: what each step changed, as JSON")
+    compress.add_argument(
+        "--json", action="store_true", help="for machines: what each step changed, as one JSON object"
+    )
     _artifact_options(compress)
 
 

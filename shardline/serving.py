@@ -177,8 +177,15 @@ def serving(settings: ServeSettings, stop: StopSignals, say: Say) -> Iterator[Se
         refuse_busy_port(settings.listen)
         models = with_signatures(repository, models)
         say(f"serving {', '.join(models)} from {settings.models}")
+        earlier = _earlier(state_dir)
+        if earlier is not None:
+            models = {
+                name: model.model_copy(update={"revision": earlier.next_revision(name)})
+                for name, model in models.items()
+            }
         state = State(
-            generation=_last_generation(state_dir),
+            generation=earlier.generation if earlier else 0,
+            history=earlier.history if earlier else (),
             repository=str(repository),
             host="127.0.0.1" if settings.address is None else None,
             token=secrets.token_urlsafe(32),
@@ -239,11 +246,12 @@ def _start_cluster(
     return restart_controller
 
 
-def _last_generation(state_dir: StateDir) -> int:
+def _earlier(state_dir: StateDir) -> State | None:
+    """What an earlier serve of this state dir left."""
     try:
-        return state_dir.read_state().generation
+        return state_dir.read_state()
     except StateError:
-        return 0
+        return None
 
 
 def refuse_busy_port(listen: str) -> None:

@@ -15,41 +15,54 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from cluster.control_client import ControlClient
 from protos import control_pb2
 from shardline import exits
 from shardline.running import controller_of
+from worker.errors import Unavailable
 
 SHOWN_DECISIONS = 8
 EVERY_S = 1.0
 PLAIN_WIDTH = 160
+HIDDEN_KINDS = ("memory", "object_store_memory")
+"""Resources that every node has and no replica asks for."""
+_NO_NODE = (Text("no node is known yet", style="dim"),)
 
 
 def run(folder: Path, *, as_json: bool, watch: bool) -> int:
     """OK where every model is ready, otherwise FAILED. `watch`: again until Ctrl-C, which is OK."""
+    if watch:
+        with suppress(KeyboardInterrupt):
+            _watch(folder, as_json=as_json)
+        return exits.OK
     with controller_of(folder) as client:
-        if watch:
-            with suppress(KeyboardInterrupt):
-                _watch(client, as_json=as_json)
-            return exits.OK
         status = client.status()
-        if as_json:
-            sys.stdout.write(as_line(status) + "\n")
-        else:
-            console = Console()
-            console.print(rendered(status), width=None if console.is_terminal else PLAIN_WIDTH, highlight=False)
-        return exits.OK if all(model.ready for model in status.models) else exits.FAILED
+    if as_json:
+        sys.stdout.write(as_line(status) + "\n")
+    else:
+        console = Console()
+        console.print(rendered(status), width=None if console.is_terminal else PLAIN_WIDTH, highlight=False)
+    return exits.OK if all(model.ready for model in status.models) else exits.FAILED
 
 
-def _watch(client: ControlClient, *, as_json: bool) -> None:
+def _watch(folder: Path, *, as_json: bool) -> None:
+    """A controller that dies and comes back is followed: what it said last stays, with a note."""
+    last = Group()
     with nullcontext() if as_json else Live(refresh_per_second=4) as live:
         while True:
-            status = client.status()
-            if live is None:
-                sys.stdout.write(as_line(status) + "\n")
-                sys.stdout.flush()
-            else:
-                live.update(rendered(status))
+            try:
+                with controller_of(folder) as client:
+                    while True:
+                        status = client.status()
+                        if live is None:
+                            sys.stdout.write(as_line(status) + "\n")
+                            sys.stdout.flush()
+                        else:
+                            last = rendered(status)
+                            live.update(last)
+                        time.sleep(EVERY_S)
+            except Unavailable as error:
+                if live is not None:
+                    live.update(Group(last, Text(f"{error}; trying again", style="red")))
             time.sleep(EVERY_S)
 
 
@@ -77,10 +90,15 @@ def rendered(status: control_pb2.ClusterStatus) -> Group:
 
 
 def _model(model: control_pb2.ModelStatus) -> Group:
-    title = Text(f"{model.model}/{model.version} ", style="bold")
+    revision = f" (revision {model.revision})" if model.revision > 1 else ""
+    title = Text(f"{model.model}/{model.version}{revision} ", style="bold")
     title.append("ready" if model.ready else "not ready", style="green" if model.ready else "red")
     if model.reason:
         title.append(f": {model.reason}", style="yellow" if model.ready else "red")
+    asked = Text(
+        f"{model.requests_per_s:.1f} requests/s  p50 {model.p50_ms:.1f} ms  p99 {model.p99_ms:.1f} ms  "
+        f"{model.inflight} in flight  {model.failed_per_s:.1f} failed/s  {model.refused_per_s:.1f} refused/s"
+    )
     table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="dim")
     for heading in ("stage", "replica", "state", "pid"):
         table.add_column(heading, no_wrap=True)
@@ -93,13 +111,33 @@ def _model(model: control_pb2.ModelStatus) -> Group:
             name = ""
         if not stage.replicas:
             table.add_row(name, "none")
-    notes = dict.fromkeys(
-        f"stage {stage.stage} runs uncompiled: {replica.note}"
+    notes = [
+        *dict.fromkeys(
+            f"stage {stage.stage} runs uncompiled: {replica.note}"
+            for stage in model.stages
+            for replica in stage.replicas
+            if replica.note
+        ),
+        *(
+            f"stage {stage.stage}: {stage.wanted} more are needed, and there is no room"
+            for stage in model.stages
+            if stage.wanted
+        ),
+    ]
+    rollout = [Text(f"roll-out: {model.rollout}", style="cyan")] if model.rollout else []
+    return Group(title, *rollout, asked, *_scaled(model), table, *(Text(note, style="yellow") for note in notes))
+
+
+def _scaled(model: control_pb2.ModelStatus) -> list[Text]:
+    return [
+        Text(
+            f"stage {stage.stage} is scaled between {stage.min} and {stage.max}: {stage.rows_per_s:.1f} rows/s, "
+            f"{stage.queued_rows} rows queued, {stage.busy:.2f} replicas' worth of computing",
+            style="dim",
+        )
         for stage in model.stages
-        for replica in stage.replicas
-        if replica.note
-    )
-    return Group(title, table, *(Text(note, style="yellow") for note in notes))
+        if stage.max
+    ]
 
 
 def _cells(replica: control_pb2.ReplicaStatus) -> list[str]:
@@ -128,6 +166,13 @@ def _decisions(status: control_pb2.ClusterStatus) -> Group:
     return Group(Text("decisions", style="bold"), *lines)
 
 
-def _nodes(status: control_pb2.ClusterStatus) -> Text:
-    nodes = ", ".join(f"{node.address} ({node.resources.get('CPU', 0):g} CPU)" for node in status.nodes)
-    return Text(f"route table {status.generation}; nodes: {nodes or 'none'}", style="dim")
+def _nodes(status: control_pb2.ClusterStatus) -> Group:
+    first = Text(f"route table {status.generation} of controller {status.epoch}", style="dim")
+    return Group(first, *(Text(_node(node), style="dim") for node in status.nodes), *(() if status.nodes else _NO_NODE))
+
+
+def _node(node: control_pb2.NodeStatus) -> str:
+    kinds = sorted(kind for kind in node.resources if kind not in HIDDEN_KINDS)
+    room = ", ".join(f"{node.taken.get(kind, 0):g} of {node.resources[kind]:g} {kind}" for kind in kinds)
+    labels = ", ".join(f"{name}={value}" for name, value in sorted(node.labels.items()))
+    return f"node {node.id[:8]} {node.address}: {node.replicas} replicas take {room}{labels and f' [{labels}]'}"

@@ -29,7 +29,16 @@ def a_status(*, ready: bool = True, reason: str = "") -> control_pb2.ClusterStat
         generation=2**40,
         models=[control_pb2.ModelStatus(model="minilm", version="1", ready=ready, reason=reason, stages=stages)],
         decisions=[control_pb2.Decision(unix_s=1.7e9, what="start minilm/1/0/a1b2c3", why="it has 0 of 2")],
-        nodes=[control_pb2.NodeStatus(id="n", address="127.0.0.1", resources={"CPU": 2.0})],
+        nodes=[
+            control_pb2.NodeStatus(
+                id="n",
+                address="127.0.0.1",
+                resources={"CPU": 2.0, "memory": 1e9},
+                taken={"CPU": 1.5},
+                replicas=2,
+                labels={"zone": "east"},
+            )
+        ],
     )
 
 
@@ -47,7 +56,7 @@ def test_people_see_each_replica_and_each_empty_stage() -> None:
     assert row.split() == ["0", "(1/2)", "a1b2c3", "ready", "4321", "3", "4.20", "1000", "4.0", "7", "0", "1024"]
     assert any(line.split() == ["1", "(0/1)", "none"] for line in text.splitlines())
     assert "start minilm/1/0/a1b2c3, because it has 0 of 2" in text
-    assert "nodes: 127.0.0.1 (2 CPU)" in text
+    assert "node n 127.0.0.1: 2 replicas take 1.5 of 2 CPU [zone=east]" in text
 
 
 def test_people_see_why_a_model_is_not_ready_or_lacks_replicas() -> None:
@@ -69,8 +78,23 @@ def test_machines_get_every_fact_with_numbers_as_numbers() -> None:
     status = json.loads(line)
     assert status["generation"] == 2**40
     (model,) = status["models"]
-    assert model["stages"][1] == {"stage": 1, "desired": 1, "replicas": []}
+    assert (model["stages"][1]["desired"], model["stages"][1]["replicas"]) == (1, [])
     replica = model["stages"][0]["replicas"][0]
     assert set(replica) == {field.name for field in control_pb2.ReplicaStatus.DESCRIPTOR.fields}
     assert replica["resident_bytes"] == 2**30
-    assert status["nodes"] == [{"id": "n", "address": "127.0.0.1", "resources": {"CPU": 2.0}}]
+    assert status["nodes"][0]["resources"] == {"CPU": 2.0, "memory": 1e9}
+
+
+def test_people_see_what_is_asked_how_it_is_scaled_and_where_a_roll_out_stands() -> None:
+    status = a_status()
+    model = status.models[0]
+    model.revision, model.rollout = 3, "revision 4 of minilm gets 10 % of the requests; it is watched"
+    model.requests_per_s, model.p50_ms, model.p99_ms, model.inflight = 120.5, 8.25, 31, 7
+    stage = model.stages[0]
+    stage.min, stage.max, stage.rows_per_s, stage.queued_rows, stage.busy, stage.wanted = 1, 6, 240, 12, 1.75, 2
+    text = shown(status)
+    assert "minilm/1 (revision 3) ready" in text
+    assert "roll-out: revision 4 of minilm gets 10 % of the requests" in text
+    assert "120.5 requests/s  p50 8.2 ms  p99 31.0 ms  7 in flight" in text
+    assert "stage 0 is scaled between 1 and 6: 240.0 rows/s, 12 rows queued, 1.75 replicas' worth of computing" in text
+    assert "stage 0: 2 more are needed, and there is no room" in text
