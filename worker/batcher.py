@@ -27,7 +27,7 @@ class Batching:
     max_rows: int = 16
     max_wait_s: float = 0.0
     max_bytes: int = 64 << 20
-    max_padding: float = 0.25
+    max_padding: float = 0.1
 
 
 class Queued(Protocol):
@@ -138,8 +138,8 @@ class Batcher:
                 self._arrived.clear()
                 await self._arrived.wait()
                 continue
-            missing = self._oldest() + self._batching.max_wait_s - time.monotonic()
-            if missing <= 0 or self.rows >= self._batching.max_rows:
+            missing = self._missing()
+            if missing <= 0:
                 return self._take()
             self._arrived.clear()
             try:
@@ -148,8 +148,16 @@ class Batcher:
             except TimeoutError:
                 continue
 
-    def _oldest(self) -> float:
-        return min(item.arrived for item in self._queue)
+    def ready(self) -> list[Item]:
+        """What `next` would return without waiting; empty where it would wait."""
+        self._drop_dead()
+        return self._take() if self._queue and self._missing() <= 0 else []
+
+    def _missing(self) -> float:
+        """Seconds for which the batch still waits for more."""
+        if self.rows >= self._batching.max_rows:
+            return 0.0
+        return min(item.arrived for item in self._queue) + self._batching.max_wait_s - time.monotonic()
 
     def _take(self) -> list[Item]:
         batch = form_batch(self._queue, self._batching)

@@ -130,6 +130,11 @@ class Link:
         ahead = len(self._turns) // max(1, len(able))
         return min((standing.expected_finish(now, rows + ahead) for standing in able), default=0.0)
 
+    @property
+    def has_room(self) -> bool:
+        """Whether some living replica has room for one more request."""
+        return self._pick() is not None
+
     async def room(self) -> None:
         """Returns when some living replica has room for one more request."""
         while self._pick() is None:
@@ -223,10 +228,12 @@ class Link:
                 return stream
 
     async def _turn(self, priority: int, number: int, until: float) -> None:
+        # Those before it may leave room: once it waits, it is looked whom there is room for.
+        asyncio.get_running_loop().call_soon(self._wake)
         try:
             await self._turns.wait(priority, number, until)
         except asyncio.CancelledError:
-            self._wake()  # as above
+            self._wake()  # it may have been woken just now: its place is another one's
             raise
 
     async def _next_change(self, until: float | None) -> None:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import psutil
 import torch
@@ -21,7 +21,7 @@ from worker.errors import Internal, ShardlineError
 from worker.expression import evaluate, parse
 from worker.handler import Handler
 from worker.link import Link
-from worker.nouns import BATCH, Answer, Load, Signature, TensorSpec, Timing, Work
+from worker.nouns import BATCH, Answer, Load, Signature, Tensor, TensorSpec, Timing, Work
 from worker.outlook import Outlook
 from worker.sparing_log import SparingLog
 
@@ -50,6 +50,18 @@ class Counters:
     computed_batches: int = 0
     computing_s: float = 0.0
     failed: int = 0
+
+
+_Computed: TypeAlias = tuple[tuple[Tensor, ...], float]
+"""A batch's outputs and the seconds that the shard took."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    items: list[Item]
+    rows: int
+    nbytes: int
+    result: asyncio.Future[_Computed]
 
 
 class Worker:
@@ -84,6 +96,7 @@ class Worker:
         self._cheap_bytes = 0
         self._compute = ThreadPoolExecutor(1, "compute", initializer=torch.set_num_threads, initargs=(threads,))
         self._text = ThreadPoolExecutor(1, "handler")
+        self._finished: list[tuple[list[Item], Answer]] = []
         self._forwards: set[asyncio.Task[None]] = set()
 
     def load(self) -> Load:
@@ -95,7 +108,9 @@ class Worker:
         """Computes zeros at each of `shapes` (axis name to length), so that no request pays for first-time work."""
         for lengths in shapes:
             inputs = [_zeros(spec, lengths) for spec in self._shard.signature.inputs]
-            _, seconds = await self._run(inputs)
+            loop = asyncio.get_running_loop()
+            _, seconds = await loop.run_in_executor(self._compute, self._timed_run, inputs)
+            self._learn_cheap(sum(tensor.nbytes for tensor in inputs), seconds)
             self._seconds_per_row = seconds / lengths.get(BATCH, 1)
             self._outlook.computed(lengths.get(BATCH, 1), seconds)
 
@@ -120,15 +135,28 @@ class Worker:
             self._text.shutdown(wait=False)
 
     async def step(self) -> None:
-        """Computes one batch and sends it on its way."""
+        """Begins the next batch, sends the one before it on its way meanwhile, and waits for the batch to end.
+
+        So the compute thread idles for no longer than it takes to choose a batch.
+        """
+        begun = self._begin_ready() if self._finished else self._begin(await self._next())
+        finished, self._finished = self._finished, []
+        for group in finished:
+            self._send_on(*group)
+        if begun is not None:
+            self._finished = await self._ended(begun)
+
+    async def _next(self) -> list[Item]:
         if self._link is not None:
             began, waited = time.monotonic(), bool(self.batcher.rows)
             await self._link.room()
             now = time.monotonic()
             self._outlook.was_blocked(now - began if waited else 0.0, now)
-        items = await self.batcher.next()
-        for group in await self._computed(items):
-            self._send_on(*group)
+        return await self.batcher.next()
+
+    def _begin_ready(self) -> _Begun | None:
+        items = self.batcher.ready() if self._link is None or self._link.has_room else []
+        return self._begin(items) if items else None
 
     async def _queue(self, work: Work) -> Answer:
         measured = self._collator.measure(work)
@@ -136,43 +164,45 @@ class Worker:
         self.batcher.put(Item(work, measured.rows, measured.nbytes, measured.shape_key, measured.sizes, future))
         return await future
 
-    async def _computed(self, items: list[Item]) -> list[tuple[list[Item], Answer]]:
-        """The batch's answer; where the batch fails, each item by itself, so that one bad item fails alone."""
+    def _begin(self, items: list[Item]) -> _Begun:
+        """Hands the batch to the compute thread; computes it here where that takes less than the hop there."""
+        rows, nbytes = sum(item.rows for item in items), sum(item.nbytes for item in items)
+        works = [item.work for item in items]
+        self._computing_rows, self._computing_since = rows, time.monotonic()
+        loop = asyncio.get_running_loop()
+        if nbytes > self._cheap_bytes:
+            return _Begun(items, rows, nbytes, loop.run_in_executor(self._compute, self._compute_works, works))
+        result: asyncio.Future[_Computed] = loop.create_future()
         try:
-            return [(items, await self._compute_batch(items))]
+            result.set_result(self._compute_works(works))
+        except Exception as error:  # noqa: BLE001 - as from the thread: told where it is awaited
+            result.set_exception(error)
+        return _Begun(items, rows, nbytes, result)
+
+    async def _ended(self, begun: _Begun) -> list[tuple[list[Item], Answer]]:
+        """The batch's answer; where the batch fails, each item by itself, so that one bad item fails alone."""
+        items, rows = begun.items, begun.rows
+        try:
+            tensors, seconds = await begun.result
         except Exception as error:  # noqa: BLE001 - the program may raise anything; it is logged and told
             if len(items) > 1:
-                alone = [await self._computed([item]) for item in items]
+                alone = [await self._ended(self._begin([item])) for item in items]
                 return [group for groups in alone for group in groups]
             self._fail(items, error)
             return []
-
-    async def _compute_batch(self, items: list[Item]) -> Answer:
-        rows = sum(item.rows for item in items)
-        inputs = self._collator.stack([item.work for item in items])
-        self._computing_rows, self._computing_since = rows, time.monotonic()
-        try:
-            values, seconds = await self._run(inputs)
         finally:
             self._computing_rows = 0
+        self._learn_cheap(begun.nbytes, seconds)
         self.counters.computed_rows += rows
         self.counters.computed_batches += 1
         self.counters.computing_s += seconds
         self._outlook.computed(rows, seconds)
         self._seconds_per_row += _SMOOTHING * (seconds / max(1, rows) - self._seconds_per_row)
-        tensors = to_tensors(values, self._shard.signature.outputs)
-        return Answer(tensors, Timing(0, int(seconds * 1e9), rows))
+        return [(items, Answer(tensors, Timing(0, int(seconds * 1e9), rows)))]
 
-    async def _run(self, inputs: Sequence[torch.Tensor]) -> tuple[tuple[torch.Tensor, ...], float]:
-        """The shard's outputs and the seconds they took."""
-        nbytes = sum(tensor.nbytes for tensor in inputs)
-        if nbytes <= self._cheap_bytes:
-            values, seconds = self._timed_run(inputs)
-        else:
-            loop = asyncio.get_running_loop()
-            values, seconds = await loop.run_in_executor(self._compute, self._timed_run, inputs)
-        self._learn_cheap(nbytes, seconds)
-        return values, seconds
+    def _compute_works(self, works: Sequence[Work]) -> _Computed:
+        values, seconds = self._timed_run(self._collator.stack(works))
+        return to_tensors(values, self._shard.signature.outputs), seconds
 
     def _timed_run(self, inputs: Sequence[torch.Tensor]) -> tuple[tuple[torch.Tensor, ...], float]:
         started = time.perf_counter()
