@@ -54,7 +54,11 @@ GROUPS: dict[Bring, list[Case]] = {
 def run_group(bring: Bring, cases: list[Case], sizes: Sizes, console: Console) -> list[Outcome]:
     """A cluster that does not recover ends its group: the cases after it would tell nothing."""
     outcomes: list[Outcome] = []
-    with tempfile.TemporaryDirectory(prefix="chaos-") as folder, bring(Path(folder)) as one:
+    with (
+        tempfile.TemporaryDirectory(prefix="chaos-") as folder,
+        last_words(Path(folder), console),
+        bring(Path(folder)) as one,
+    ):
         for case in cases:
             outcome = run_case(case.name, case.fault, one, sizes, retry=case.retry)
             outcomes.append(outcome)
@@ -65,6 +69,19 @@ def run_group(bring: Bring, cases: list[Case], sizes: Sizes, console: Console) -
             for problem in outcome.problems:
                 console.print(f"  {problem}", markup=False)
     return outcomes
+
+
+@contextlib.contextmanager
+def last_words(folder: Path, console: Console) -> Iterator[None]:
+    """Where something fails, shows the end of every log below `folder`."""
+    try:
+        yield
+    except BaseException:
+        for log in sorted(folder.glob("**/*.log")):
+            console.print(
+                f"--- {log.name}", *log.read_text(errors="replace").splitlines()[-15:], sep="\n", markup=False
+            )
+        raise
 
 
 def table(outcomes: list[Outcome]) -> Table:

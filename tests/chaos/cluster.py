@@ -18,6 +18,7 @@ from worker.model_yaml import ModelYaml, write_model_yaml
 STAGES: Final = 3
 REPLICAS: Final = 2
 CPUS_OF_A_REPLICA: Final = 0.25
+START_WITHIN_S: Final = 240.0
 
 
 def make_models(folder: Path, handler: str | None = None) -> Path:
@@ -80,7 +81,7 @@ class Cluster:
 @contextmanager
 def cluster(models: Path, state_dir: Path, *options: str, cpus: int | None = 2) -> Iterator[Cluster]:
     """Serves `models`, once every replica is ready, until the context ends."""
-    with serve(models, state_dir, *options, cpus=cpus) as serving:
+    with serve(models, state_dir, *options, cpus=cpus, within_s=START_WITHIN_S) as serving:
         one = Cluster(serving)
-        wait_for("every replica is ready", one.is_whole)
+        wait_for("every replica is ready", one.is_whole, START_WITHIN_S)
         yield one

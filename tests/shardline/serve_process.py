@@ -79,8 +79,10 @@ class ServeProcess:
 
 
 @contextmanager
-def serve(models: Path, state_dir: Path, *options: str, cpus: int | None = 2) -> Iterator[ServeProcess]:
-    """Serves until the context ends, which kills what is left of it."""
+def serve(
+    models: Path, state_dir: Path, *options: str, cpus: int | None = 2, within_s: float = WITHIN_S
+) -> Iterator[ServeProcess]:
+    """Serves until the context ends, which kills what is left of it. Ready `within_s` seconds."""
     log = state_dir.with_name(state_dir.name + ".log")
     more = ("--cpus", str(cpus)) if cpus else ()
     with log.open("w") as said:
@@ -99,7 +101,7 @@ def serve(models: Path, state_dir: Path, *options: str, cpus: int | None = 2) ->
                 pytest.fail(f"serve ended with code {process.returncode}: {log.read_text()}")
             return next((line for line in log.read_text().splitlines() if line.startswith("ready: ")), "")
 
-        url = wait_for(f"serve is ready; see {log}", ready).split()[1]
+        url = wait_for(f"serve is ready; see {log}", ready, within_s).split()[1]
         below = psutil.Process(process.pid).children(recursive=True)
         yield ServeProcess(process, state_dir, url)
     finally:

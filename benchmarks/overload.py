@@ -1,0 +1,174 @@
+"""What becomes of a model that is asked for three times as much as it can do?
+
+The same two-stage model is served twice: with admission by predicted finish (the default), and with a plain queue. Each
+is measured alone: what it can do (closed loop), then an open loop at three times that, then at half of it. Goodput is
+what was answered inside the deadline.
+
+    python -m benchmarks.overload [--seconds 8] [--deadline 0.5] [--json]
+"""
+
+import argparse
+import contextlib
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import servers
+from benchmarks.load import run_load, write_requests
+from benchmarks.open_load import BUCKET_S, Fates, run_steps
+from compressor.model import Input, Model
+from compressor.package import package
+from protos import inference_pb2 as pb
+
+KINDS = ("predicted", "queue")
+TIMES = 3.0
+LAYERS, WIDTH, POSITIONS = 12, 512, 64
+MODEL_YAML = """\
+stages: 2
+replicas: 1
+cpus: 0.5
+batching: {{max_rows: 8}}
+limits: {{admission: {kind}, max_inflight_per_replica: 1024}}
+"""
+
+
+class Layers(torch.nn.Module):
+    """So many matrix products a row that a batch of eight takes about eight times as long as one row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(WIDTH, WIDTH) for _ in range(LAYERS))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = x.unsqueeze(1).expand(-1, POSITIONS, -1) + torch.linspace(-1, 1, POSITIONS).view(1, POSITIONS, 1)
+        for layer in self.layers:
+            y = torch.relu(layer(y))
+        return y.mean(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """capacity: answers a second of the closed loop. grew_mb: of the gateway and the workers during the overload.
+
+    recovered_s: from the end of the overload until everything is answered in time again.
+    """
+
+    capacity: float
+    overload: Fates
+    after: Fates
+    grew_mb: float
+    recovered_s: float
+
+    @property
+    def goodput_share(self) -> float:
+        return self.overload.goodput / self.capacity
+
+
+def make_models(folder: Path) -> Path:
+    model = Model(Layers(), (Input("x", torch.zeros(2, WIDTH), ("batch", None)),), outputs=("y",))
+    for kind in KINDS:
+        package(model, folder / kind, stages=(2,), runtime="eager")
+        (folder / kind / "model.yaml").write_text(MODEL_YAML.format(kind=kind))
+    return folder
+
+
+def make_request(name: str) -> bytes:
+    tensor = pb.ModelInferRequest.InferInputTensor(name="x", datatype="FP32", shape=[1, WIDTH])
+    return pb.ModelInferRequest(
+        model_name=name, inputs=[tensor], raw_input_contents=[torch.randn(WIDTH).numpy().tobytes()]
+    ).SerializeToString()
+
+
+def measure(target: str, state_dir: Path, requests: Path, seconds: float, deadline_s: float) -> Result:
+    capacity = run_load(target, requests, callers=32, seconds=max(3.0, seconds / 2)).per_second
+    before = resident_mb(state_dir)
+    (overload,) = run_steps(target, requests, [(TIMES * capacity, seconds)], deadline_s)
+    again, after = run_steps(target, requests, [(TIMES * capacity, seconds), (capacity / 2, 4.0)], deadline_s)
+    late = [number for number, share in enumerate(after.in_time_by_bucket) if share < 1.0]
+    recovered_s = (late[-1] + 1) * BUCKET_S if late else 0.0
+    worse = min(overload, again, key=lambda one: one.goodput)
+    return Result(capacity, worse, after, resident_mb(state_dir) - before, recovered_s)
+
+
+def resident_mb(state_dir: Path) -> float:
+    """Of the gateway's processes and the workers."""
+    gateway = psutil.Process(json.loads((state_dir / "gateway.ready").read_text())["pid"])
+    workers = [
+        psutil.Process(replica["pid"])
+        for model in servers.status(state_dir)["models"]
+        for stage in model["stages"]
+        for replica in stage["replicas"]
+    ]
+    total = 0
+    for process in (gateway, *gateway.children(recursive=True), *workers):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            total += process.memory_info().rss
+    return total / 1e6
+
+
+def table(results: dict[str, Result], deadline_s: float) -> Table:
+    shown = Table("", *results, title=f"{TIMES:g} times the capacity, deadline {1e3 * deadline_s:.0f} ms")
+    rows: dict[str, Callable[[Result], str]] = {
+        "capacity, answers a second": lambda one: f"{one.capacity:.0f}",
+        "sent a second": lambda one: f"{one.overload.sent / one.overload.seconds:.0f}",
+        "answered in time a second": lambda one: f"{one.overload.goodput:.0f}",
+        "of the capacity": lambda one: f"{100 * one.goodput_share:.0f} %",
+        "refused": lambda one: str(one.overload.refused),
+        "late": lambda one: str(one.overload.late),
+        "other": lambda one: str(one.overload.other),
+        "a refusal takes, p50 / p99 ms": lambda one: f"{one.overload.refused_p50_ms} / {one.overload.refused_p99_ms}",
+        "an answer takes, p50 / p99 ms": lambda one: f"{one.overload.in_time_p50_ms} / {one.overload.in_time_p99_ms}",
+        "memory grew by, MB": lambda one: f"{one.grew_mb:.0f}",
+        "all in time again after, s": lambda one: f"{one.recovered_s:g}",
+    }
+    for name, tell in rows.items():
+        shown.add_row(name, *(tell(one) for one in results.values()))
+    return shown
+
+
+def as_json(results: dict[str, Result]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for kind, one in results.items():
+        found |= {
+            f"{kind}_goodput_share": round(one.goodput_share, 3),
+            f"{kind}_refused_p50_ms": one.overload.refused_p50_ms,
+            f"{kind}_refused_p99_ms": one.overload.refused_p99_ms,
+            f"{kind}_late": one.overload.late,
+            f"{kind}_grew_mb": round(one.grew_mb, 1),
+            f"{kind}_recovered_s": one.recovered_s,
+        }
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=8.0, help="of each overload (default: %(default)g)")
+    parser.add_argument("--deadline", type=float, default=0.5, help="of a request, seconds (default: %(default)g)")
+    parser.add_argument("--json", action="store_true", help="print one last line of JSON")
+    given = parser.parse_args()
+    console = Console(stderr=True)
+    results = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        models = make_models(folder / "models")
+        console.print("starting")
+        with servers.shardline(models, folder / "state") as target:
+            for kind in KINDS:
+                console.print(f"measuring {kind}")
+                write_requests(folder / kind, [make_request(kind)])
+                results[kind] = measure(target, folder / "state", folder / kind, given.seconds, given.deadline)
+    Console().print(table(results, given.deadline))
+    if given.json:
+        print(json.dumps(as_json(results)))
+
+
+if __name__ == "__main__":
+    main()
