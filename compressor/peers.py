@@ -7,11 +7,10 @@ what depends on the whole batch is computed over the whole batch: batch normalis
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.nn import functional as collective
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
@@ -71,7 +70,7 @@ class Group:
         try:
             for norm, kind in norms.items():
                 norm.__class__ = _shared(kind)
-            yield DistributedDataParallel(objective, broadcast_buffers=False, find_unused_parameters=True)
+            yield DistributedDataParallel(objective, forward_sync_buffers=False, find_unused_parameters=True)
         finally:
             for norm, kind in norms.items():
                 norm.__class__ = kind
@@ -103,9 +102,9 @@ class SharedBatchNorm(_BatchNorm):
         shape = [1, -1, *[1] * (x.dim() - 2)]
         count = torch.tensor(float(x.numel() // x.shape[1]), device=x.device)
         distributed.all_reduce(count)
-        mean = collective.all_reduce(x.sum(dims)) / count  # type: ignore[no-untyped-call]
+        mean = _summed(x.sum(dims)) / count
         away = x - mean.view(shape)
-        variance = collective.all_reduce(away.square().sum(dims)) / count  # type: ignore[no-untyped-call]
+        variance = _summed(away.square().sum(dims)) / count
         self._remember(mean.detach(), variance.detach() * (count / (count - 1).clamp(min=1)))
         y = away * torch.rsqrt(variance + self.eps).view(shape)
         if self.weight is not None:
@@ -120,6 +119,29 @@ class SharedBatchNorm(_BatchNorm):
         share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean, share)
         self.running_var.lerp_(variance, share)
+
+
+class _Sum(torch.autograd.Function):
+    """The sum of everybody's tensors; each one's gradient is the sum of everybody's gradients of it."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        del ctx
+        total = tensor.clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        del ctx
+        total = gradients[0].clone()
+        distributed.all_reduce(total)
+        return total
+
+
+def _summed(tensor: Tensor) -> Tensor:
+    total: Tensor = _Sum.apply(tensor)  # type: ignore[no-untyped-call]
+    return total
 
 
 def _shared(kind: type[_BatchNorm]) -> type[_BatchNorm]:

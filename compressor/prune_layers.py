@@ -42,7 +42,7 @@ class PruneLayers(Step):
         if told is not None:
             return told
         found = self.blocks(model)
-        if len(found) <= self.count:
+        if len(found) < self.count or len(self.model_copy(update={"layers": ("*",)}).blocks(model)) == self.count:
             return (
                 f"{', '.join(self.layers)}: {len(found)} blocks in stacks of layers of one class are there, of which "
                 f"{self.count} cannot go"
@@ -67,7 +67,7 @@ class PruneLayers(Step):
         batches = context.calibration if self.needs_calibration() else [context.examples]
         turns = _watch(model, blocks, batches)
         able = [name for name in blocks if turns.get(name) is not None]
-        if len(able) <= self.count:
+        if len(able) < self.count:
             raise InvalidRequest(
                 f"only {', '.join(able) or 'no block'} can go (its result is of the shape of what it takes, and it is "
                 f"used once); asked for {self.count}"
@@ -83,6 +83,8 @@ class PruneLayers(Step):
     def _worst(
         self, able: Sequence[str], blocks: Mapping[str, nn.Module], turns: Mapping[str, float | None], seed: int
     ) -> list[str]:
+        if len(able) == self.count:
+            return list(able)
         if self.score == "last":
             return list(able[-self.count :])
         if self.score == "spread":

@@ -11,7 +11,10 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ORDER = ["protos", "worker", "compressor", "cluster", "gateway", "shardline"]
-MAY_IMPORT_RAY = ("worker/actor.py", "cluster/", "shardline/demo.py", "compressor/search/fan_out.py")
+MAY_IMPORT_RAY = (
+    *("worker/actor.py", "cluster/", "shardline/demo.py"),
+    *("compressor/search/fan_out.py", "compressor/train_ray.py"),
+)
 TORCH_FREE = ["worker.link", "worker.stream_server", "worker.model_yaml", "gateway.server", "shardline.cli"]
 
 

@@ -75,9 +75,13 @@ def test_only_blocks_that_keep_the_shape_go() -> None:
     )
     done = compress_(model.module, PruneLayers(count=2, score="last"), context=Context.of(model))
     assert [change.layer for change in done.changes] == ["layer2.1", "layer3.1"], "not those that halve the image"
+    named = compress_(
+        models.CifarResNet(2), PruneLayers(count=2, layers=("layer2.1", "layer3.1")), context=Context.of(model)
+    )
+    assert [change.layer for change in named.changes] == ["layer2.1", "layer3.1"], "all that are named may go"
     again = models.CifarResNet(2)
-    with pytest.raises(InvalidRequest, match=r"only layer2\.1, layer3\.1 can go .*; asked for 2"):
-        compress_(again, PruneLayers(count=2, layers=("layer2", "layer3")), context=Context.of(model))
+    with pytest.raises(InvalidRequest, match=r"only layer2\.1, layer3\.1 can go .*; asked for 3"):
+        compress_(again, PruneLayers(count=3, layers=("layer2", "layer3")), context=Context.of(model))
 
 
 @pytest.mark.parametrize(
