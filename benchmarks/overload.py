@@ -1,10 +1,10 @@
 """What becomes of a model that is asked for three times as much as it can do?
 
-The same two-stage model is served twice: with admission by predicted finish (the default), and with a plain queue. Each
+The same model is served twice: with admission by predicted finish (the default), and with a plain queue. Each
 is measured alone: what it can do (closed loop), then an open loop at three times that, then at half of it. Goodput is
 what was answered inside the deadline.
 
-    python -m benchmarks.overload [--seconds 8] [--deadline 0.5] [--json]
+    python -m benchmarks.overload [--seconds 8] [--deadline 0.5] [--stages 2] [--json]
 """
 
 import argparse
@@ -31,7 +31,7 @@ KINDS = ("predicted", "queue")
 TIMES = 3.0
 LAYERS, WIDTH, POSITIONS = 12, 512, 64
 MODEL_YAML = """\
-stages: 2
+stages: {stages}
 replicas: 1
 cpus: 0.5
 batching: {{max_rows: 8}}
@@ -72,11 +72,11 @@ class Result:
         return self.overload.goodput / self.capacity
 
 
-def make_models(folder: Path) -> Path:
+def make_models(folder: Path, stages: int) -> Path:
     model = Model(Layers(), (Input("x", torch.zeros(2, WIDTH), ("batch", None)),), outputs=("y",))
     for kind in KINDS:
-        package(model, folder / kind, stages=(2,), runtime="eager")
-        (folder / kind / "model.yaml").write_text(MODEL_YAML.format(kind=kind))
+        package(model, folder / kind, stages=(stages,), runtime="eager")
+        (folder / kind / "model.yaml").write_text(MODEL_YAML.format(kind=kind, stages=stages))
     return folder
 
 
@@ -152,13 +152,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=8.0, help="of each overload (default: %(default)g)")
     parser.add_argument("--deadline", type=float, default=0.5, help="of a request, seconds (default: %(default)g)")
+    parser.add_argument("--stages", type=int, default=2, help="of the model (default: %(default)d)")
     parser.add_argument("--json", action="store_true", help="print one last line of JSON")
     given = parser.parse_args()
     console = Console(stderr=True)
     results = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        models = make_models(folder / "models")
+        models = make_models(folder / "models", given.stages)
         console.print("starting")
         with servers.shardline(models, folder / "state") as target:
             for kind in KINDS:

@@ -66,10 +66,9 @@ class Servicer:
             allowed = seconds_allowed(context.time_remaining(), asked.timeout_s, served.route.limits.deadline_s)
             work = Work(tensors, monotonic() + allowed, asked.priority, traceparent(context.metadata))
             decoded = perf_counter_ns()
-            with served.tally.request(work.rows):
-                served.admission.check(served.link.expected_finish(work.rows), allowed)
-                with served.admission:
-                    answer = await served.link.call(work, wait=True)
+            expected = served.link.expected_finish(work.rows)
+            with served.tally.request(work.rows), served.admission.request(expected, allowed):
+                answer = await served.link.call(work, wait=True)
             answered = perf_counter_ns()
             response = encode(served.route.model, served.route.version, request.id, answer.tensors, wanted)
         except BaseException:

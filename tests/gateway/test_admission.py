@@ -1,4 +1,5 @@
 import asyncio
+from contextlib import AbstractContextManager
 
 import pytest
 from hypothesis import given
@@ -8,11 +9,16 @@ from gateway.admission import Admission, seconds_allowed
 from worker.errors import DeadlineExceeded, Internal, Overloaded
 
 
+def request(admission: Admission) -> AbstractContextManager[None]:
+    """One of which nothing is expected."""
+    return admission.request(0.0, 1.0)
+
+
 def test_the_bound_refuses_what_comes_over_it_and_counts_nothing_for_it() -> None:
     admission = Admission("model 'echo' version 1", 2)
-    with admission, admission:
+    with request(admission), request(admission):
         with pytest.raises(Overloaded, match="model 'echo' version 1 already has 2 requests in flight"):
-            admission.__enter__()
+            request(admission).__enter__()
         assert admission.inflight == 2
     assert admission.inflight == 0
 
@@ -20,21 +26,21 @@ def test_the_bound_refuses_what_comes_over_it_and_counts_nothing_for_it() -> Non
 def test_what_fails_goes_out_too() -> None:
     admission = Admission("m", 1)
     for error in (Internal, asyncio.CancelledError, KeyboardInterrupt):
-        with pytest.raises(error), admission:
+        with pytest.raises(error), request(admission):
             raise error
         assert admission.inflight == 0
 
 
 def test_a_limit_of_zero_is_no_bound() -> None:
     admission = Admission("m", 0)
-    with admission, admission, admission:
+    with request(admission), request(admission), request(admission):
         assert admission.inflight == 3
 
 
 async def test_idle_waits_for_what_is_in_flight() -> None:
     admission = Admission("m", 2)
     await admission.idle()
-    with admission:
+    with request(admission):
         waiting = asyncio.create_task(admission.idle())
         await asyncio.sleep(0)
         assert not waiting.done()
@@ -65,23 +71,34 @@ def test_a_request_that_arrives_too_late_is_not_begun() -> None:
 
 def test_what_is_expected_too_late_is_refused_and_told_how_late() -> None:
     admission = Admission("model 'echo' version 1", 0)
-    with admission:
-        admission.check(0.9, 1.0)
+    with request(admission), admission.request(0.9, 1.0):
         with pytest.raises(Overloaded, match="would answer in about 1100 ms, and the request has 1000 ms"):
-            admission.check(1.1, 1.0)
-        assert admission.inflight == 1
+            admission.enter(1.1, 1.0)
+        assert admission.inflight == 2
 
 
 def test_a_plain_queue_refuses_nothing_for_being_late() -> None:
     admission = Admission("m", 0)
     admission.predicts = False
-    with admission:
-        admission.check(100.0, 1.0)
+    with request(admission), admission.request(100.0, 1.0):
+        assert admission.inflight == 2
+
+
+def test_predictions_that_did_not_hold_are_trusted_less_and_those_of_being_late_teach_nothing() -> None:
+    admission = Admission("m", 0)
+    with admission.request(2e-9, 1e-9):
+        assert admission.inflight == 1
+    assert admission.margin.share == 1.0, "it was known to be late, and came in because nothing else was"
+    with admission.request(1e-9, 1e-9):
+        assert admission.inflight == 1
+    assert admission.margin.share < 1.0
+    with request(admission), pytest.raises(Overloaded):
+        admission.enter(0.9, 1.0)
 
 
 @given(st.floats(0, 1e6), st.floats(1e-6, 1e5))
 def test_an_idle_model_refuses_nobody_so_that_a_wrong_expectation_cannot_last(expected: float, allowed: float) -> None:
-    Admission("m", 1).check(expected, allowed)
+    Admission("m", 1).enter(expected, allowed)
 
 
 @given(
@@ -90,19 +107,22 @@ def test_an_idle_model_refuses_nobody_so_that_a_wrong_expectation_cannot_last(ex
     less_s=st.floats(0, 1e6),
     more_s=st.floats(0, 1e5),
     inflight=st.integers(0, 3),
+    misses=st.integers(0, 20),
 )
 def test_less_to_do_and_a_later_deadline_never_turn_a_yes_into_a_no(
-    expected: float, allowed: float, less_s: float, more_s: float, inflight: int
+    expected: float, allowed: float, less_s: float, more_s: float, *, inflight: int, misses: int
 ) -> None:
     def admits(expected_s: float, allowed_s: float) -> bool:
+        admission = Admission("m", 0)
+        admission.inflight = inflight
+        for number in range(misses):
+            admission.margin.missed(number, 0.5)
         try:
-            admission.check(expected_s, allowed_s)
+            admission.enter(expected_s, allowed_s)
         except Overloaded:
             return False
         return True
 
-    admission = Admission("m", 0)
-    admission.inflight = inflight
     if admits(expected, allowed):
         assert admits(min(expected, less_s), allowed)
         assert admits(expected, allowed + more_s)

@@ -30,7 +30,7 @@ def work() -> Work:
 
 async def ask(one: Routes, version: str = "") -> Answer:
     served = one.find("echo", version)
-    with served.admission:
+    with served.admission.request(0.0, 1.0):
         return await served.link.call(work())
 
 
