@@ -50,7 +50,7 @@ def as_document(plan: Plan, demands: Sequence[Demand], yamls: Sequence[str]) -> 
                 "p50_ms": 1e3 * prediction.p50_s,
                 "p95_ms": 1e3 * prediction.p95_s,
                 "p99_ms": 1e3 * prediction.p99_s,
-                "refused": prediction.refused,
+                "kept": prediction.kept,
                 "asked": {"rate": demand.rate, "p99_ms": None if demand.p99_s is None else 1e3 * demand.p99_s},
                 "stages": [
                     {

@@ -13,7 +13,7 @@ from cluster.planning.simulator import Setting, simulate
 
 Goal = Literal["rate", "max_throughput", "min_nodes"]
 
-SIMULATED_REQUESTS: Final = 4_000
+SIMULATED_REQUESTS: Final = 3_000
 """Of each model, in one simulation; longer ones change a p99 by less than runs of the real system differ."""
 CORE_REPLICAS: Final = 24
 """A model with more replicas is simulated as a slice of so many, with its share of the load."""

@@ -22,7 +22,7 @@ from cluster.planning.simulator import Setting
 from cluster.planning.why import why_no_shape, why_nothing
 from worker.errors import InvalidRequest
 
-TRIED: Final = 24
+TRIED: Final = 16
 """Plans that are simulated."""
 
 

@@ -201,9 +201,9 @@ class Replica:
 
     def _done(self, batch: list[Item]) -> None:
         self._working = False
+        self.turn()  # the next batch is formed before anyone can react to these answers
         for item in batch:
             item.answer(True)
-        self.turn()
 
     def _came_back(self, batch: list[Item], good: bool) -> None:
         def split() -> None:

@@ -57,9 +57,10 @@ class _Client:
         self._pads = pads
         self._from = setting.warm_up_s
         self._until = setting.warm_up_s + setting.seconds
-        self.latencies: list[float] = []
+        self.ends: list[tuple[float, float]] = []
+        """Latency and time of each answer to a request that was sent while it counts."""
         self.sent = self.answered = self.refused = 0
-        self.counted = self.counted_refused = 0
+        self.window_sent = self.window_refused = 0
 
     def begin(self, load: Load) -> None:
         if isinstance(load, Closed):
@@ -109,12 +110,12 @@ class _Client:
             self.answered += 1
         else:
             self.refused += 1
-        if began >= self._from and now <= self._until:
+        if self._from <= began < self._until:
+            self.window_sent += 1
             if good:
-                self.counted += 1
-                self.latencies.append(now - began)
+                self.ends.append((now - began, now))
             else:
-                self.counted_refused += 1
+                self.window_refused += 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +162,7 @@ def simulate(
         for pipeline in pipelines
     ]
     clock.run(float("inf"))
-    return tuple(_outcome(client, setting.seconds, shares) for client, shares in zip(clients, busy, strict=True))
+    return tuple(_outcome(client, setting, shares) for client, shares in zip(clients, busy, strict=True))
 
 
 def _gateway(clock: Clock, hosts: Mapping[str, Host], name: str | None, road: Road) -> Thread:
@@ -223,15 +224,21 @@ def _seconds(costs: Costs, stage: StagePlan, node: Node) -> Callable[[int, int],
     return seconds
 
 
-def _outcome(client: _Client, seconds: float, busy: tuple[float, ...]) -> Outcome:
-    ordered = sorted(client.latencies)
-    ended = client.counted + client.counted_refused
+def _outcome(client: _Client, setting: Setting, busy: tuple[float, ...]) -> Outcome:
+    end = setting.warm_up_s + setting.seconds
+    in_window = sum(ended <= end for _, ended in client.ends)
+    ordered = sorted(latency for latency, _ in client.ends)
+    # What was sent near the end may take its time; a backlog of more than a fiftieth of the window is one that grows.
+    in_time = end + 0.02 * setting.seconds + 2 * percentile(ordered, 0.5) if ordered else end
+    sent = client.window_sent
     prediction = Prediction(
-        rate=client.counted / seconds,
+        rate=in_window / setting.seconds,
         p50_s=percentile(ordered, 0.50),
         p95_s=percentile(ordered, 0.95),
         p99_s=percentile(ordered, 0.99),
-        refused=client.counted_refused / ended if ended else 0.0,
+        kept=sum(ended <= in_time for _, ended in client.ends) / sent if sent else 1.0,
         busy=busy,
     )
-    return Outcome(prediction, tuple(client.latencies), client.sent, client.answered, client.refused)
+    return Outcome(
+        prediction, tuple(latency for latency, _ in client.ends), client.sent, client.answered, client.refused
+    )

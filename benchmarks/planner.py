@@ -1,0 +1,276 @@
+"""Does the planner tell the truth? What it predicts, against what the real `shardline serve` then does.
+
+MiniLM (int8) and ResNet-20 (fp32) on this machine: one stage and two, few and many replicas, small batches and large,
+asked by 16 callers, everything (gateway, workers, clients) on the same cores. And: of all these ways, how good is the
+one that the planner chooses?
+
+    python -m benchmarks.planner [--seconds 4] [--runs 3] [--keep FOLDER] [--case NAME] [--json]
+"""
+
+import argparse
+import itertools
+import json
+import shutil
+import statistics
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import servers
+from benchmarks.load import Figures, run_load, write_requests
+from benchmarks.serving import make_requests
+from cluster.planning.costs import Costs
+from cluster.planning.deployment import Demand, ModelPlan, Prediction, StagePlan
+from cluster.planning.judge import Objective
+from cluster.planning.load import Closed
+from cluster.planning.machines import Node, this_machine
+from cluster.planning.planner import plan
+from cluster.planning.shapes import Limits
+from cluster.planning.simulator import Setting, simulate
+from compressor.package import package
+from compressor.profile import profile_artifact
+from compressor.recipe import Recipe, find_packaged
+from protos import inference_pb2 as pb
+from shardline.demo import weights
+from worker.artifact import ArtifactError
+from worker.profile import read_profile
+
+CACHE = Path("build/benchmarks")
+CALLERS = 16
+LENGTHS = {"minilm": (8, 128), "resnet20": (1, 1)}
+MAX_ROWS = (4, 16)
+WARM_UP_S = 1.5
+MODEL_YAML = "stages: {stages}\nreplicas: {replicas}\ncpus: {cpus}\nbatching: {{max_rows: {rows}}}\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way to serve a model. replicas: of each stage; cpus: of each replica."""
+
+    model: str
+    stages: int
+    replicas: int
+    cpus: float
+    rows: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}-{self.stages}x{self.replicas}-{self.cpus:g}cpu-{self.rows}rows"
+
+
+def ways(model: str) -> list[Way]:
+    """Those that fill two cores, and one that leaves a core free."""
+    whole = [(1, 1, 1.0), (1, 2, 1.0), (1, 4, 0.5), (1, 1, 2.0), (2, 1, 1.0), (2, 2, 0.5)]
+    return [Way(model, *one, rows) for one in whole for rows in MAX_ROWS]
+
+
+def make_models(console: Console) -> dict[str, Path]:
+    """A profiled version of each model; made once, kept under build/."""
+    made = {}
+    for name, source, quantize in (("minilm", weights(), "int8"), ("resnet20", "tests.models:resnet20", None)):
+        out = CACHE / "packaged" / name
+        folder = find_packaged(out, Recipe(source, quantize=quantize, stages=(1, 2)))  # type: ignore[arg-type]
+        if folder is None:
+            console.print(f"packaging {name} (some minutes, once)")
+            folder = package(source, out, quantize=quantize, stages=(1, 2), progress=console.print)  # type: ignore[arg-type]
+        try:
+            read_profile(folder)
+        except ArtifactError:
+            console.print(f"profiling {name} (a minute, once)")
+            profile_artifact(folder, progress=console.print)
+        made[name] = folder
+    return made
+
+
+def image_requests(seed: int = 0) -> list[bytes]:
+    """One image each."""
+    chance = np.random.default_rng(seed)
+    tensor = pb.ModelInferRequest.InferInputTensor(name="image", datatype="FP32", shape=[1, 3, 32, 32])
+    return [
+        pb.ModelInferRequest(
+            model_name="resnet20",
+            inputs=[tensor],
+            raw_input_contents=[chance.standard_normal((1, 3, 32, 32), np.float32).tobytes()],
+        ).SerializeToString()
+        for _ in range(64)
+    ]
+
+
+def measure(way: Way, version: Path, *, seconds: float, runs: int) -> list[Figures]:
+    """Several runs on one serve."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        target = folder / "models" / way.model
+        shutil.copytree(version, target / "1")
+        text = MODEL_YAML.format(stages=way.stages, replicas=way.replicas, cpus=way.cpus, rows=way.rows)
+        (target / "model.yaml").write_text(text)
+        write_requests(folder / "requests", make_requests() if way.model == "minilm" else image_requests())
+        with servers.shardline(folder / "models", folder / "state", cpus=int(here()[0].cpus)) as address:
+            return [
+                run_load(address, folder / "requests", callers=CALLERS, seconds=seconds, warm_up_s=WARM_UP_S)
+                for _ in range(runs)
+            ]
+
+
+def here() -> tuple[Node, ...]:
+    return this_machine(int(psutil.virtual_memory().total))
+
+
+def setting(seconds: float) -> Setting:
+    """Gateway and clients run on the machine that the workers run on."""
+    (node,) = here()
+    return Setting([node], gateways=(node.name,), client=node.name, seconds=seconds, warm_up_s=WARM_UP_S)
+
+
+def predict(way: Way, costs: Costs, *, seconds: float) -> Prediction:
+    demand = Demand(way.model, costs, lengths=LENGTHS[way.model])
+    points = next(points for points in costs.profile.packaged if len(points) == way.stages - 1)
+    edges = (0, *points, costs.steps)
+    (node,) = here()
+    stages = tuple(
+        StagePlan(low, high, "cpu", max(1, int(way.cpus)), way.cpus, 0, 0, (node.name,) * way.replicas)
+        for low, high in itertools.pairwise(edges)
+    )
+    planned = ModelPlan(way.model, stages, way.rows)
+    (outcome,) = simulate([demand], [planned], [Closed(CALLERS)], setting(max(20.0, seconds)))
+    return outcome.prediction
+
+
+def choose(model: str, costs: Costs) -> Way:
+    """What the planner would do."""
+    demand = Demand(model, costs, lengths=LENGTHS[model])
+    limits = Limits(most_stages=2, max_rows=MAX_ROWS, shares=(1.0, 0.5))
+    found = plan([demand], here(), Objective("max_throughput", CALLERS), limits=limits, setting=setting(20.0)).models[0]
+    first = found.stages[0]
+    return Way(model, len(found.stages), first.replicas, first.cpus, found.max_rows)
+
+
+def kept(folder: Path | None, way: Way) -> list[Figures] | None:
+    """Measured before."""
+    path = folder / f"{way.name}.json" if folder else None
+    if path is None or not path.exists():
+        return None
+    return [Figures(**one) for one in json.loads(path.read_text())]
+
+
+def keep(folder: Path | None, way: Way, figures: Sequence[Figures]) -> None:
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{way.name}.json").write_text(json.dumps([asdict(one) for one in figures]))
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Errors are shares of what was measured (the median of the runs)."""
+
+    way: Way
+    measured: tuple[Figures, ...]
+    predicted: Prediction
+
+    @property
+    def throughput(self) -> float:
+        return statistics.median(one.per_second for one in self.measured)
+
+    @property
+    def p95_ms(self) -> float:
+        return statistics.median(one.p95_ms for one in self.measured)
+
+    @property
+    def throughput_error(self) -> float:
+        return abs(self.predicted.rate / self.throughput - 1)
+
+    @property
+    def p95_error(self) -> float:
+        return abs(1e3 * self.predicted.p95_s / self.p95_ms - 1)
+
+    @property
+    def p95_in_spread(self) -> bool:
+        seen = [one.p95_ms for one in self.measured]
+        return min(seen) <= 1e3 * self.predicted.p95_s <= max(seen)
+
+
+def table(found: Sequence[Comparison], chosen: dict[str, Way]) -> Table:
+    shown = Table(title=f"predicted and measured, {CALLERS} callers, everything on this machine's cores")
+    for name, side in (("way", "left"), *((name, "right") for name in ("answers/s", "predicted", "error"))):
+        shown.add_column(name, justify=side)  # type: ignore[arg-type]
+    for name in ("p95 ms (runs)", "predicted", "error", "in spread", "chosen"):
+        shown.add_column(name, justify="right")
+    for one in found:
+        seen = [run.p95_ms for run in one.measured]
+        shown.add_row(
+            one.way.name,
+            f"{one.throughput:.1f}",
+            f"{one.predicted.rate:.1f}",
+            f"{100 * one.throughput_error:.1f} %",
+            f"{one.p95_ms:.0f} ({min(seen):.0f}-{max(seen):.0f})",
+            f"{1e3 * one.predicted.p95_s:.0f}",
+            f"{100 * one.p95_error:.1f} %",
+            "yes" if one.p95_in_spread else "",
+            "<-" if one.way in chosen.values() else "",
+        )
+    return shown
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each run (default: %(default)g)")
+    parser.add_argument("--runs", type=int, default=3, help="of each way (default: %(default)d)")
+    parser.add_argument("--keep", type=Path, help="keep measurements there, and measure nothing twice")
+    parser.add_argument("--case", help="measure this way alone, and keep it")
+    parser.add_argument("--predict", action="store_true", help="only what is predicted and what was kept")
+    parser.add_argument("--json", action="store_true", help="print one last line of JSON")
+    given = parser.parse_args()
+    console = Console(stderr=True)
+    folders = make_models(console)
+    costs = {name: Costs(read_profile(folder)) for name, folder in folders.items()}
+    found: list[Comparison] = []
+    for way in (way for model in folders for way in ways(model)):
+        if given.case and way.name != given.case:
+            continue
+        figures = kept(given.keep, way)
+        if figures is None:
+            if given.predict:
+                continue
+            console.print(f"measuring {way.name}")
+            figures = measure(way, folders[way.model], seconds=given.seconds, runs=given.runs)
+            keep(given.keep, way, figures)
+        found.append(Comparison(way, tuple(figures), predict(way, costs[way.model], seconds=given.seconds)))
+    chosen = {model: choose(model, known) for model, known in costs.items()}
+    Console(width=150).print(table(found, chosen))
+    if given.case or not found:
+        return
+    result = verdict(found, chosen)
+    for name, value in result.items():
+        print(f"{name}: {value}")
+    if given.json:
+        print(json.dumps(result))
+
+
+def verdict(found: Sequence[Comparison], chosen: dict[str, Way]) -> dict[str, Any]:
+    """chosen_vs_best: of the model where it is least. worst_p95_error: of those outside the spread of their runs."""
+    shares = {}
+    for model, way in chosen.items():
+        tried = {one.way: one.throughput for one in found if one.way.model == model}
+        if way in tried:
+            shares[model] = tried[way] / max(tried.values())
+    outside = [one.p95_error for one in found if not one.p95_in_spread]
+    return {
+        "cases": len(found),
+        "worst_throughput_error": round(max(one.throughput_error for one in found), 4),
+        "worst_p95_error": round(max(outside, default=0.0), 4),
+        "worst_p95_error_of_all": round(max(one.p95_error for one in found), 4),
+        "chosen_vs_best": round(min(shares.values(), default=0.0), 4),
+        **{f"chosen_vs_best_{model}": round(share, 4) for model, share in shares.items()},
+        **{f"chosen_{model}": way.name for model, way in chosen.items()},
+    }
+
+
+if __name__ == "__main__":
+    main()
