@@ -11,11 +11,8 @@ in turns. The trainings take about 40 minutes of one core, are kept under build/
 
 import argparse
 import json
-import statistics
 import sys
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,66 +25,19 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.compression import cifar
 from benchmarks.compression.resnet_students import SEED, WORK, resnet56, trained
+from benchmarks.compression.ways import Run, compiled, eager, milliseconds
 from compressor.bootstrap import Floats, Interval, Statistic, interval, paired_difference
 from compressor.int8_static import Int8Static
 from compressor.measure import threads
 from compressor.model import Model
-from compressor.package import package
-from compressor.recipe import Recipe, find_packaged
 from compressor.recipe_file import RecipeFile
 from compressor.step import Context
-from worker.artifact import load_artifact
-from worker.shard import load_shard
 
-Run = Callable[[Tensor], Tensor]
-
-WARM_UP: Final = 3
 BATCHES: Final = (1, 32)
 CALIBRATION_IMAGES: Final = 512
 
 EAGER, COMPILED, INT8, PRUNED, PRUNED_INT8 = "eager fp32", "compiled fp32", "int8", "pruned", "pruned int8"
 ALONE, TAUGHT = "ResNet-20 alone", "ResNet-20 taught"
-
-
-@dataclass(frozen=True, slots=True)
-class Way:
-    """One way to compute. `size`: bytes of the program file, None where there is no artifact."""
-
-    run: Run
-    size: int | None = None
-
-
-def eager(model: Model) -> Way:
-    def run(images: Tensor) -> Tensor:
-        with torch.inference_mode():
-            logits: Tensor = model.module(images)
-            return logits
-
-    return Way(run)
-
-
-def compiled(
-    name: str,
-    model: Model,
-    say: Callable[[str], None],
-    compression: RecipeFile | None = None,
-    train: Path = cifar.TRAIN,
-) -> Way:
-    """The artifact of a model, made where it is not there yet, and one stage of it loaded."""
-    out = WORK / name
-    recipe = Recipe(model, stages=(1,), compression=compression)
-    folder = find_packaged(out, recipe) or package(
-        model,
-        out,
-        compression=compression,
-        context=lambda changed: Context.of(changed, calibration=calibration(train), seed=SEED),
-        stages=(1,),
-        progress=lambda text: say(f"{name}: {text}"),
-    )
-    shard = load_shard(load_artifact(folder), stage=0, stages=1)
-    if shard.note:
-        print(f"{folder}: {shard.note}", file=sys.stderr)
-    return Way(lambda images: shard.run((images,))[0], (folder / "program.pt2").stat().st_size)
 
 
 def calibration(train: Path) -> tuple[tuple[Tensor, ...], ...]:
@@ -99,7 +49,7 @@ def calibration(train: Path) -> tuple[tuple[Tensor, ...], ...]:
 
 def right(run: Run, images: Tensor, labels: Tensor) -> Floats:
     """Of each image whether its class was found: 1 or 0."""
-    found = [run(cifar.normalised(part)).argmax(1) for part in torch.split(images, 125)]
+    found = [run((cifar.normalised(part),))[0].argmax(1) for part in torch.split(images, 125)]
     return (torch.cat(found) == labels).numpy().astype(np.float64)
 
 
@@ -116,17 +66,8 @@ def drop_of(answers: Floats, base: Floats) -> Interval:
     return paired_difference(percent(base), percent(answers), len(base))
 
 
-def milliseconds(ways: Mapping[str, Way], rows: int, rounds: int) -> dict[str, float]:
-    """Medians of runs in turns."""
-    images = torch.randn(rows, 3, 32, 32, generator=torch.Generator().manual_seed(rows))
-    taken: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(WARM_UP + rounds):
-        for name, way in ways.items():
-            started = time.perf_counter()
-            way.run(images)
-            if turn >= WARM_UP:
-                taken[name].append(1e3 * (time.perf_counter() - started))
-    return {name: statistics.median(values) for name, values in taken.items()}
+def images_of(rows: int) -> tuple[Tensor]:
+    return (torch.randn(rows, 3, 32, 32, generator=torch.Generator().manual_seed(rows)),)
 
 
 def macs(module: nn.Module) -> int:
@@ -141,12 +82,16 @@ def measured(train: Path, rounds: int, say: Callable[[str], None]) -> dict[str, 
     pruned = trained("pruned", train, say=say)
     counted = {COMPILED: macs(resnet56().module), PRUNED: macs(pruned.module)}
     int8 = RecipeFile(steps=(Int8Static(),), seed=SEED)
+
+    def calibrated(model: Model) -> Context:
+        return Context.of(model, calibration=calibration(train), seed=SEED)
+
     ways = {
         EAGER: eager(resnet56()),
-        COMPILED: compiled("fp32", resnet56(), say, train=train),
-        INT8: compiled("int8", resnet56(), say, int8, train),
-        PRUNED: compiled("pruned-fp32", pruned, say, train=train),
-        PRUNED_INT8: compiled("pruned-int8", trained("pruned", train), say, int8, train),
+        COMPILED: compiled(WORK / "fp32", resnet56(), say),
+        INT8: compiled(WORK / "int8", resnet56(), say, int8, calibrated),
+        PRUNED: compiled(WORK / "pruned-fp32", pruned, say),
+        PRUNED_INT8: compiled(WORK / "pruned-int8", trained("pruned", train), say, int8, calibrated),
     }
     students = {ALONE: "student_alone", TAUGHT: "student_with_teacher"}
     say("accuracy")
@@ -154,7 +99,7 @@ def measured(train: Path, rounds: int, say: Callable[[str], None]) -> dict[str, 
     for name, file in students.items():
         answers[name] = right(eager(trained(file, train, say=say)).run, images, labels)
     say("times")
-    times = {rows: milliseconds(ways, rows, rounds) for rows in BATCHES}
+    times = {rows: milliseconds(ways, images_of(rows), rounds) for rows in BATCHES}
     accuracy = {name: accuracy_of(found) for name, found in answers.items()}
     drops = {name: drop_of(answers[name], answers[COMPILED]) for name in (INT8, PRUNED, PRUNED_INT8)}
     gain = drop_of(answers[ALONE], answers[TAUGHT])
