@@ -18,6 +18,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.controller_actor import ControllerActor
 from cluster.ray_fleet import NAMESPACE
+from cluster.ray_store import RayStore, store_name
+from cluster.state import State
 from worker.errors import ShardlineError
 
 logger = logging.getLogger(__name__)
@@ -25,6 +27,7 @@ logger = logging.getLogger(__name__)
 CONTROLLER = "controller"
 CONTROLLER_WITHIN_S = 60.0
 REMOVE_WITHIN_S = 5.0
+ASK_WITHIN_S = 5.0
 OBJECT_STORE_BYTES = 80 * 2**20
 """Ray's smallest: no tensor ever travels through it."""
 
@@ -116,8 +119,11 @@ def find_controller(state_folder: Path) -> bool:
     return True
 
 
-def start_controller(state_folder: Path) -> None:
-    """Starts the controller; it reads what it needs in `state_folder`. Returns when it listens. Raises LaunchError."""
+def start_controller(state_folder: Path, *, in_ray: bool = False) -> None:
+    """Starts the controller; it reads what it needs in `state_folder`. Returns when it listens. Raises LaunchError.
+
+    `in_ray`: its state lies in Ray's storage (`keep_in_ray`), so that another node may take it over.
+    """
     actor: Any = ray.remote(ControllerActor)
     controller = actor.options(
         name=CONTROLLER,
@@ -125,8 +131,8 @@ def start_controller(state_folder: Path) -> None:
         lifetime="detached",
         max_restarts=-1,
         num_cpus=0,
-        scheduling_strategy=_here(),
-    ).remote(str(state_folder))
+        scheduling_strategy=_here(soft=in_ray),
+    ).remote(str(state_folder), in_ray)
     _wait_for(controller)
 
 
@@ -149,10 +155,26 @@ def _wait_for(controller: Any) -> str:
     return folder
 
 
-def _here() -> NodeAffinitySchedulingStrategy:
-    """The controller stays on this node: its state dir and its address do."""
+def keep_in_ray(state_folder: Path, state: State) -> None:
+    """Puts the state where a controller that is started with `in_ray` looks for it."""
+    store = RayStore(store_name(state_folder))
+    store.claim()
+    store.write_state(state)
+
+
+def controller_address() -> str:
+    """host:port where the controller listens now, on whatever node. Raises LaunchError."""
+    try:
+        controller: Any = ray.get_actor(CONTROLLER, NAMESPACE)
+        return str(ray.get(controller.where.remote(), timeout=ASK_WITHIN_S)[1])
+    except (ValueError, GetTimeoutError, RayActorError, RayTaskError) as error:
+        raise LaunchError(f"the controller's actor does not answer: {error}") from error
+
+
+def _here(*, soft: bool) -> NodeAffinitySchedulingStrategy:
+    """The controller stays on this node: its state dir and its address do. `soft`: while this node lives."""
     node = ray.get_runtime_context().get_node_id()
-    return NodeAffinitySchedulingStrategy(node, soft=False)
+    return NodeAffinitySchedulingStrategy(node, soft=soft)
 
 
 @contextlib.contextmanager

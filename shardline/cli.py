@@ -160,6 +160,12 @@ def _serve_options(serve: argparse.ArgumentParser) -> None:
     )
     serve.add_argument("--address", metavar="ADDRESS", help="join this Ray cluster (default: an embedded one)")
     serve.add_argument("--cpus", type=_count, metavar="N", help="CPUs of the embedded Ray (default: this machine's)")
+    serve.add_argument(
+        "--state-in",
+        choices=["dir", "ray"],
+        default="dir",
+        help="where the controller's state is kept: in the state dir, or in Ray's storage (default: %(default)s)",
+    )
     _state_dir_option(serve)
 
 
@@ -266,7 +272,16 @@ def _serve(given: argparse.Namespace) -> int:
     from shardline.serve import run  # noqa: PLC0415
     from shardline.serving import ServeSettings  # noqa: PLC0415
 
-    return run(ServeSettings(given.models, given.state_dir, given.listen, given.processes, given.address, given.cpus))
+    settings = ServeSettings(
+        models=given.models,
+        state_dir=given.state_dir,
+        listen=given.listen,
+        processes=given.processes,
+        address=given.address,
+        cpus=given.cpus,
+        in_ray=given.state_in == "ray",
+    )
+    return run(settings)
 
 
 def _status(given: argparse.Namespace) -> int:

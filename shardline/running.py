@@ -17,6 +17,12 @@ from worker.errors import NotFound, ShardlineError, Unavailable
 POLL_S = 0.2
 
 
+def answers(model: control_pb2.ModelStatus) -> bool:
+    """Whether requests are answered: it is ready, or it sleeps, and the next request wakes it."""
+    asleep = bool(model.stages) and all(stage.max and not stage.desired for stage in model.stages)
+    return model.ready or asleep
+
+
 class NotInTime(ShardlineError):
     """What was waited for did not come about in time."""
 

@@ -14,6 +14,7 @@ from cluster.state import State, StateDir, StateError
 from protos import control_pb2
 from shardline.gateway_process import GatewayError, GatewayPlace, GatewayProcess
 from shardline.progress import Say
+from shardline.running import answers
 from shardline.signals import Forced, StopSignals
 from worker.errors import ShardlineError, Unavailable
 
@@ -41,6 +42,7 @@ class ServeSettings:
     """models: the folder of models. listen: the gateway's host:port.
 
     address: a running Ray cluster to join; None: an embedded one. cpus: of the embedded one; None: this machine's.
+    in_ray: the controller's state lies in Ray's storage, not in the state dir.
     """
 
     models: Path
@@ -49,17 +51,26 @@ class ServeSettings:
     processes: int = 1
     address: str | None = None
     cpus: int | None = None
+    in_ray: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ControllerActions:
+    """What is done about a controller that does not answer. address: asks Ray where it listens now."""
+
+    restart: Callable[[], None]
+    address: Callable[[], str]
 
 
 class Serving:
     """A cluster that serves. `address`: the gateway's host:port."""
 
     def __init__(
-        self, place: GatewayPlace, state_dir: StateDir, revive: Callable[[], None], stop: StopSignals, say: Say
+        self, place: GatewayPlace, state_dir: StateDir, controller: ControllerActions, stop: StopSignals, say: Say
     ) -> None:
         self._place = place
         self._state_dir = state_dir
-        self._revive = revive
+        self._controller = controller
         self._stop = stop
         self._say = say
         self._gateway: GatewayProcess | None = None
@@ -121,11 +132,24 @@ class Serving:
                 if away > FROZEN_S and not revived:
                     # Ray starts a dead controller again, but it does not see one that is only frozen.
                     self._say(f"the controller has not answered for {FROZEN_S:g} s; starting it anew")
-                    self._revive()
+                    self._controller.restart()
                     revived = True
+                else:
+                    self._follow_controller()
             else:
                 heard, revived = time.monotonic(), False
             asked = time.monotonic()
+
+    def _follow_controller(self) -> None:
+        """One that Ray started on another node listens elsewhere: gateways and commands look into the control file."""
+        try:
+            address = self._controller.address()
+        except ShardlineError:
+            return
+        control = self._state_dir.read_control()
+        if address != control.address:
+            self._say(f"the controller moved to {address}")
+            self._state_dir.write_control(control.model_copy(update={"address": address}))
 
     def drain(self, within_s: float) -> None:
         """Gateway first, then the workers. Each wait has a bound."""
@@ -192,11 +216,11 @@ def serving(settings: ServeSettings, stop: StopSignals, say: Say) -> Iterator[Se
             models=models,
         )
         stop.check()
-        revive = _start_cluster(settings, state_dir, state, stack, say)
+        controller = _start_cluster(settings, state_dir, state, stack, say)
         stop.install()  # Ray put handlers of its own in place
         stop.check()
         place = GatewayPlace(settings.listen, settings.processes, state_dir.control_file, state_dir.folder)
-        serving_now = Serving(place, state_dir, revive, stop, say)
+        serving_now = Serving(place, state_dir, controller, stop, say)
         stack.callback(serving_now.kill_gateway)
         drain_s = 10.0 + sum(model.config.drain_s * model.config.stages for model in models.values())
         try:
@@ -217,12 +241,14 @@ def serving(settings: ServeSettings, stop: StopSignals, say: Say) -> Iterator[Se
 
 def _start_cluster(
     settings: ServeSettings, state_dir: StateDir, state: State, stack: contextlib.ExitStack, say: Say
-) -> Callable[[], None]:
-    """Starts or joins Ray, and starts or finds the controller. Returns what starts it anew."""
+) -> ControllerActions:
+    """Starts or joins Ray, and starts or finds the controller."""
     from cluster.launch import (  # noqa: PLC0415 -- slow
+        controller_address,
         embedded_ray,
         find_controller,
         joined_ray,
+        keep_in_ray,
         restart_controller,
         start_controller,
     )
@@ -239,11 +265,13 @@ def _start_cluster(
         stack.enter_context(joined_ray(settings.address))
     if find_controller(state_dir.folder):
         say("found the controller of an earlier serve, and its workers, alive")
-        return restart_controller
+        return ControllerActions(restart_controller, controller_address)
     state_dir.control_file.unlink(missing_ok=True)
     state_dir.write_state(state)
-    start_controller(state_dir.folder)
-    return restart_controller
+    if settings.in_ray:
+        keep_in_ray(state_dir.folder, state)
+    start_controller(state_dir.folder, in_ray=settings.in_ray)
+    return ControllerActions(restart_controller, controller_address)
 
 
 def _earlier(state_dir: StateDir) -> State | None:
@@ -270,7 +298,7 @@ def refuse_busy_port(listen: str) -> None:
 
 
 def _is_ready(model: control_pb2.ModelStatus, *, all_replicas: bool) -> bool:
-    return model.ready and (not all_replicas or all(_ready(stage) >= stage.desired for stage in model.stages))
+    return answers(model) and (not all_replicas or all(_ready(stage) >= stage.desired for stage in model.stages))
 
 
 def _ready(stage: control_pb2.StageStatus) -> int:

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from protos import control_pb2
 from shardline import exits
-from shardline.running import controller_of
+from shardline.running import answers, controller_of
 from worker.errors import Unavailable
 
 SHOWN_DECISIONS = 8
@@ -29,7 +29,7 @@ _NO_NODE = (Text("no node is known yet", style="dim"),)
 
 
 def run(folder: Path, *, as_json: bool, watch: bool) -> int:
-    """OK where every model is ready, otherwise FAILED. `watch`: again until Ctrl-C, which is OK."""
+    """OK where every model answers, otherwise FAILED. `watch`: again until Ctrl-C, which is OK."""
     if watch:
         with suppress(KeyboardInterrupt):
             _watch(folder, as_json=as_json)
@@ -41,7 +41,7 @@ def run(folder: Path, *, as_json: bool, watch: bool) -> int:
     else:
         console = Console()
         console.print(rendered(status), width=None if console.is_terminal else PLAIN_WIDTH, highlight=False)
-    return exits.OK if all(model.ready for model in status.models) else exits.FAILED
+    return exits.OK if all(answers(model) for model in status.models) else exits.FAILED
 
 
 def _watch(folder: Path, *, as_json: bool) -> None:

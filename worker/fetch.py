@@ -44,8 +44,10 @@ class ArtifactSource:
     cache: str = str(CACHE)
 
 
-def local_artifact(folder: Path, source: ArtifactSource, token: str) -> Path:
+def local_artifact(folder: Path, source: ArtifactSource, token: str, pause_s: float = PAUSE_S) -> Path:
     """A folder on this node with the artifact: `folder` where that is it. Blocks while it fetches.
+
+    `pause_s`: before the second attempt where the controller is away.
 
     Raises `ArtifactError` where what comes is not what it should be, `Unavailable` where nothing comes, OSError where
     the cache cannot be written.
@@ -60,7 +62,7 @@ def local_artifact(folder: Path, source: ArtifactSource, token: str) -> Path:
     if not target.is_dir():
         with _alone(cache / f"{source.manifest}.lock"):
             if not target.is_dir():
-                _fetch_all(target, source, token)
+                _fetch_all(target, source, token, pause_s)
     return target
 
 
@@ -69,14 +71,14 @@ def _is_it(folder: Path, manifest: str) -> bool:
     return path.is_file() and (not manifest or hashlib.sha256(path.read_bytes()).hexdigest() == manifest)
 
 
-def _fetch_all(target: Path, source: ArtifactSource, token: str) -> None:
+def _fetch_all(target: Path, source: ArtifactSource, token: str, pause_s: float) -> None:
     from worker.artifact import ArtifactError, file_entry, read_manifest  # noqa: PLC0415 -- brings torch
 
     part = target.with_name(f"{target.name}.part")
     part.mkdir(exist_ok=True)
     began = time.monotonic()
     with grpc.insecure_channel(source.address) as channel:
-        fetch = _Fetch(control_pb2_grpc.ControllerStub(channel), source, token)  # type: ignore[no-untyped-call]
+        fetch = _Fetch(control_pb2_grpc.ControllerStub(channel), source, token, pause_s)  # type: ignore[no-untyped-call]
         (part / MANIFEST).unlink(missing_ok=True)
         fetch.file(MANIFEST, part / MANIFEST)
         if not _is_it(part, source.manifest):
@@ -103,8 +105,11 @@ def _fetch_all(target: Path, source: ArtifactSource, token: str) -> None:
 
 
 class _Fetch:
-    def __init__(self, stub: control_pb2_grpc.ControllerStub, source: ArtifactSource, token: str) -> None:
+    def __init__(
+        self, stub: control_pb2_grpc.ControllerStub, source: ArtifactSource, token: str, pause_s: float
+    ) -> None:
         self._stub = stub
+        self._pause_s = pause_s
         self._source = source
         self._metadata = (("authorization", f"Bearer {token}"),)
 
@@ -123,7 +128,7 @@ class _Fetch:
                         f"{name} of {self._source.model}/{self._source.version} cannot be fetched from the controller "
                         f"at {self._source.address}: {error.details()}"
                     ) from error
-                time.sleep(PAUSE_S * 2.0**attempt)
+                time.sleep(self._pause_s * 2.0**attempt)
 
     def _rest_of(self, name: str, path: Path) -> None:
         have = path.stat().st_size if path.exists() else 0

@@ -1,0 +1,120 @@
+"""Artifacts that a node fetches from the controller: a real server, real files, and a cache of its own."""
+
+import asyncio
+import hashlib
+import shutil
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc import aio
+
+from cluster.control_server import ControlServer
+from protos import control_pb2, control_pb2_grpc
+from tests.cluster.simulation import TOKEN, Simulation
+from worker.artifact import ArtifactError, load_artifact
+from worker.errors import NotFound, Unauthenticated, Unavailable
+from worker.fetch import ArtifactSource, local_artifact
+
+NOWHERE = Path("/nowhere/toy/1")
+
+
+@dataclass
+class Served:
+    source: ArtifactSource
+    origin: Path
+    cache: Path
+    stop: Callable[[], object]
+
+    async def fetched(self, token: str = TOKEN) -> Path:
+        return await asyncio.to_thread(local_artifact, NOWHERE, self.source, token, 0.01)
+
+
+@asynccontextmanager
+async def served(folder: Path, toy: Path) -> AsyncIterator[Served]:
+    """`toy` as the model toy/1 of a controller that listens."""
+    simulation = Simulation(folder, toy="{}")
+    origin = folder / "models" / "toy" / "1"
+    shutil.copytree(toy, origin)
+    server = ControlServer(simulation.controller, TOKEN)
+    port = await server.start("127.0.0.1", 0)
+    manifest = hashlib.sha256((origin / "manifest.json").read_bytes()).hexdigest()
+    cache = folder / "cache"
+    source = ArtifactSource(f"127.0.0.1:{port}", "toy", 1, manifest, str(cache))
+    try:
+        yield Served(source, origin, cache, lambda: server.close(0))
+    finally:
+        await server.close(0)
+
+
+async def test_a_node_without_the_artifact_fetches_it_whole_and_only_once(tmp_path: Path, toy_folder: Path) -> None:
+    async with served(tmp_path, toy_folder) as toy:
+        folders = await asyncio.gather(*(toy.fetched() for _ in range(4)))
+        assert len(set(folders)) == 1
+        assert load_artifact(folders[0]).manifest == load_artifact(toy.origin).manifest
+    assert await toy.fetched() == folders[0], "the controller is gone, and the cache is there"
+
+
+async def test_a_node_that_shares_the_folder_fetches_nothing(tmp_path: Path, toy_folder: Path) -> None:
+    async with served(tmp_path, toy_folder) as toy:
+        assert await asyncio.to_thread(local_artifact, toy.origin, toy.source, TOKEN) == toy.origin
+        assert not toy.cache.exists()
+
+
+async def test_a_fetch_that_broke_off_goes_on_where_it_was(tmp_path: Path, toy_folder: Path) -> None:
+    async with served(tmp_path, toy_folder) as toy:
+        program = toy.origin / "program.pt2"
+        part = toy.cache / f"{toy.source.manifest}.part"
+        part.mkdir(parents=True)
+        (part / "program.pt2").write_bytes(program.read_bytes()[:-100])
+        program.write_bytes(bytes(program.stat().st_size - 100) + program.read_bytes()[-100:])
+        folder = await toy.fetched()
+        assert load_artifact(folder), "only the last bytes were asked for: the rest of the origin is zeros by now"
+
+
+async def test_what_is_damaged_on_the_way_is_fetched_again(tmp_path: Path, toy_folder: Path) -> None:
+    async with served(tmp_path, toy_folder) as toy:
+        part = toy.cache / f"{toy.source.manifest}.part"
+        part.mkdir(parents=True)
+        (part / "program.pt2").write_bytes(b"something else")
+        (part / "stray").write_bytes(b"")
+        assert load_artifact(await toy.fetched())
+
+
+async def test_an_artifact_that_changed_at_its_origin_is_refused(tmp_path: Path, toy_folder: Path) -> None:
+    async with served(tmp_path, toy_folder) as toy:
+        with (toy.origin / "program.pt2").open("r+b") as file:
+            file.write(b"x")
+        with pytest.raises(ArtifactError, match=r"program\.pt2 came twice with another content"):
+            await toy.fetched()
+        with (toy.origin / "manifest.json").open("a") as text:
+            text.write("\n")
+        with pytest.raises(ArtifactError, match="its manifest at the controller is not the one that is served"):
+            await toy.fetched()
+
+
+async def test_strangers_and_other_paths_get_nothing(tmp_path: Path, toy_folder: Path) -> None:
+    async with served(tmp_path, toy_folder) as toy:
+        with pytest.raises(Unauthenticated):
+            await toy.fetched(token="wrong")
+        toy.source = replace(toy.source, model="bert")
+        with pytest.raises(NotFound, match="no 'bert'/1 is served"):
+            await toy.fetched()
+        (toy.origin / "stages").mkdir(exist_ok=True)
+        async with aio.insecure_channel(toy.source.address) as channel:
+            stub = control_pb2_grpc.ControllerStub(channel)  # type: ignore[no-untyped-call]
+            for path in ("../../../state/state.json", "/etc/passwd", "model.yaml", "", "stages"):
+                request = control_pb2.FetchFileRequest(model="toy", version=1, path=path)
+                with pytest.raises(aio.AioRpcError) as caught:
+                    await stub.FetchFile(request, metadata=(("authorization", f"Bearer {TOKEN}"),)).read()
+                assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_controller_that_is_away_is_waited_for_and_then_named(tmp_path: Path, toy_folder: Path) -> None:
+    async with served(tmp_path, toy_folder) as toy:
+        pass
+    with pytest.raises(Unavailable, match=r"manifest\.json of toy/1 cannot be fetched from the controller at 127"):
+        await toy.fetched()
