@@ -106,6 +106,20 @@ async def test_what_waits_together_is_computed_together_and_answers_are_trimmed(
     assert shard.batches == [[1, 1], [3, 3]]
 
 
+async def test_the_next_batch_begins_before_the_last_one_is_answered() -> None:
+    shard = Doubles()
+    async with running(worker_of(shard, Batching(max_padding=0.0))) as worker:
+        shard.go.clear()
+        first, second = await queued(worker, work(1), work(1, 2))
+        await shard.has_entered()
+        waiting_at_answer: list[int] = []
+        first.add_done_callback(lambda _: waiting_at_answer.append(worker.batcher.rows))
+        shard.go.set()
+        await asyncio.gather(first, second)
+    assert shard.batches == [[1, 1], [1, 2]]
+    assert waiting_at_answer == [0], "the second batch was still in the queue when the first was answered"
+
+
 async def test_one_bad_row_fails_alone() -> None:
     shard = Doubles()
     async with running(worker_of(shard)) as worker:
