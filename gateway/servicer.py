@@ -66,7 +66,7 @@ class Servicer:
             allowed = seconds_allowed(context.time_remaining(), asked.timeout_s, served.route.limits.deadline_s)
             work = Work(tensors, monotonic() + allowed, asked.priority, traceparent(context.metadata))
             decoded = perf_counter_ns()
-            expected = served.link.expected_finish(work.rows)
+            expected = served.link.forecast(work.rows).finish_s
             with served.tally.request(work.rows), served.admission.request(expected, allowed):
                 answer = await served.link.call(work, wait=True)
             answered = perf_counter_ns()

@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 
 from protos import frames_pb2 as pb
 from worker.errors import ShardlineError, TooLarge, from_code
-from worker.nouns import Answer, Load, Tensor, Timing, Work
+from worker.nouns import Answer, Forecast, Load, Tensor, Timing, Work
 
 MESSAGE_BYTES: Final = 1 << 20
 """A message is closed once it holds this much payload; a larger payload travels in pieces of this size."""
@@ -145,8 +145,8 @@ class Packer:
             batch.load.queued_rows = load.queued_rows
             batch.load.seconds_per_row = load.seconds_per_row
             batch.load.draining = load.draining
-            batch.load.finish_s = load.finish_s
-            batch.load.pace_s = load.pace_s
+            batch.load.finish_s = load.forecast.finish_s
+            batch.load.pace_s = load.forecast.pace_s
         payload: list[Buffer] = []
         frames: list[pb.Frame] = []
         size = 0
@@ -214,7 +214,8 @@ class Unpacker:
         batch, view = _open(message)
         if batch.HasField("load"):
             load = batch.load
-            self.load = Load(load.queued_rows, load.seconds_per_row, load.draining, load.finish_s, load.pace_s)
+            forecast = Forecast(load.finish_s, load.pace_s)
+            self.load = Load(load.queued_rows, load.seconds_per_row, load.draining, forecast)
         incoming: list[Incoming] = []
         offset = 0
         for frame in batch.frames:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from worker.allowance import Allowance
 from worker.errors import DeadlineExceeded, Internal, Overloaded, ShardlineError, Unavailable
 from worker.hedging import Hedging
-from worker.nouns import Answer, Work
+from worker.nouns import Answer, Forecast, Work
 from worker.replica_stream import Lost, Refused, ReplicaStream, StreamTimings
 from worker.routing import choose
 from worker.turns import Turns
@@ -119,8 +119,8 @@ class Link:
         """Replicas that take work."""
         return sum(stream.ready for stream in self._streams.values())
 
-    def expected_finish(self, rows: int) -> float:
-        """Seconds until `rows` that are sent now are answered, as the replicas tell; 0 where none has told."""
+    def forecast(self, rows: int) -> Forecast:
+        """When `rows` that are sent now are answered, and how fast all replicas together are, as they tell."""
         now = time.monotonic()
         able = [
             stream.standing
@@ -128,7 +128,11 @@ class Link:
             if stream.ready and stream.standing.resting_until <= now
         ]
         ahead = len(self._turns) // max(1, len(able))
-        return min((standing.expected_finish(now, rows + ahead) for standing in able), default=0.0)
+        rows_a_second = sum(1.0 / standing.pace_s for standing in able if standing.pace_s)
+        return Forecast(
+            min((standing.expected_finish(now, rows + ahead) for standing in able), default=0.0),
+            1.0 / rows_a_second if rows_a_second else 0.0,
+        )
 
     @property
     def has_room(self) -> bool:

@@ -132,18 +132,26 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class Forecast:
+    """Seconds until a row that comes now would be answered, the later stages' part included, and what each row before
+    it adds. 0: not known.
+    """
+
+    finish_s: float = 0.0
+    pace_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Load:
     """What a replica says of itself with every reply: rows waiting or in work, and the recent time of one row.
 
-    finish_s: seconds until a row that came now would be answered, the later stages' part included; 0: not known yet.
-    pace_s: seconds that each row before it adds to that.
+    forecast: of a row that came now.
     """
 
     queued_rows: int = 0
     seconds_per_row: float = 0.0
     draining: bool = False
-    finish_s: float = 0.0
-    pace_s: float = 0.0
+    forecast: Forecast = Forecast()
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,11 +3,23 @@ late before anything is done for it. Pure; times are in seconds, `now` on any on
 """
 
 import math
+from dataclasses import dataclass
 from typing import Final
+
+from worker.nouns import Forecast
 
 _FORGETS: Final = 0.95
 """Weight that a batch keeps with each one after it."""
 _SMOOTHING: Final = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Rows in the queue, and of the batch that has been computed for `computing_s` (0 rows: none is)."""
+
+    waiting_rows: int
+    computing_rows: int
+    computing_s: float
 
 
 class ServiceTime:
@@ -40,16 +52,14 @@ class ServiceTime:
 class Outlook:
     """Of one worker. `max_rows`: of one batch.
 
-    Beside the service time it keeps how long a full worker waits for the next stage to have room, and how long a batch
-    takes from the queue to its answer, the later stages included. Both lose half their weight each second: a stage
-    that was stuck once must not have everything refused for ever.
+    Beside the service time it keeps how long a full worker waits for the next stage to have room. That figure loses
+    half its weight each second: a stage that was stuck once must not have everything refused for ever.
     """
 
     def __init__(self, max_rows: int) -> None:
         self._max_rows = max_rows
         self._service = ServiceTime()
         self._blocked = _Fading()
-        self._beyond = _Fading()
 
     def computed(self, rows: int, seconds: float) -> None:
         """A batch took `seconds` here."""
@@ -59,19 +69,12 @@ class Outlook:
         """Before a batch was taken, work waited for so long because the next stage had no room."""
         self._blocked.after(seconds, now)
 
-    def came_back(self, seconds: float, now: float) -> None:
-        """The later stages took `seconds` for a batch."""
-        self._beyond.after(seconds, now)
-
-    def tell(self, waiting_rows: int, computing_rows: int, computing_s: float, now: float) -> tuple[float, float]:
-        """Seconds until one more row would be answered, and what each row before it adds.
-
-        `waiting_rows` in the queue; a batch of `computing_rows` (0: none) has been computed for `computing_s`.
-        """
-        pace = (self._service.of(self._max_rows) + self._blocked.at(now)) / self._max_rows
-        rest = max(0.0, self._service.of(computing_rows) - computing_s) if computing_rows else 0.0
-        own = self._service.of(min(self._max_rows, waiting_rows + 1))
-        return rest + waiting_rows * pace + own + self._beyond.at(now), pace
+    def tell(self, held: Held, later: Forecast, now: float) -> Forecast:
+        """For one more row, by what is `held` here and what the `later` stages tell."""
+        pace = max((self._service.of(self._max_rows) + self._blocked.at(now)) / self._max_rows, later.pace_s)
+        rest = max(0.0, self._service.of(held.computing_rows) - held.computing_s) if held.computing_rows else 0.0
+        own = self._service.of(min(self._max_rows, held.waiting_rows + 1))
+        return Forecast(rest + held.waiting_rows * pace + own + later.finish_s, pace)
 
 
 class _Fading:

@@ -56,10 +56,15 @@ class Standing:
 
     def expected_finish(self, now: float, rows: int) -> float:
         """Seconds until `rows` that are sent now are answered, by what the replica last told; 0: it told nothing."""
-        load = self._load
-        if not load.finish_s:
+        told = self._load.forecast
+        if not told.finish_s:
             return 0.0
-        return max(0.0, load.finish_s - (now - self._load_at)) + (self._sent_rows + rows - 1) * load.pace_s
+        return max(0.0, told.finish_s - (now - self._load_at)) + (self._sent_rows + rows - 1) * told.pace_s
+
+    @property
+    def pace_s(self) -> float:
+        """Seconds that it takes for each of many rows; 0: it told nothing."""
+        return self._load.forecast.pace_s
 
     def sent(self, rows: int, now: float) -> float:
         """Counts a request of `rows`; when its answer is expected by what waits there."""

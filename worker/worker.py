@@ -21,8 +21,8 @@ from worker.errors import Internal, ShardlineError
 from worker.expression import evaluate, parse
 from worker.handler import Handler
 from worker.link import Link
-from worker.nouns import BATCH, Answer, Load, Signature, Tensor, TensorSpec, Timing, Work
-from worker.outlook import Outlook
+from worker.nouns import BATCH, Answer, Forecast, Load, Signature, Tensor, TensorSpec, Timing, Work
+from worker.outlook import Held, Outlook
 from worker.sparing_log import SparingLog
 
 logger = logging.getLogger(__name__)
@@ -101,8 +101,9 @@ class Worker:
 
     def load(self) -> Load:
         now, waiting, computing = time.monotonic(), self.batcher.rows, self._computing_rows
-        finish_s, pace_s = self._outlook.tell(waiting, computing, now - self._computing_since, now)
-        return Load(waiting + computing, self._seconds_per_row, finish_s=finish_s, pace_s=pace_s)
+        later = self._link.forecast(max(1, computing)) if self._link is not None else Forecast()
+        forecast = self._outlook.tell(Held(waiting, computing, now - self._computing_since), later, now)
+        return Load(waiting + computing, self._seconds_per_row, forecast=forecast)
 
     async def warm_up(self, shapes: Sequence[dict[str, int]]) -> None:
         """Computes zeros at each of `shapes` (axis name to length), so that no request pays for first-time work."""
@@ -243,14 +244,11 @@ class Worker:
             min(item.work.priority for item in items),
             items[0].work.traceparent,
         )
-        sent = time.monotonic()
         try:
             answer = await link.call(work, wait=True)
         except ShardlineError as error:
             self._fail(items, error)
             return
-        now = time.monotonic()
-        self._outlook.came_back(now - sent, now)
         compute_ns = mine.timing.compute_ns + answer.timing.compute_ns
         timing = Timing(answer.timing.queue_ns, compute_ns, mine.timing.batch_rows)
         self._deliver(items, Answer(answer.tensors, timing))

@@ -31,7 +31,7 @@ from tests.gateway.stock import (
     stub,
 )
 from worker.errors import InvalidRequest, Overloaded
-from worker.nouns import Answer, Load, Tensor, Work
+from worker.nouns import Answer, Forecast, Load, Tensor, Work
 
 ARRAYS: list[npt.NDArray[Any]] = [
     np.array([[True, False, True]]),
@@ -280,7 +280,7 @@ async def test_what_is_over_every_replicas_bound_waits_for_its_turn() -> None:
 
 async def test_what_would_be_answered_too_late_is_refused_before_it_is_sent() -> None:
     gate = Gate()
-    busy = Load(queued_rows=100, seconds_per_row=0.05, finish_s=5.0, pace_s=0.05)
+    busy = Load(queued_rows=100, seconds_per_row=0.05, forecast=Forecast(5.0, 0.05))
     async with running(served(), serve=gate.serve, load=busy) as one, connected(one.address) as client:
         first = asyncio.create_task(client.infer("echo", [infer_input()], timeout=2_000_000))
         await gate.until(entered=1)

@@ -2,7 +2,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from worker.outlook import Outlook, ServiceTime
+from worker.nouns import Forecast
+from worker.outlook import Held, Outlook, ServiceTime
 
 ROWS = st.integers(1, 64)
 SECONDS = st.floats(1e-5, 10)
@@ -46,30 +47,28 @@ def outlook() -> Outlook:
 
 
 def test_an_idle_worker_answers_after_its_own_and_the_later_stages_time() -> None:
-    one = outlook()
-    for _ in range(50):
-        one.came_back(0.040, now=1.0)
-    assert one.tell(0, 0, 0.0, now=1.0)[0] == pytest.approx(0.015 + 0.040, rel=0.01)
+    told = outlook().tell(Held(0, 0, 0.0), Forecast(0.040, 0.001), now=1.0)
+    assert told.finish_s == pytest.approx(0.015 + 0.040, rel=0.01)
 
 
 def test_what_waits_goes_in_full_batches() -> None:
-    finish, pace = outlook().tell(80, 8, 0.020, now=1.0)
-    assert pace == pytest.approx(0.050 / 8)
-    assert finish == pytest.approx((0.050 - 0.020) + 10 * 0.050 + 0.050, rel=0.01)
+    told = outlook().tell(Held(80, 8, 0.020), Forecast(), now=1.0)
+    assert told.pace_s == pytest.approx(0.050 / 8)
+    assert told.finish_s == pytest.approx((0.050 - 0.020) + 10 * 0.050 + 0.050, rel=0.01)
 
 
-def test_a_later_stage_that_holds_the_work_back_counts() -> None:
+def test_a_later_stage_that_is_slower_sets_the_pace() -> None:
+    told = outlook().tell(Held(80, 0, 0.0), Forecast(0.4, 0.02), now=1.0)
+    assert told.pace_s == 0.02
+    assert told.finish_s == pytest.approx(80 * 0.02 + 0.050 + 0.4, rel=0.01)
+
+
+def test_a_later_stage_that_holds_the_work_back_counts_and_is_forgotten() -> None:
     one = outlook()
     for _ in range(50):
         one.was_blocked(0.150, now=1.0)
-    assert one.tell(80, 0, 0.0, now=1.0)[1] == pytest.approx(0.200 / 8, rel=0.01)
-
-
-def test_a_stage_that_was_stuck_is_forgotten() -> None:
-    one = outlook()
-    one.came_back(30.0, now=1.0)
-    assert one.tell(0, 0, 0.0, now=1.0)[0] > 5
-    assert one.tell(0, 0, 0.0, now=13.0)[0] < 0.02
+    assert one.tell(Held(80, 0, 0.0), Forecast(), now=1.0).pace_s == pytest.approx(0.200 / 8, rel=0.01)
+    assert one.tell(Held(80, 0, 0.0), Forecast(), now=13.0).pace_s == pytest.approx(0.050 / 8, rel=0.01)
 
 
 @given(
@@ -82,6 +81,8 @@ def test_more_that_waits_never_makes_it_sooner(
     found = Outlook(16)
     for rows, seconds in batches:
         found.computed(rows, seconds)
-        found.came_back(seconds, 0.0)
-    less, more = (found.tell(rows, computing, for_s, 0.5)[0] for rows in sorted((one, other)))
+        found.was_blocked(seconds, 0.0)
+    less, more = (
+        found.tell(Held(rows, computing, for_s), Forecast(for_s, 0.01), 0.5).finish_s for rows in sorted((one, other))
+    )
     assert 0 <= less <= more + 1e-9

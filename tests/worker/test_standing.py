@@ -2,15 +2,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.nouns import Load
+from worker.nouns import Forecast, Load
 from worker.standing import Standing
 
 SECONDS = st.floats(0, 100, allow_nan=False)
 
 
-def told(**load: float) -> Standing:
+def told(seconds_per_row: float, queued_rows: int = 0) -> Standing:
     standing = Standing(0.0)
-    standing.told(Load(**load), 0.0)  # type: ignore[arg-type]
+    standing.told(Load(queued_rows, seconds_per_row), 0.0)
     return standing
 
 
@@ -46,12 +46,13 @@ def test_a_request_that_has_no_answer_yet_counts_before_it_gets_one() -> None:
 
 
 def test_the_finish_that_a_replica_tells_counts_what_was_sent_since_and_the_time_that_went_by() -> None:
-    standing = told(finish_s=0.5, pace_s=0.01)
+    standing = Standing(0.0)
+    standing.told(Load(forecast=Forecast(0.5, 0.01)), 0.0)
     assert standing.expected_finish(0.0, 1) == pytest.approx(0.5)
     standing.sent(10, 0.0)
     assert standing.expected_finish(0.0, 5) == pytest.approx(0.5 + 14 * 0.01)
     assert standing.expected_finish(0.3, 1) == pytest.approx(0.2 + 10 * 0.01)
-    standing.told(Load(finish_s=0.6, pace_s=0.01), 0.3)
+    standing.told(Load(forecast=Forecast(0.6, 0.01)), 0.3)
     assert standing.expected_finish(0.3, 1) == pytest.approx(0.6)
     assert Standing(0.0).expected_finish(0.0, 100) == 0.0, "nothing was told"
 
