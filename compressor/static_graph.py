@@ -71,6 +71,7 @@ def quantize_convolutions(
                 prepared(*batch)
         converted = convert_pt2e(prepared)
     _drop_unused(converted)
+    _decode_where_used(converted)
     found = {
         _layer(node): _bytes(converted, node)
         for node in converted.graph.nodes
@@ -135,6 +136,15 @@ def _drop_unused(module: GraphModule) -> None:
         if name not in used:
             parent, _, last = name.rpartition(".")
             delattr(module.get_submodule(parent), last)
+
+
+def _decode_where_used(module: GraphModule) -> None:
+    """Puts what decodes a weight right before what uses it: it comes first, and would travel across every cut."""
+    for node in [node for node in module.graph.nodes if "dequantize_per_channel" in str(node.target)]:
+        users = [user for user in module.graph.nodes if user in node.users]
+        users[0].prepend(node)
+    module.graph.lint()
+    module.recompile()
 
 
 def _finite(tensor: Tensor) -> bool:

@@ -58,7 +58,10 @@ def input_ranges(
     largest: dict[str, float] = {}
 
     def see_largest(name: str, x: Tensor) -> None:
-        largest[name] = max(largest.get(name, 0.0), float(x.abs().max()) if x.numel() else 0.0)
+        found = float(x.abs().max()) if x.numel() else 0.0
+        if not math.isfinite(found):
+            raise InvalidRequest(f"calibration data give the layer {name} what is not a finite number")
+        largest[name] = max(largest.get(name, 0.0), found)
 
     counts: dict[str, Tensor] = {}
 
@@ -70,9 +73,6 @@ def input_ranges(
         with torch.no_grad(), _watched(layers, see):
             for batch in batches:
                 model(*batch)
-        bad = [name for name, value in largest.items() if not math.isfinite(value)]
-        if bad:
-            raise InvalidRequest(f"calibration data give the layer {bad[0]} what is not a finite number")
     return {name: _best(counts[name], value) for name, value in largest.items()}
 
 

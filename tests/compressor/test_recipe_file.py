@@ -1,0 +1,192 @@
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from compressor.formats import Binary, Int8Dynamic
+from compressor.int8_static import Int8Static
+from compressor.package import package
+from compressor.recipe import Recipe, find_packaged
+from compressor.recipe_file import RecipeFile, read_calibration, read_recipe, read_training, recipe_of
+from compressor.training_data import Rows
+from tests import models
+from worker.artifact import load_artifact
+from worker.errors import InvalidRequest
+
+
+def images() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Calibration of `models.attention`, as a function of the user's."""
+    for seed in range(2):
+        ids = torch.randint(1, 50, (4, 6 + seed), generator=torch.Generator().manual_seed(seed))
+        yield ids, torch.ones_like(ids)
+
+
+def wrong() -> list[torch.Tensor]:
+    return [torch.zeros(2, 3)]
+
+
+def empty() -> list[torch.Tensor]:
+    return []
+
+
+HERE = "tests.compressor.test_recipe_file"
+
+
+def _ids(path: Path, rows: int = 40, **more: Any) -> Path:
+    ids = np.random.default_rng(0).integers(1, 50, (rows, 7))
+    np.savez(path, ids=ids, mask=np.ones_like(ids), **more)
+    return path
+
+
+def test_a_recipe_is_read_with_all_that_it_says(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        f"seed: 3\ncalibration: {HERE}:images\nsteps:\n- {{kind: binary, layers: [embedding]}}\n- kind: int8_static\n"
+    )
+    recipe = read_recipe(path)
+    assert recipe == RecipeFile(
+        steps=(Binary(layers=("embedding",)), Int8Static()), seed=3, calibration=f"{HERE}:images"
+    )
+    context = recipe.context(models.attention())
+    assert context.seed == 3
+    assert [len(batch) for batch in context.calibration] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("stepps: []", "no such key 'stepps'; the nearest is \"steps\""),
+        ("seed: 1", "steps: missing"),
+        ("steps: []", "steps: Tuple should have at least 1 item"),
+        ("steps: [{kind: int9_dynamic}]", "steps.0.kind 'int9_dynamic' is unknown; the nearest is \"int8_dynamic\""),
+        ("steps: [{kind: bf16}]\nseed: -1", "seed: Input should be greater than or equal to 0, not -1"),
+        ("steps: [{kind: bf16}]\ncalibration: [a]", "calibration: Input should be a valid string"),
+        ("- kind: bf16", "expected a mapping with `steps`, not a list"),
+        ("", "expected a mapping with `steps`, not nothing"),
+        ("steps: [", "cannot be read"),
+        ("steps: !!python/object/apply:os.getcwd []", "cannot be read"),
+    ],
+)
+def test_what_is_wrong_in_a_recipe_is_told(text: str, told: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(InvalidRequest) as raised:
+        read_recipe(path)
+    assert told in str(raised.value)
+    assert "recipe.yaml" in str(raised.value)
+
+
+def test_a_recipe_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="No such file"):
+        read_recipe(tmp_path / "none.yaml")
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(InvalidRequest, match="not the manifest of a compressed artifact"):
+        read_recipe(tmp_path / "manifest.json")
+
+
+def test_a_recipe_is_replayed_from_its_manifest_to_the_same_bytes(tmp_path: Path) -> None:
+    _ids(tmp_path / "ids.npz")
+    recipe = RecipeFile(
+        steps=(
+            Int8Dynamic(layers=("qkv",)),
+            Binary(layers=("embedding",)),
+            Int8Static(layers=("*", "!qkv", "!embedding")),
+        ),
+        seed=7,
+        calibration=str(tmp_path / "ids.npz"),
+        calibration_rows=33,
+    )
+    folder = package(models.attention(), tmp_path / "first", compression=recipe, runtime="eager")
+    again = read_recipe(folder / "manifest.json")
+    assert again == recipe
+    first = load_artifact(folder).manifest
+    second = load_artifact(
+        package(models.attention(), tmp_path / "second", compression=again, runtime="eager")
+    ).manifest
+    assert first.files["program.pt2"].sha256 == second.files["program.pt2"].sha256
+    assert first.recipe == second.recipe
+    made = first.recipe.compression
+    assert made is not None
+    assert [[change.layer for change in changes] for changes in made.changes] == [
+        ["qkv"],
+        ["embedding"],
+        ["out", "up", "down"],
+    ]
+
+
+def test_the_same_recipe_is_found_and_another_is_not(tmp_path: Path) -> None:
+    recipe = RecipeFile(steps=(Int8Dynamic(layers=("qkv",)),))
+    out = tmp_path / "m"
+    folder = package(models.attention(), out, compression=recipe, runtime="eager")
+    asked = Recipe(models.attention(), runtime="eager", compression=recipe)
+    assert find_packaged(out, asked) == folder
+    for other in (recipe.model_copy(update={"seed": 1}), RecipeFile(steps=(Int8Dynamic(),)), None):
+        assert find_packaged(out, Recipe(models.attention(), runtime="eager", compression=other)) is None
+    shutil.rmtree(folder)
+    short = package(models.attention(), out, quantize="int8", runtime="eager")
+    assert (
+        find_packaged(out, Recipe(models.attention(), runtime="eager", compression=RecipeFile(steps=(Int8Dynamic(),))))
+        == short
+    )
+
+
+def test_one_way_to_say_what_is_compressed(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="give one of the two"):
+        package(models.attention(), tmp_path / "m", quantize="int8", compression=RecipeFile(steps=(Int8Dynamic(),)))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_recipe_that_cannot_work_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="there is no calibration data"):
+        package(models.attention(), tmp_path / "m", compression=RecipeFile(steps=(Int8Static(),)))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        (f"{HERE}:wrong", "batch 0 has 1 tensors; the model takes 2"),
+        (f"{HERE}:empty", "it is empty; give at least one batch"),
+        (f"{HERE}:none", "has no attribute 'none'; expected module:function, or a data file"),
+        ("nowhere.npz", "cannot be read"),
+        ("nowhere", "expected .csv, .tsv, .jsonl or .npz"),
+    ],
+)
+def test_calibration_that_does_not_fit_is_told(source: str, told: str) -> None:
+    with pytest.raises(InvalidRequest) as raised:
+        read_calibration(source, models.attention(), 512)
+    assert told in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("column", "told"),
+    [
+        (np.zeros((5, 4), np.float32), "the input 'left' is [5, 4]"),
+        (np.zeros((5, 3, 9), np.float32), "the input 'left' is [5, 3, 9]; expected ['batch', 'length', 8]"),
+        (np.full((5, 3, 8), np.inf, np.float32), "the input 'left' holds what is not a finite number"),
+    ],
+)
+def test_a_data_file_that_does_not_fit_is_told(column: Any, told: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", left=column, right=np.zeros((5, 3, 8), np.float32))
+    with pytest.raises(InvalidRequest) as raised:
+        read_calibration(str(tmp_path / "data.npz"), models.toy(), 512)
+    assert told in str(raised.value) or "'left' has" in str(raised.value)
+
+
+def test_a_data_file_calibrates_by_its_first_rows_and_trains_by_its_labels(tmp_path: Path) -> None:
+    path = str(_ids(tmp_path / "ids.npz", label=np.arange(40) % 2))
+    calibration = read_calibration(path, models.attention(), 35)
+    assert [batch[0].shape for batch in calibration] == [(32, 7), (3, 7)]
+    training = read_training(path, models.attention(), 0)
+    assert isinstance(training, Rows)
+    assert (training.inputs[0].shape, training.targets.tolist()) == ((40, 7), [0, 1] * 20)
+    with pytest.raises(InvalidRequest, match="no column 'label'"):
+        read_training(str(_ids(tmp_path / "none.npz")), models.attention(), 0)
+
+
+def test_steps_may_be_given_as_they_are_or_as_they_are_written() -> None:
+    assert recipe_of({"steps": [{"kind": "int8_dynamic"}]}) == RecipeFile(steps=(Int8Dynamic(),))
