@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from compressor.masks import (
+    RANDOM,
     Score,
     as_rows,
     block_scores,
@@ -33,12 +34,14 @@ class PruneWeights(Step):
     same speed, on every device, and zeros take room. It makes way for the sparse steps, which store them in less, and
     for `share_weights`, which keeps them. Whole blocks can run faster on CPUs; 2 of 4 is what GPUs run faster.
 
-    sparsity: the share of weights that go. Not with `n_of_m`.
+    sparsity: the share of weights that go.
+    below: instead, weights (blocks) go that score less than this part of their layer's mean: what training with a
+        penalty has driven towards zero.
     score: by which the least important are found: of single weights "l1" and "l2" are the magnitude; of blocks the mean
         magnitude and the root mean square. "random": drawn by the context's seed, the floor for the others.
     block: rows and columns that go together. Columns are inputs, of a convolution its input channels at one place of
         the kernel.
-    n_of_m: "2:4" keeps the best 2 of every 4 neighbouring inputs.
+    n_of_m: instead, "2:4" keeps the best 2 of every 4 neighbouring inputs.
     among: where the least important are looked for: in "all" layers together, in each "layer", or the same share in
         each "row" (of blocks), which is rounded down.
     """
@@ -47,6 +50,7 @@ class PruneWeights(Step):
     takes: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear, nn.Conv2d)
     kind: Literal["prune_weights"] = "prune_weights"
     sparsity: float | None = Field(default=None, gt=0, lt=1)
+    below: float | None = Field(default=None, gt=0, lt=1)
     score: Score = "l1"
     block: tuple[Side, Side] = (1, 1)
     n_of_m: str | None = Field(default=None, pattern=r"^[1-9]\d?:[1-9]\d?$")
@@ -54,8 +58,10 @@ class PruneWeights(Step):
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
-        if (self.sparsity is None) == (self.n_of_m is None):
-            raise ValueError("give either sparsity or n_of_m")
+        if sum(key is not None for key in (self.sparsity, self.below, self.n_of_m)) != 1:
+            raise ValueError("give one of sparsity, below and n_of_m")
+        if self.below is not None and (self.score == RANDOM or self.among != "layer"):
+            raise ValueError("below compares norms within each layer; leave among out, and give l1 or l2 as the score")
         if self.n_of_m is not None:
             n, m = self.counts
             if n >= m:
@@ -73,7 +79,7 @@ class PruneWeights(Step):
         return super().problem(model, steps) or self._too_small(model)
 
     def apply_(self, model: nn.Module, context: Context) -> list[Change]:
-        layers = {name: layer for name, layer in self.targets(model).items() if self._unfit(layer) is None}
+        layers = self.fitting(model)
         masks = self.masks(layers, context.seed)
         changes = []
         for name, layer in layers.items():
@@ -83,17 +89,23 @@ class PruneWeights(Step):
             changes.append(Change(name, f"{share:.1%} of its weights are zero", size, size))
         return changes
 
+    def fitting(self, model: nn.Module) -> dict[str, nn.Module]:
+        """The layers that are pruned; those that are too small for it are not."""
+        return {name: layer for name, layer in self.targets(model).items() if self._unfit(layer) is None}
+
     def masks(self, layers: Mapping[str, nn.Module], seed: int, sparsity: float | None = None) -> dict[str, Tensor]:
         """For each layer which weights stay, BOOL like its weight. `sparsity`: another than the step's own."""
         share = sparsity if sparsity is not None else self.sparsity
-        rows = {name: as_rows(weight_of(layer)) for name, layer in layers.items()}
+        rows = {name: as_rows(weight_of(layer).cpu()) for name, layer in layers.items()}
         for name, matrix in rows.items():
             if not bool(matrix.isfinite().all()):
                 raise InvalidRequest(f"{name}: a weight is not a finite number")
         scores = {
             name: block_scores(matrix, self.block, self.score, seed=seed, name=name) for name, matrix in rows.items()
         }
-        if share is None:
+        if self.below is not None:
+            kept = {name: found >= self.below * found.mean() for name, found in scores.items()}
+        elif share is None:
             kept = {name: keep_n_of_m(found, *self.counts) for name, found in scores.items()}
         elif self.among == "row":
             kept = {name: keep_best_of_rows(found, share) for name, found in scores.items()}

@@ -10,18 +10,22 @@ from compressor.int8_static import Int8Static
 from compressor.low_rank import LOW_RANK
 from compressor.prune_heads import HEAD_PRUNING
 from compressor.prune_layers import LAYER_PRUNING
+from compressor.prune_training import PRUNING_TRAINING
 from compressor.prune_units import UNIT_PRUNING
 from compressor.prune_weights import WEIGHT_PRUNING
 from compressor.share import SHARING
+from compressor.sparse import SPARSE
+from compressor.sparse_gpu import SPARSE_GPU
 from compressor.step import Step, nearest
 from compressor.training_steps import TRAINING
 from worker.errors import InvalidRequest
 
 FAMILIES: Final[Mapping[str, tuple[type[Step], ...]]] = {
     "quantization": (*FORMATS, Int8Static),
-    "pruning": (*UNIT_PRUNING, *HEAD_PRUNING, *LAYER_PRUNING, *WEIGHT_PRUNING),
+    "pruning": (*UNIT_PRUNING, *HEAD_PRUNING, *LAYER_PRUNING, *WEIGHT_PRUNING, *PRUNING_TRAINING),
     "low_rank": LOW_RANK,
     "sharing": SHARING,
+    "sparse": (*SPARSE, *SPARSE_GPU),
     "training": TRAINING,
 }
 """A new kind of step is added to its family's tuple, and that is all."""

@@ -7,8 +7,9 @@ from pydantic import Field
 from torch import nn
 
 from compressor.distill import Distillation, DistillationNetwork, Match, NetworkDistillation, layers_of
+from compressor.prune_hooks import KeepZeros
 from compressor.step import Change, Context, Phase, Step, stored_bytes
-from compressor.train import Course, Fraction, NotNegative, Positive, Supervised, train_
+from compressor.train import Course, Fraction, Hook, NotNegative, Positive, Supervised, train_
 from compressor.training_data import first
 from worker.errors import InvalidRequest
 
@@ -36,6 +37,7 @@ class TrainingStep(Step, Course):
                 self.objective(model, context),
                 context.training,
                 self,
+                hooks=self.hooks(model, context),
                 seed=context.seed,
                 device=context.device,
                 say=context.say,
@@ -49,6 +51,11 @@ class TrainingStep(Step, Course):
     def objective(self, model: nn.Module, context: Context) -> nn.Module:
         """What is trained; called with (inputs, targets) it returns the loss."""
         raise NotImplementedError
+
+    def hooks(self, model: nn.Module, context: Context) -> Sequence[Hook]:
+        """What takes part in the training: weights that were pruned stay zero."""
+        del context
+        return (KeepZeros(model),)
 
     def problem(self, model: nn.Module, steps: Sequence[Step]) -> str | None:
         return super().problem(model, steps) or (

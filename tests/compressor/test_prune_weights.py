@@ -129,8 +129,8 @@ def test_what_does_not_fit_is_refused_before_anything_is_done(step: PruneWeights
 @pytest.mark.parametrize(
     ("keys", "reason"),
     [
-        ({}, "either sparsity or n_of_m"),
-        ({"sparsity": 0.5, "n_of_m": "2:4"}, "either sparsity or n_of_m"),
+        ({}, "one of sparsity, below and n_of_m"),
+        ({"sparsity": 0.5, "n_of_m": "2:4"}, "one of sparsity, below and n_of_m"),
         ({"n_of_m": "4:4"}, "keeps all"),
         ({"n_of_m": "2:4", "block": (2, 2)}, "leave block and among out"),
         ({"sparsity": float("nan")}, "less than 1"),
