@@ -4,7 +4,7 @@ The same model is served twice: with admission by predicted finish (the default)
 is measured alone: what it can do (closed loop), then an open loop at three times that, then at half of it. Goodput is
 what was answered inside the deadline.
 
-    python -m benchmarks.overload [--seconds 8] [--deadline 0.5] [--stages 2] [--json]
+    python -m benchmarks.overload [--seconds 8] [--deadline 1] [--stages 2] [--json]
 """
 
 import argparse
@@ -29,7 +29,7 @@ from protos import inference_pb2 as pb
 
 KINDS = ("predicted", "queue")
 TIMES = 3.0
-LAYERS, WIDTH, POSITIONS = 12, 512, 64
+LAYERS, WIDTH, POSITIONS = 12, 512, 256
 MODEL_YAML = """\
 stages: {stages}
 replicas: 1
@@ -151,7 +151,7 @@ def as_json(results: dict[str, Result]) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=8.0, help="of each overload (default: %(default)g)")
-    parser.add_argument("--deadline", type=float, default=0.5, help="of a request, seconds (default: %(default)g)")
+    parser.add_argument("--deadline", type=float, default=1.0, help="of a request, seconds (default: %(default)g)")
     parser.add_argument("--stages", type=int, default=2, help="of the model (default: %(default)d)")
     parser.add_argument("--json", action="store_true", help="print one last line of JSON")
     given = parser.parse_args()
