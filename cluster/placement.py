@@ -74,6 +74,14 @@ def why_nowhere(settings: StageSettings, nodes: Sequence[Node]) -> str:
     )
 
 
+def why_no_room(settings: StageSettings) -> str:
+    """What to tell where some node could hold the replica, and none has room for it now."""
+    return (
+        f"no room: a replica takes {_listed(settings.bundle)}, and no node that has such has so much free; scale "
+        "something down, or add a node"
+    )
+
+
 def _free(node: Node, placed: Sequence[Placed]) -> dict[str, float]:
     free = dict(node.resources)
     for one in placed:

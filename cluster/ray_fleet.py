@@ -21,7 +21,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.fleet import Node, Sighting
 from cluster.health import HealthLimits
-from cluster.placement import Placed, choose_node, why_nowhere
+from cluster.placement import Placed, choose_node, why_no_room, why_nowhere
 from cluster.ray_worker import RayWorker
 from cluster.repository import artifact_folder
 from cluster.room import Room, why_pending
@@ -231,10 +231,11 @@ class RayFleet:
             if node["Alive"]
         )
 
-    def _placed(self) -> list[Placed]:
+    def _placed(self, without: RayWorker | None = None) -> list[Placed]:
         return [
             Placed(worker.stage, worker.node, worker.config.stage(worker.stage.index).bundle)
             for worker in self._workers.values()
+            if worker is not without
         ]
 
     def _with_what_is_taken(self, node: Node) -> Node:
@@ -254,7 +255,11 @@ class RayFleet:
             gpus=sum(node.resources.get("GPU", 0.0) for node in self._nodes),
         )
         asked = sum(one.bundle["CPU"] for one in self._placed())
-        return why_pending(settings.cpus, settings.device == "cuda", asked, room)
+        cpus = why_pending(settings.cpus, settings.device == "cuda", asked, room)
+        others = self._placed(without=worker)
+        if not cpus.startswith("no room") and choose_node(worker.stage, settings, self._nodes, others) is None:
+            return why_no_room(settings)
+        return cpus
 
 
 def _stage_of(replica: str) -> Stage:

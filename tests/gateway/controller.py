@@ -2,24 +2,26 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import grpc.aio
 
-from gateway.watch import METHOD
+from gateway.watch import METHOD, REPORT
 from protos import control_pb2 as pb
 from tests.gateway.backend import TOKEN
 
 
 class FakeController:
-    """`push` sends a table to every watcher, and to those that come later."""
+    """`push` sends a table to every watcher, and to those that come later. `on_report` gets what gateways report."""
 
     def __init__(self, token: str = TOKEN) -> None:
         self._token = token
         self._table = pb.RouteTable()
+        self.on_report: Callable[[pb.GatewayReport], None] = lambda _: None
         self._pushed = asyncio.Event()
         self._server: grpc.aio.Server | None = None
         self.address = ""
@@ -38,7 +40,11 @@ class FakeController:
             self._watch_routes, pb.WatchRoutesRequest.FromString, pb.RouteTable.SerializeToString
         )
         self._server = grpc.aio.server()
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: handler}),))
+        reports: grpc.RpcMethodHandler[pb.GatewayReport, pb.ReportResponse] = grpc.unary_unary_rpc_method_handler(
+            self._report, pb.GatewayReport.FromString, pb.ReportResponse.SerializeToString
+        )
+        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {method: handler, REPORT.rpartition("/")[2]: reports}
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
         self.address = f"127.0.0.1:{self._server.add_insecure_port(f'127.0.0.1:{port}')}"
         await self._server.start()
 
@@ -65,6 +71,12 @@ class FakeController:
         path.touch(mode=0o600)
         path.write_text(json.dumps({"address": self.address, "token": self._token}))
         return path
+
+    async def _report(
+        self, report: pb.GatewayReport, _: "grpc.aio.ServicerContext[pb.GatewayReport, pb.ReportResponse]"
+    ) -> pb.ReportResponse:
+        self.on_report(report)
+        return pb.ReportResponse()
 
     async def _watch_routes(
         self,
