@@ -16,6 +16,7 @@ class Demand:
     lengths: shortest and longest request (evenly spread), in cells of the model's other axes.
     variation: of the times between requests, standard deviation over mean: 1 Poisson, more: bursts (Gamma).
     rows: of one request.
+    deadline_s: a request that has waited so long in a queue is dropped there, uncomputed, as the real system does.
     """
 
     model: str
@@ -25,6 +26,7 @@ class Demand:
     lengths: tuple[int, int] = (64, 64)
     variation: float = 1.0
     rows: int = 1
+    deadline_s: float = 30.0
 
     @property
     def length(self) -> int:

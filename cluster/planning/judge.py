@@ -191,9 +191,10 @@ class Judge:
         self, demands: Sequence[Demand], plans: Sequence[ModelPlan], loads: Sequence[Load], nodes: Sequence[Node]
     ) -> tuple[Prediction, ...]:
         slowest = max(_alone(demand, one) for demand, one in zip(demands, plans, strict=True))
-        warm_up = max(0.2, 10 * slowest)
+        warm_up = max(0.2, 5 * slowest)
         rates = [load.rate for load in loads if isinstance(load, Open)]
-        seconds = max(20 * slowest, SIMULATED_REQUESTS / max(rates)) if rates else max(4.0, 40 * slowest)
+        enough = SIMULATED_REQUESTS / (1 if len(self.demands) <= CORE_REPLICAS else 4)
+        seconds = max(10 * slowest, enough / max(rates)) if rates else max(4.0, 40 * slowest)
         setting = replace(
             self.setting, nodes=nodes, seconds=min(seconds, self.setting.seconds), warm_up_s=min(warm_up, 2.0)
         )

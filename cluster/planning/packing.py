@@ -56,6 +56,8 @@ class Room:
             return None
         close = {self._places[name] for name in near}
         candidates = [place for place in self._looked_at(need, close) if self.fits(place, need)]
+        if not need.gpus:
+            candidates = [place for place in candidates if not self._nodes[place].gpus]
         if not candidates:
             candidates = [place for place in range(len(self._nodes)) if self.fits(place, need)]
         if not candidates:
@@ -67,9 +69,11 @@ class Room:
             node = self._nodes[place]
             crowd = same[node.name] / node.cpus
             left = self._cpus[place] - need.cpus
+            # Whoever needs no GPU leaves the cores beside one to those that do.
+            misplaced = node.gpus > 0 and not need.gpus
             if self._tight:
-                return (place not in self._used, crowd, place not in close, left)
-            return (crowd, place not in close, -left, -node.speed)
+                return (place not in self._used, misplaced, crowd, place not in close, left)
+            return (misplaced, crowd, place not in close, -left, -node.speed)
 
         chosen = min(candidates, key=unwanted)
         self._take(chosen, need)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Final
 
+from cluster.planning.balance import balanced, refined
 from cluster.planning.bound import most_rounds
 from cluster.planning.deployment import Demand, Plan, summary
 from cluster.planning.judge import Judge, Objective, Tried
@@ -22,6 +23,10 @@ from cluster.planning.simulator import Setting
 from cluster.planning.why import why_no_shape, why_nothing
 from worker.errors import InvalidRequest
 
+FEW: Final = 4
+"""Up to so many models, other shapes than the balanced ones are tried for each of them."""
+MANY: Final = 16
+"""With more models than this, only the balanced choice is simulated."""
 TRIED: Final = 16
 """Plans that are simulated."""
 
@@ -58,7 +63,7 @@ def plan(
     bound = most_rounds(demands, nodes, limits.max_rows)
     tried: list[Tried] = []
     reasons: list[str] = []
-    for chosen in _combinations([found[demand.model] for demand in demands]):
+    for chosen in _combinations(demands, [found[demand.model] for demand in demands], nodes):
         if len(tried) >= TRIED:
             break
         try:
@@ -103,18 +108,22 @@ def _ranked(demand: Demand, nodes: Sequence[Node], limits: Limits, road: Road) -
     return sorted(usable, key=lambda shape: (round(math.log(shape.core_seconds) * 20), len(shape.stages)))
 
 
-def _combinations(ranked: Sequence[Sequence[Shape]]) -> Iterator[list[Shape]]:
+def _combinations(
+    demands: Sequence[Demand], ranked: Sequence[Sequence[Shape]], nodes: Sequence[Node]
+) -> Iterator[list[Shape]]:
     """One shape for each model. Of one model: the best of each kind first. Of several: one varies at a time."""
     if len(ranked) == 1:
         yield from ([shape] for shape in _varied(ranked[0]))
         return
-    first = [shapes_of[0] for shapes_of in ranked]
+    first = refined(demands, ranked, nodes, balanced(demands, ranked, nodes))
     yield first
+    if len(ranked) > MANY:
+        return
     for share in (0.5, 0.25):
         shared = [_with_share(shapes_of, share) or shapes_of[0] for shapes_of in ranked]
         if shared != first:
             yield shared
-    if len(ranked) > 4:
+    if len(ranked) > FEW:
         return
     for place, shapes_of in enumerate(ranked):
         for shape in list(_varied(shapes_of))[1:6]:

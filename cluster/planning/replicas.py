@@ -80,9 +80,14 @@ class Growth:
         """How many times their rates the models bear, the least of them."""
         return min(model.rounds for model in self._models)
 
+    @property
+    def least(self) -> int:
+        """The model that bears least."""
+        return min(range(len(self._models)), key=lambda place: self._models[place].rounds)
+
     def why_not(self) -> str:
         """What the model that bears least lacks."""
-        model = min(self._models, key=lambda one: one.rounds)
+        model = self._models[self.least]
         stage = model.shape.stages[model.slowest]
         return (
             f"{model.demand.model} stage {model.slowest} with {len(model.nodes[model.slowest])} replicas bears "
@@ -110,13 +115,19 @@ class Growth:
 
     def _add(self, model: _Growing, place: int) -> bool:
         stage = model.shape.stages[place]
-        near = {
-            name
-            for other in (place - 1, place + 1)
-            if 0 <= other < len(model.nodes)
-            for name in model.nodes[other][-16:]
-        }
-        name = self._room.place(need(stage), near=near, apart=model.spread[place])
+        if stage.cpus < stage.threads:
+            # Stages that share a core cannot work at the same time: they sit apart.
+            near: set[str] = set()
+            apart = sum(model.spread, Counter[str]())
+        else:
+            near = {
+                name
+                for other in (place - 1, place + 1)
+                if 0 <= other < len(model.nodes)
+                for name in model.nodes[other][-16:]
+            }
+            apart = model.spread[place]
+        name = self._room.place(need(stage), near=near, apart=apart)
         if name is None:
             return False
         speed = self._speeds[name][1 if stage.gpus else 0]

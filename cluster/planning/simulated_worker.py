@@ -37,6 +37,7 @@ class Item:
     sizes: tuple[int, ...]
     shape_key: object
     answer: Callable[[bool], None]
+    deadline: float
     arrived: float = 0.0
 
 
@@ -108,7 +109,7 @@ class Caller:
 
 def answered_to(item: Item, answer: Callable[[bool], None]) -> Item:
     """The same item, answered to someone else."""
-    return Item(item.rows, item.nbytes, item.sizes, item.shape_key, answer)
+    return Item(item.rows, item.nbytes, item.sizes, item.shape_key, answer, item.deadline)
 
 
 class Replica:
@@ -171,6 +172,10 @@ class Replica:
         self._loop.do(self._road.batch, self._begin)
 
     def _begin(self) -> None:
+        self._drop_late()
+        if not self._queue:
+            self._working = False
+            return
         batch = form_batch(self._queue, self._batching)
         taken = set(map(id, batch))
         self._queue = [item for item in self._queue if id(item) not in taken]
@@ -179,6 +184,14 @@ class Replica:
         length = sizes[0] if sizes else 1
         began = self._clock.now
         self.compute.do(self._seconds(rows, length), lambda: self._computed(batch, rows, sizes, began))
+
+    def _drop_late(self) -> None:
+        late = [item for item in self._queue if item.deadline <= self._clock.now]
+        if late:
+            self._queue = [item for item in self._queue if item.deadline > self._clock.now]
+            self._rows -= sum(item.rows for item in late)
+            for item in late:
+                item.answer(False)
 
     def _computed(self, batch: list[Item], rows: int, sizes: tuple[int, ...], began: float) -> None:
         self._rows -= rows
@@ -190,7 +203,8 @@ class Replica:
                 len(batch) * self._road.worker_out + nbytes * self._road.worker_byte, lambda: self._done(batch)
             )
         else:
-            onward = Item(rows, nbytes, sizes, sizes, partial(self._came_back, batch))
+            latest = max(item.deadline for item in batch)
+            onward = Item(rows, nbytes, sizes, sizes, partial(self._came_back, batch), latest)
             send = partial(self.next.call, onward, wait=True)
             self._loop.do(self._road.hop + nbytes * self._road.worker_byte, lambda: self._sent_on(send))
 

@@ -101,7 +101,8 @@ class _Client:
             if again and self._clock.now < self._until:
                 self._send(again=True)
 
-        item = Item(rows, nbytes, (length,), None if self._pads else length, back)
+        deadline = began + self._demand.deadline_s
+        item = Item(rows, nbytes, (length,), None if self._pads else length, back, deadline)
         here.do(road.client / 2 + nbytes * road.client_byte, sent)
 
     def _count(self, began: float, good: bool) -> None:
