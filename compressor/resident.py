@@ -1,17 +1,23 @@
 """How much memory a model takes: measured in a process of its own, which loads it and runs it once."""
 
 import json
+import multiprocessing
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import psutil
 import torch
 
+from worker.artifact import load_artifact, read_manifest
 from worker.errors import Internal
+from worker.expression import evaluate, parse, symbols
+from worker.nouns import BATCH
+from worker.program import DATATYPES
+from worker.shard import load_shard
 
 WITHIN_S: Final = 300.0
 
@@ -24,32 +30,30 @@ class Resident:
     ran: int
 
 
-def resident_bytes(artifact: Path, rows: int, length: int, *, device: str = "cpu") -> Resident:
-    """What a worker's process grows by when it loads the artifact's one stage and computes one batch.
+def resident_bytes(artifacts: Sequence[Path], rows: int, length: int, *, device: str = "cpu") -> list[Resident]:
+    """What a worker's process grows by when it loads each artifact's one stage and computes one batch.
 
     Args:
         rows, length: of the batch; sizes of the batch axis and of every other.
 
     Raises:
-        Internal: the process failed, or took over `WITHIN_S` seconds.
+        Internal: a process failed, or they took over `WITHIN_S` seconds.
     """
-    command = [sys.executable, "-m", "compressor.resident", str(artifact), str(rows), str(length), device]
+    given = json.dumps(
+        {"artifacts": [str(path) for path in artifacts], "rows": rows, "length": length, "device": device}
+    )
+    command = [sys.executable, "-m", "compressor.resident", given]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=WITHIN_S, check=False)
     except subprocess.TimeoutExpired as error:
-        raise Internal(f"{artifact}: measuring its memory took over {WITHIN_S:g} s") from error
+        raise Internal(f"measuring memory took over {WITHIN_S:g} s") from error
     if done.returncode:
-        raise Internal(f"{artifact}: measuring its memory failed: {done.stderr.strip()[-500:]}")
-    found = json.loads(done.stdout.splitlines()[-1])
-    return Resident(int(found["loaded"]), int(found["ran"]))
+        raise Internal(f"measuring memory failed: {done.stderr.strip()[-500:]}")
+    return [Resident(*item) for item in json.loads(done.stdout.splitlines()[-1])]
 
 
 def signature_inputs(artifact: Path, sizes: Mapping[str, int], other: int) -> tuple[torch.Tensor, ...]:
     """Ones, in the types and shapes that the artifact takes. `other`: the size of axes that `sizes` does not name."""
-    from worker.artifact import read_manifest  # noqa: PLC0415 (before torch's own memory is counted, nothing else)
-    from worker.expression import evaluate, parse, symbols  # noqa: PLC0415
-    from worker.program import DATATYPES  # noqa: PLC0415
-
     types = {name: dtype for dtype, name in DATATYPES.items()}
     manifest = read_manifest(artifact)
     bounds = {axis.name: axis for axis in manifest.axes}
@@ -70,22 +74,27 @@ def signature_inputs(artifact: Path, sizes: Mapping[str, int], other: int) -> tu
     return tuple(made)
 
 
-def _main(artifact: Path, rows: int, length: int, device: str) -> None:
-    from worker.artifact import load_artifact  # noqa: PLC0415
-    from worker.nouns import BATCH  # noqa: PLC0415
-    from worker.shard import load_shard  # noqa: PLC0415
-
+def _grown(artifact: Path, rows: int, length: int, device: str) -> tuple[int, int]:
+    """Bytes that this process grows by: after loading, and after a batch too."""
     torch.set_num_threads(1)
     inputs = signature_inputs(artifact, {BATCH: rows}, length)
-    torch.nn.functional.linear(torch.ones(2, 2), torch.ones(2, 2))
     process = psutil.Process()
     before = process.memory_info().rss
     shard = load_shard(load_artifact(artifact), stage=0, stages=1, device=device)
     loaded = process.memory_info().rss
     shard.run(inputs)
-    ran = process.memory_info().rss
-    sys.stdout.write(json.dumps({"loaded": loaded - before, "ran": ran - before}) + "\n")
+    return loaded - before, process.memory_info().rss - before
+
+
+def _main(given: Mapping[str, Any]) -> None:
+    """Each artifact in a process of its own; all begin as this one is now, with the libraries loaded."""
+    context = multiprocessing.get_context("fork" if given["device"] == "cpu" else "spawn")
+    found = []
+    for artifact in given["artifacts"]:
+        with context.Pool(1) as pool:
+            found.append(pool.apply(_grown, (Path(artifact), given["rows"], given["length"], given["device"])))
+    sys.stdout.write(json.dumps(found) + "\n")
 
 
 if __name__ == "__main__":
-    _main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+    _main(json.loads(sys.argv[1]))

@@ -41,7 +41,9 @@ def find_groups(
     templates = list({repr(item): item for each in treatments for item in each.templates}.values())
     layers = _layers(module, templates)
     scopes = {layer: _scope(module, layer) for layer in layers}
-    touched = {repr(item): _touched(module, item, layers, scopes, context) for item in templates}
+    first_of_kind = {str(item["kind"]): item for item in reversed(templates)}
+    by_kind = {kind: _touched(module, item, layers, scopes, context) for kind, item in reversed(first_of_kind.items())}
+    touched = {repr(item): by_kind[str(item["kind"])] for item in templates}
     together = [sets for found in touched.values() for sets in found.values()]
     names = _united(layers, together)
     if len(names) > most:
@@ -79,24 +81,39 @@ def _scope(module: nn.Module, layer: str) -> str:
 def _touched(
     module: nn.Module, template: Template, layers: Sequence[str], scopes: Mapping[str, str], context: Context
 ) -> dict[str, frozenset[str]]:
-    """By where the step is told to work (a layer, or a block), the layers that it changes there."""
+    """By where the step is told to work (a layer, or a block), the layers that it changes there.
+
+    One layer, and one block of each kind, is tried; those that are built alike behave alike.
+    """
     found: dict[str, frozenset[str]] = {}
     for layer in layers:
-        if isinstance(module.get_submodule(layer), steps_for(template, ["*"]).takes or ()):
-            changed = _changed(module, template, layer, layers, context) if not found else frozenset({layer})
-            if changed != {layer}:
-                found.clear()
+        if type(module.get_submodule(layer)) in steps_for(template, ["*"]).takes:
+            if not found and _changed(module, template, layer, layers, context) != {layer}:
                 break
             step = steps_for(template, [layer])
             if step.problem(module, [step]) is None:
-                found[layer] = changed
+                found[layer] = frozenset({layer})
     if found:
         return found
-    for scope in dict.fromkeys(scopes.values()):
-        changed = _changed(module, template, scope, layers, context)
-        if changed:
-            found[scope] = changed
+    blocks = [scope for scope in dict.fromkeys(scopes.values()) if scope != "*"] or ["*"]
+    tried: dict[str, tuple[str, frozenset[str]]] = {}
+    for scope in blocks:
+        kind = _kind(module, scope)
+        if kind not in tried:
+            tried[kind] = scope, _changed(module, template, scope, layers, context)
+        first, changed = tried[kind]
+        moved = frozenset(scope + layer.removeprefix(first) for layer in changed) if scope != first else changed
+        if moved and moved <= set(layers):
+            found[scope] = moved
     return found
+
+
+def _kind(module: nn.Module, scope: str) -> str:
+    """The same for blocks that are built alike."""
+    if scope == "*":
+        return scope
+    block = module.get_submodule(scope)
+    return f"{block!r} {[(name, tuple(tensor.shape)) for name, tensor in block.state_dict().items()]}"
 
 
 def _changed(

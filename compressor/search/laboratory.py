@@ -128,13 +128,20 @@ class Laboratory:
     def layer_seconds(self, groups: Sequence[Group]) -> dict[tuple[str, str], float]:
         """By group and treatment ("": none): seconds of the group's layers, each as a program of its own.
 
-        Layers that are alike are built and timed once. A group is left out where one of its layers cannot be measured.
+        Layers that are alike are built and timed once, and groups of such layers are taken to take a treatment alike. A
+        group is left out where one of its layers cannot be measured.
         """
-        needed = {
-            (group.name, candidate.treatment if candidate else ""): self._units(group, candidate)
-            for group in groups
-            for candidate in (None, *group.candidates)
-        }
+        needed: dict[tuple[str, str], list[tuple[Unit, int]]] = {}
+        alike: dict[tuple[str, str], list[tuple[Unit, int]]] = {}
+        for group in groups:
+            plain = self._units(group, None)
+            kind = repr([(unit.key, count) for unit, count in plain])
+            needed[group.name, ""] = plain
+            for candidate in group.candidates:
+                place = kind, candidate.treatment
+                if place not in alike:
+                    alike[place] = self._units(group, candidate)
+                needed[group.name, candidate.treatment] = alike[place]
         units = {unit.key: unit for listed in needed.values() for unit, _ in listed}
         jobs: dict[str, Job] = {
             unit.key: (

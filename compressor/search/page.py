@@ -132,7 +132,7 @@ def _points(report: Told) -> str:
 
 def _rivals(report: Told) -> str:
     batches = list(dict.fromkeys(batch for row in report["rivals"] for batch in row["seconds"]))
-    base = next((row["seconds"] for row in report["rivals"] if row["name"] == "uncompressed, compiled"), {})
+    base: Told = next((row["seconds"] for row in report["rivals"] if row["name"] == "uncompressed, compiled"), {})
     rows = [
         (
             _row(

@@ -57,8 +57,8 @@ class _Axis:
 
 
 def _round_step(rough: float) -> float:
-    power = 10.0 ** math.floor(math.log10(rough))
-    return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
+    power: float = 10.0 ** math.floor(math.log10(rough))
+    return min(power * factor for factor in (1.0, 2.0, 5.0, 10.0) if power * factor >= rough)
 
 
 def _top(points: Sequence[Told], allowed: float) -> float:

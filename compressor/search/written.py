@@ -28,6 +28,7 @@ from compressor.search.verdict import Bench, Verdict
 from compressor.steps import described
 from worker.artifact import read_manifest
 from worker.errors import ShardlineError
+from worker.manifest import PROGRAM
 from worker.runtime import instruction_set
 
 ROWS: Final = (1, 8, 32)
@@ -139,10 +140,22 @@ def _rivals(asked: Asked, bench: Bench, verdict: Verdict) -> list[RivalRow]:
     batches = _batches(model, objective)
     folders = {COMPILED: bench.baseline} | ({RETURNED: verdict.folder} if verdict.point else {})
     found = bench.lab.alone((compare, (folders, batches, work)))
+    resident, problem = _resident(folders, objective, asked.setting.device)
     rows = []
     for name, seconds in found["seconds"].items():
         if name in folders:
-            rows.append(_artifact_row(name, seconds, folders[name], bench, verdict))
+            returned = name == RETURNED
+            rows.append(
+                RivalRow(
+                    name,
+                    seconds,
+                    _figure(verdict.figure if returned else bench.base),
+                    _figure(verdict.drop) if returned else None,
+                    read_manifest(folders[name]).files[PROGRAM].bytes,
+                    resident.get(name),
+                    problem,
+                )
+            )
         elif name == ONNX:
             figure, drop = bench.held_out.aside(onnx_int8(fresh_model(asked.setting), work))
             size = sum(path.stat().st_size for path in work.glob("onnx-int8-*.onnx"))
@@ -153,22 +166,13 @@ def _rivals(asked: Asked, bench: Bench, verdict: Verdict) -> list[RivalRow]:
     return rows
 
 
-def _artifact_row(name: str, seconds: Mapping[str, float], folder: Path, bench: Bench, verdict: Verdict) -> RivalRow:
-    note, resident, objective = "", None, bench.lab.setting.objective
+def _resident(folders: Mapping[str, Path], objective: Objective, device: str) -> tuple[dict[str, int], str]:
+    """Resident bytes by name, or why there are none."""
     try:
-        resident = resident_bytes(folder, objective.rows, objective.length, device=bench.lab.setting.device).ran
+        found = resident_bytes(list(folders.values()), objective.rows, objective.length, device=device)
     except ShardlineError as error:
-        note = str(error)
-    returned = name == RETURNED
-    return RivalRow(
-        name,
-        seconds,
-        _figure(verdict.figure if returned else bench.base),
-        _figure(verdict.drop) if returned else None,
-        read_manifest(folder).files["program.pt2"].bytes,
-        resident,
-        note,
-    )
+        return {}, str(error)
+    return {name: item.ran for name, item in zip(folders, found, strict=True)}, ""
 
 
 def _batches(model: Model, objective: Objective) -> dict[str, tuple[torch.Tensor, ...]]:

@@ -1,4 +1,4 @@
-"""A small classifier that knows its own labels, and the data: "tests.compressor.search.tiny:classifier"."""
+"""A small classifier with neurons that it does not need, and data: "tests.compressor.search.tiny:classifier"."""
 
 from pathlib import Path
 
@@ -8,17 +8,24 @@ from torch import nn
 
 from compressor.model import Input, Model
 
-WIDTH = 32
+WIDTH = 64
 CLASSES = 5
 
 
 class Classifier(nn.Module):
-    def __init__(self, width: int, hidden: int) -> None:
+    """Two residual blocks and a head. Half of each block's neurons do next to nothing."""
+
+    def __init__(self, hidden: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
-            nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, width)) for _ in range(2)
+            nn.Sequential(nn.Linear(WIDTH, hidden), nn.ReLU(), nn.Linear(hidden, WIDTH)) for _ in range(2)
         )
-        self.head = nn.Linear(width, CLASSES)
+        self.head = nn.Linear(WIDTH, CLASSES)
+        with torch.no_grad():
+            for name, weight in self.layers.named_parameters():
+                if name.endswith("weight"):
+                    weight.mul_(4)
+                    (weight[::2] if name.endswith("0.weight") else weight[:, ::2]).mul_(1e-3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for layer in self.layers:
@@ -27,27 +34,23 @@ class Classifier(nn.Module):
         return logits
 
 
-def _made(width: int, hidden: int) -> Model:
+def classifier(hidden: int = 1024) -> Model:
+    """x FP32 [batch, 64] → logits FP32 [batch, 5]. Five linear layers in two blocks and a head."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        module = Classifier(width, hidden).eval()
-    return Model(module, (Input("x", torch.zeros(3, width), ("batch", None)),), outputs=("logits",))
+        module = Classifier(hidden).eval()
+    return Model(module, (Input("x", torch.zeros(3, WIDTH), ("batch", None)),), outputs=("logits",))
 
 
-def classifier() -> Model:
-    """x FP32 [batch, 32] → logits FP32 [batch, 5]. Five linear layers in two blocks and a head."""
-    return _made(WIDTH, 64)
-
-
-def wide_classifier() -> Model:
-    """x FP32 [batch, 256] → logits FP32 [batch, 5]: wide enough that int8 is faster, once compiled."""
-    return _made(256, 1024)
+def small_classifier() -> Model:
+    """The same with 64 neurons in a block."""
+    return classifier(64)
 
 
 def write_data(path: Path, model: Model, records: int, seed: int) -> Path:
     """Inputs, and as labels the classes that the model itself sees in them, one in twenty wrong."""
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(records, *model.inputs[0].example.shape[1:], generator=generator)
+    x = torch.randn(records, WIDTH, generator=generator)
     with torch.no_grad():
         labels = model.module(x).argmax(1)
     wrong = torch.rand(records, generator=generator) < 0.05
