@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.chaos import processes
+from tests.chaos import nodes, processes
 from tests.chaos.case import Fault, Outcome, Sizes, run_case
 from tests.chaos.cluster import Cluster, cluster, make_models
 
@@ -32,7 +32,7 @@ class Case:
 @contextlib.contextmanager
 def one_machine(folder: Path) -> Iterator[Cluster]:
     """`shardline serve` with an embedded Ray and two gateway processes."""
-    with cluster(make_models(folder / "models"), folder / "state", "--processes", "2") as one:
+    with cluster(make_models(folder / "models"), folder / "state", "--processes", "2", cpus=3) as one:
         yield one
 
 
@@ -46,8 +46,13 @@ GROUPS: dict[Bring, list[Case]] = {
         Case("kill_two", processes.kill_two_workers),
         Case("kill_controller", processes.kill_the_controller),
         Case("kill_gateway", processes.kill_a_gateway_process, retry=True),
+        Case("slow_first", processes.slow_a_worker(0)),
+        Case("slow_middle", processes.slow_a_worker(1)),
+        Case("broken_first", processes.break_a_worker),
         Case("scale_down_and_up", processes.scale_down_and_up),
+        Case("roll_out_and_back", processes.roll_out_and_back),
     ],
+    nodes.three_nodes: [Case("kill_node", nodes.kill_a_node)],
 }
 
 

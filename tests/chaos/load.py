@@ -26,6 +26,8 @@ from tests.shardline.serve_process import wait_for
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
 REPORT_EVERY_S = 0.2
 KEPT_PROBLEMS = 20
+LONGEST_CATCH_UP_S = 0.25
+"""What was not sent for longer than this, because the machine was busy, is not sent later all at once."""
 RETRY = {
     "methodConfig": [
         {
@@ -46,7 +48,8 @@ RETRY = {
 class Counts:
     """answered: with the right answer. lost: with another, with an error or with none. duplicated: answers over one.
 
-    problems: what the first lost ones got, and when, seconds since the start.
+    problems: what the first lost ones got, and when, seconds since the start. stood_still_s: the longest for which the
+    load itself did not get to run.
     """
 
     sent: int = 0
@@ -56,6 +59,7 @@ class Counts:
     worst_ms: float = 0.0
     p50_ms: float = 0.0
     p99_ms: float = 0.0
+    stood_still_s: float = 0.0
     problems: list[str] = field(default_factory=list)
 
 
@@ -78,10 +82,13 @@ class Caller:
 
     async def run(self, stop: asyncio.Event) -> None:
         outstanding: set[asyncio.Task[None]] = set()
-        self._began = time.monotonic()
+        self._began = looked = time.monotonic()
+        due = 0.0
         while not stop.is_set():
-            due = int((time.monotonic() - self._began) * self._rate) + 1
-            for _ in range(due - self.counts.sent):
+            gap, looked = time.monotonic() - looked, time.monotonic()
+            self.counts.stood_still_s = max(self.counts.stood_still_s, round(gap, 2))
+            due += min(gap, LONGEST_CATCH_UP_S) * self._rate
+            for _ in range(int(due) - self.counts.sent):
                 self.counts.sent += 1
                 task = asyncio.create_task(self._call(self.counts.sent))
                 outstanding.add(task)

@@ -6,10 +6,16 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
+from typing import Final
 
 from tests.chaos.case import Fault, Recovered
-from tests.chaos.cluster import STAGES, Cluster
-from tests.shardline.serve_process import wait_for
+from tests.chaos.cluster import OTHER_STAGES, REPLICAS, STAGES, Cluster, write_plan
+from tests.chaos.faults import fault_file
+from tests.shardline.serve_process import shardline, wait_for
+
+HARM_S: Final = 6.0
+"""How long a harm lasts that is not over in a moment."""
 
 
 def signal_a_worker(stage: int, number: signal.Signals) -> Fault:
@@ -81,9 +87,38 @@ def slowed(pid: int, times: int, period_s: float = 0.05) -> Iterator[None]:
         os.kill(pid, signal.SIGCONT)
 
 
+def slow_a_worker(stage: int) -> Fault:
+    """One replica gets a tenth of its time for a while. The note says what share of the stage's work it got."""
+
+    def fault(cluster: Cluster) -> Recovered:
+        victim, other = (replica.pid for replica in cluster.replicas(stage))
+        before = cluster.computed_rows(victim), cluster.computed_rows(other)
+        with slowed(victim, 10):
+            threading.Event().wait(HARM_S)
+            rows = cluster.computed_rows(victim) - before[0], cluster.computed_rows(other) - before[1]
+        cluster.note = f"the slow one computed {100 * rows[0] / max(1, sum(rows)):.0f} % of its stage's rows"
+        return cluster.is_whole
+
+    return fault
+
+
+def break_a_worker(cluster: Cluster) -> Recovered:
+    """One replica of the first stage fails on every request for a while. Whole again once it gets work again."""
+    victim = cluster.replicas(0)[0].pid
+    fault = fault_file(cluster.models, victim)
+    fault.parent.mkdir(exist_ok=True)
+    fault.touch()
+    try:
+        threading.Event().wait(HARM_S)
+        rested = cluster.computed_rows(victim)
+    finally:
+        fault.unlink()
+    return lambda: cluster.computed_rows(victim) > rested and cluster.is_whole()
+
+
 def scale_down_and_up(cluster: Cluster) -> Recovered:
     """Every stage to one replica and back to two."""
-    for replicas in (1, 2):
+    for replicas in (1, REPLICAS):
         cluster.scale(replicas)
         wait_for(f"{replicas} of each", partial(has_replicas, cluster, replicas))
     return cluster.is_whole
@@ -91,3 +126,20 @@ def scale_down_and_up(cluster: Cluster) -> Recovered:
 
 def has_replicas(cluster: Cluster, of_each_stage: int) -> bool:
     return cluster.is_whole() and len(cluster.replicas()) == STAGES * of_each_stage
+
+
+def roll_out_and_back(cluster: Cluster) -> Recovered:
+    """To another cut of the model, and back to the one before."""
+    at = ("chain", "--wait", "100", "--state-dir", cluster.serving.state_dir)
+    write_plan(cluster.models, OTHER_STAGES)
+    run("rollout", *at)
+    wait_for("the other cut alone serves", lambda: cluster.is_whole(stages=OTHER_STAGES))
+    write_plan(cluster.models, STAGES)
+    run("rollback", *at)
+    return cluster.is_whole
+
+
+def run(*arguments: str | Path) -> None:
+    done = shardline(*arguments, within_s=120)
+    if done.returncode:
+        raise RuntimeError(f"shardline {arguments[0]} failed: {done.stderr}")
