@@ -11,6 +11,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "prune_heads": {"share": 0.25},
     "prune_layers": {"count": 1},
     "prune_weights": {"sparsity": 0.5},
+    "prune_gradually": {"sparsity": 0.5},
     "low_rank": {"energy": 0.9},
 }
 """Of kinds that cannot do without."""
