@@ -62,7 +62,7 @@ def _round_step(rough: float) -> float:
 
 
 def _top(points: Sequence[Told], allowed: float) -> float:
-    highest = max(point["drop"]["high"] for point in points)
+    highest = max(float(point["drop"]["high"]) for point in points)
     return min(max(highest, allowed * 1.5, 1e-9), max(allowed * 6, 1e-9)) if allowed else max(highest, 1e-9)
 
 

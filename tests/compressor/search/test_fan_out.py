@@ -1,0 +1,59 @@
+import time
+from pathlib import Path
+
+import pytest
+
+from compressor.search.fan_out import Here, ray_tasks
+from worker.errors import Internal, InvalidRequest
+
+
+def spell(folder: Path, name: str, wait_for: str, within_s: float = 20.0) -> str:
+    """Leaves marks of when it began and ended; waits for so long, or until the mark `wait_for` is there."""
+    (folder / f"{name}-began").touch()
+    until = time.monotonic() + within_s
+    while wait_for and not (folder / wait_for).exists() and time.monotonic() < until:
+        time.sleep(0.01)
+    met = not wait_for or (folder / wait_for).exists()
+    (folder / f"{name}-ended").touch()
+    return "met" if met else "alone"
+
+
+def running(folder: Path) -> list[str]:
+    """Who has begun and not ended."""
+    began = {path.name.removesuffix("-began") for path in folder.glob("*-began")}
+    return sorted(began - {path.name.removesuffix("-ended") for path in folder.glob("*-ended")})
+
+
+def refuse(_: Path) -> None:
+    raise InvalidRequest("not this one")
+
+
+def break_down(_: Path) -> None:
+    raise RuntimeError("a bug")
+
+
+def test_trials_run_side_by_side_but_one_that_must_be_alone_is(tmp_path: Path) -> None:
+    with ray_tasks(tmp_path, cpus=2) as tasks:
+        until = time.monotonic() + 120
+        # Each waits for the other to have begun: only side by side do both see it.
+        jobs = {"a": (spell, ("a", "b-began")), "b": (spell, ("b", "a-began"))}
+        assert dict(tasks.each(jobs, until)) == {"a": "met", "b": "met"}
+
+        side = tasks.each({"c": (spell, ("c", "")), "d": (spell, ("d", "never", 1.5))}, until)
+        next(side)
+        assert tasks.alone((running, ())) == []
+        assert len(list(side)) == 1
+
+        assert list(tasks.each(jobs, time.monotonic())) == []
+        with pytest.raises(InvalidRequest, match="not this one"):
+            tasks.alone((refuse, ()))
+        with pytest.raises(Internal, match="RuntimeError: a bug"):
+            list(tasks.each({"x": (break_down, ())}, until))
+
+
+def test_here_one_follows_the_other_until_the_time_is_up(tmp_path: Path) -> None:
+    here = Here(tmp_path)
+    jobs = {"a": (spell, ("a", "")), "b": (spell, ("b", "a-ended"))}
+    assert dict(here.each(jobs, time.monotonic() + 60)) == {"a": "met", "b": "met"}
+    assert list(here.each(jobs, time.monotonic())) == []
+    assert here.alone((running, ())) == []
