@@ -35,7 +35,7 @@ TEACHER: Final[tuple[Step, ...]] = (FineTune(epochs=2, rate=1e-4, optimiser="ada
 STUDENT: Final[tuple[Step, ...]] = (
     PruneLayers(layers=tuple(f"{LAYERS}.{place}" for place in (1, 3, 5)), count=3),
     Distill(
-        epochs=4,
+        epochs=3,
         rate=2e-4,
         optimiser="adamw",
         decay=0.01,
