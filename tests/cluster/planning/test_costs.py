@@ -1,7 +1,7 @@
 """What a profile says of stages that were measured, and of those that were not."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.planning.costs import Costs, Grid
@@ -10,12 +10,14 @@ from worker.errors import InvalidRequest
 from worker.profile import Timed
 
 
+@settings(deadline=None)
 @given(st.integers(1, 32), st.integers(16, 128))
 def test_a_grid_of_something_linear_is_exact_between_its_points(rows: int, length: int) -> None:
     grid = Grid.of([Timed(rows=r, length=n, seconds=1e-3 * r * n) for r in ROWS for n in LENGTHS])
     assert grid.at(rows, length) == pytest.approx(1e-3 * rows * length)
 
 
+@settings(deadline=None)
 @given(st.integers(32, 500), st.integers(128, 500))
 def test_beyond_the_grid_time_grows_with_the_cells(rows: int, length: int) -> None:
     grid = Grid.of([Timed(rows=r, length=n, seconds=1e-3 * r * n) for r in ROWS for n in LENGTHS])
@@ -53,6 +55,7 @@ def test_an_unmeasured_stage_gains_as_much_as_the_measured_ones_around_it() -> N
     assert Costs(compiled).seconds(0, 2, 8, 16, device="cpu") == pytest.approx(3e-3 * 8 * 16 / 64 / 4)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0.1, 5), min_size=2, max_size=6), st.data())
 def test_stages_of_a_cut_together_cost_the_whole(steps: list[float], data: st.DataObject) -> None:
     costs = Costs(chain(steps))

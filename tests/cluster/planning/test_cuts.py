@@ -2,7 +2,7 @@
 
 import itertools
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.planning.cuts import even_cuts, split
@@ -10,6 +10,7 @@ from cluster.planning.cuts import even_cuts, split
 COSTS = st.lists(st.integers(0, 50), min_size=1, max_size=7)
 
 
+@settings(deadline=None)
 @given(COSTS, st.integers(1, 5), st.lists(st.integers(1, 4), min_size=5, max_size=5))
 def test_even_cuts_are_as_good_as_the_best_of_all(costs: list[int], stages: int, slowness: list[int]) -> None:
     edges = range(len(costs) + 1)
@@ -31,6 +32,7 @@ def test_even_cuts_are_as_good_as_the_best_of_all(costs: list[int], stages: int,
         assert found.slowest == max(cost(place, *pair) for place, pair in enumerate(itertools.pairwise(whole)))
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=6), st.integers(1, 5), st.integers(1, 4))
 def test_split_is_as_good_as_the_best_of_all(costs: list[int], workers: int, most_stages: int) -> None:
     def cost(low: int, high: int) -> float:

@@ -1,7 +1,7 @@
 """Simulated machines."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.planning.host import Clock, Host, Thread
@@ -34,6 +34,7 @@ def test_crowded_cores_are_slower_until_one_is_alone() -> None:
     assert finished(2, [(1.0, 1), (2.0, 1)], crowded=2.0) == pytest.approx([2.0, 3.0])
 
 
+@settings(deadline=None)
 @given(
     st.integers(1, 4),
     st.lists(st.tuples(st.floats(0.01, 5), st.sampled_from([1, 2])), min_size=1, max_size=8),

@@ -3,7 +3,7 @@
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.planning.machines import Node
@@ -33,6 +33,7 @@ NEEDS = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(NODES, NEEDS, st.booleans())
 def test_no_node_gets_more_than_it_has(shapes: list[tuple[int, int, int]], needs: list[Need], tight: bool) -> None:
     nodes = [
