@@ -141,8 +141,11 @@ def ray_tasks(setting: Any, *, cpus: int, device: str = "cpu", address: str | No
                     object_store_memory=_OBJECT_STORE_BYTES,
                     _temp_dir=scratch,
                 )
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise FanOutError(f"Ray at {address or 'this machine'}: {error}") from error
+        except Exception as error:  # Ray raises plain Exception where its processes do not come up in time
+            ray.shutdown()
+            raise FanOutError(
+                f"Ray at {address or 'this machine'} did not start: {error}; try again when the machine is less busy"
+            ) from error
         try:
             yield RayTasks(setting, cpus, device)
         finally:

@@ -24,7 +24,7 @@ p { max-width: 46rem; } .soft, caption { color: var(--soft); }
 .card b { display: block; font-size: 1.5rem; font-variant-numeric: tabular-nums; } .card span { color: var(--soft); }
 .wide { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: .35rem .6rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th:first-child, td:first-child, .words { text-align: left; white-space: normal; overflow-wrap: anywhere; }
+th:first-child, td:first-child, .words { text-align: left; white-space: normal; min-width: 6rem; }
 caption { text-align: left; padding-bottom: .4rem; } th { color: var(--soft); font-weight: 600; }
 tr.chosen td { background: color-mix(in srgb, var(--good) 12%, transparent); }
 pre { background: var(--card); border-radius: .5rem; padding: 1rem; overflow-x: auto; font-size: .85rem; }
@@ -74,20 +74,23 @@ def _verdict(report: Told) -> str:
 
 def _cards(report: Told) -> str:
     rows = {row["name"]: row for row in report["rivals"]}
-    ours = rows.get("returned") or rows.get("uncompressed, compiled") or {}
+    ours = rows.get("returned") or rows.get("uncompressed artifact") or {}
     batch = next(reversed(ours.get("seconds") or {"": None}))
     wanted = report["objective"].partition("@")[2]
     batch = wanted if wanted in (ours.get("seconds") or {}) else batch
     cards = [
-        (_figure(report["figure"]), f"{report['evaluation']} ({_figure(report['baseline'])} before)"),
+        (
+            f"{report['figure']['value']:.2f}",
+            f"{report['evaluation']} on held-out data; {_figure(report['baseline'])} before",
+        ),
         (
             f"{report['drop']['value']:.3f}",
             f"lost, at most {report['drop']['high']:.3f}; {report['allowed']:.3g} allowed",
         ),
     ]
     for name, told in (
-        ("uncompressed, compiled", "than fp32 compiled"),
-        ("PyTorch, uncompiled", "than fp32 uncompiled"),
+        ("uncompressed artifact", "than the uncompressed artifact"),
+        ("PyTorch, uncompiled", "than PyTorch, uncompiled"),
     ):
         other = (rows.get(name) or {}).get("seconds", {}).get(batch)
         mine = ours.get("seconds", {}).get(batch)
@@ -132,7 +135,7 @@ def _points(report: Told) -> str:
 
 def _rivals(report: Told) -> str:
     batches = list(dict.fromkeys(batch for row in report["rivals"] for batch in row["seconds"]))
-    base: Told = next((row["seconds"] for row in report["rivals"] if row["name"] == "uncompressed, compiled"), {})
+    base: Told = next((row["seconds"] for row in report["rivals"] if row["name"] == "uncompressed artifact"), {})
     rows = [
         (
             _row(
@@ -145,9 +148,7 @@ def _rivals(report: Told) -> str:
         )
         for row in report["rivals"]
     ]
-    told = (
-        "Milliseconds of a batch on one thread, taken in turns; in brackets, how many times as fast as fp32 compiled."
-    )
+    told = "Milliseconds of a batch on one thread, taken in turns; in brackets, times as fast as the uncompressed."
     return _table(told, ["", *batches], rows)
 
 
@@ -199,9 +200,10 @@ def _layers(report: Told) -> str:
 def _recipe(report: Told) -> str:
     if not report["recipe"]:
         return "<p>None: the model was not changed.</p>"
-    told = {key: value for key, value in report["recipe"].items() if value is not None}
-    text = yaml.safe_dump(told, sort_keys=False, allow_unicode=True)
-    return f"<p>In recipe.yaml; <code>shardline compress</code> makes the same of it.</p><pre>{_text(text)}</pre>"
+    given = {key: value for key, value in report["recipe"].items() if value is not None}
+    text = yaml.safe_dump(given, sort_keys=False, allow_unicode=True)
+    told = "Also in recipe.yaml: <code>shardline compress --recipe</code> makes the same program of it."
+    return f"<p>{told}</p><pre>{_text(text)}</pre>"
 
 
 def _method(report: Told) -> str:

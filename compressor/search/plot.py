@@ -111,8 +111,9 @@ def _mark(point: Told, value: float, x: _Axis, y: _Axis) -> str:
     told = f"{point['name']}: {value:.4g}, loses {drop['value']:.3g} ({drop['low']:.3g} to {drop['high']:.3g})"
     low, high = y.at(drop["low"]), y.at(drop["high"])
     bar = f'<line class="bar" x1="{left:.1f}" x2="{left:.1f}" y1="{low:.1f}" y2="{high:.1f}"/>'
+    beside = f'text-anchor="end" x="{left - 9:.1f}"' if left > WIDTH * 0.6 else f'x="{left + 9:.1f}"'
     label = (
-        f'<text class="label" x="{left + 9:.1f}" y="{down - 8:.1f}">{html.escape(point["name"])}</text>'
+        f'<text class="label" {beside} y="{down - 8:.1f}">{html.escape(point["name"])}</text>'
         if kind != "tried"
         else ""
     )

@@ -34,7 +34,7 @@ from worker.runtime import instruction_set
 ROWS: Final = (1, 8, 32)
 """Batches at which what is returned is compared, beside the objective's."""
 
-COMPILED: Final = "uncompressed, compiled"
+COMPILED: Final = "uncompressed artifact"
 RETURNED: Final = "returned"
 
 RECIPE, JSON, HTML = "recipe.yaml", "report.json", "report.html"
