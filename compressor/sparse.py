@@ -24,10 +24,11 @@ class Sparse(Step):
     blocks. Saves storage on any device: CSR from a third of zeros on (6 bytes a weight that is left), BSR in proportion
     to the blocks that are gone, 2 of 4 by 47 %.
 
-    At run time a layer is dense (its weight is decoded at each call, which saves resident memory and costs time;
-    compiled with frozen weights, it is decoded once: the time and the memory of the dense layer), or, with whole blocks
-    of zeros in a linear layer, its blocks are multiplied as they are: time and memory in proportion to what is left, on
-    CPUs from about half of zeros on with blocks such as 64 x 16. Which is faster is measured here, on one thread.
+    At run time a layer is dense (its weight is decoded at each call, in compiled stages too, which saves resident
+    memory and costs time), or, with whole blocks of zeros in a linear layer, its blocks are multiplied as they are:
+    time and memory go with what is left, on CPUs from about half of zeros on with blocks such as 64 x 16. Which is
+    faster is measured here, uncompiled and on one thread. Compiled, products of blocks can be slower than that, and
+    slower than the dense layer: compare the stage's own figures.
 
     layout: "csr", "bsr" with `block` (rows, columns), or "n_of_m" with `n_of_m`.
     run: "measured": whichever was faster. "dense", "blocks": that one; a recipe that is to give the same on every
@@ -74,7 +75,7 @@ class Sparse(Step):
         """The layer in its sparse form, and how it runs and why."""
         dense = stored(layer, self._store(weight_of(layer)))
         if self.block is None or not isinstance(layer, nn.Linear):
-            return dense, "dense at run time: there is no product of this layout without the zeros that is faster"
+            return dense, "dense at run time: only blocks of linear layers are multiplied as they are"
         if self.run == "dense":
             return dense, "dense at run time, as asked for"
         blocks = BlockLinear(layer, self.block)

@@ -1,8 +1,9 @@
 """Layers whose weight is held in another form, and decoded when the layer is used.
 
 Decoding is plain arithmetic on plain tensors, so such a layer is captured, cut and loaded like any other. Uncompiled,
-the dense weight lives only while its layer runs; a stage that is compiled with frozen weights decodes once, when it is
-compiled, and then runs (and takes memory) as the dense layer does.
+the dense weight lives only while its layer runs. A stage that is compiled with frozen weights decodes indices and codes
+once, when it is compiled, and then runs (and takes memory) as the dense layer does; sparse layouts are decoded at each
+call there too.
 """
 
 from collections.abc import Sequence
