@@ -67,6 +67,7 @@ def run_group(bring: Bring, cases: list[Case], sizes: Sizes, console: Console) -
         for case in cases:
             outcome = run_case(case.name, case.fault, one, sizes, retry=case.retry)
             outcomes.append(outcome)
+            console.file.flush()
             console.print(
                 f"{outcome.case}: {outcome.sent} sent, {outcome.lost} lost, worst {outcome.worst_ms:.0f} ms, "
                 f"whole after {outcome.recovered_s:g} s"

@@ -1,7 +1,6 @@
 """Harm to a node: its raylet and all its workers die at once. Three raylets on this machine, as Ray itself tests."""
 
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -13,7 +12,6 @@ from tests.chaos.cluster import Cluster, cluster, make_models
 
 CPUS_OF_A_NODE: Final = 1.0
 """Room for four replicas: two nodes hold all six."""
-AUTHENTICATION: Final = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
 
 
 class OnNodes(Cluster):
@@ -38,30 +36,15 @@ def kill_a_node(one: Cluster) -> Recovered:
 @contextmanager
 def three_nodes(folder: Path) -> Iterator[Cluster]:
     """A head and two more nodes, which `serve` joins."""
-    with _environment(AUTHENTICATION):
-        made: Any = ray.cluster_utils.Cluster
-        raylets = made(initialize_head=True, head_node_args={"num_cpus": CPUS_OF_A_NODE, "include_dashboard": False})
-        try:
-            for _ in range(2):
-                raylets.add_node(num_cpus=CPUS_OF_A_NODE)
-            models = make_models(folder / "models")
-            with cluster(models, folder / "state", "--address", raylets.address, cpus=None) as one:
-                on_nodes = OnNodes(one.serving, one.models)
-                on_nodes.raylets = raylets
-                yield on_nodes
-        finally:
-            raylets.shutdown()
-
-
-@contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
+    made: Any = ray.cluster_utils.Cluster
+    raylets = made(initialize_head=True, head_node_args={"num_cpus": CPUS_OF_A_NODE, "include_dashboard": False})
     try:
-        yield
+        for _ in range(2):
+            raylets.add_node(num_cpus=CPUS_OF_A_NODE)
+        models = make_models(folder / "models")
+        with cluster(models, folder / "state", "--address", raylets.address, cpus=None) as one:
+            on_nodes = OnNodes(one.serving, one.models)
+            on_nodes.raylets = raylets
+            yield on_nodes
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        raylets.shutdown()
