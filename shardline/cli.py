@@ -166,6 +166,12 @@ def _serve_options(serve: argparse.ArgumentParser) -> None:
         default="dir",
         help="where the controller's state is kept: in the state dir, or in Ray's storage (default: %(default)s)",
     )
+    serve.add_argument(
+        "--token-file", type=Path, metavar="FILE", help="the cluster's token, for gateways elsewhere (default: made up)"
+    )
+    serve.add_argument(
+        "--control-port", type=_port, default=0, metavar="PORT", help="of the controller (default: a free one)"
+    )
     _state_dir_option(serve)
 
 
@@ -212,6 +218,12 @@ def _listen(text: str) -> str:
     if not host or not port.isdecimal() or int(port) > 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT, such as {LISTEN}")
     return text
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port from 1 to 65535")
+    return int(text)
 
 
 def _count(text: str) -> int:
@@ -280,6 +292,8 @@ def _serve(given: argparse.Namespace) -> int:
         address=given.address,
         cpus=given.cpus,
         in_ray=given.state_in == "ray",
+        token_file=given.token_file,
+        control_port=given.control_port,
     )
     return run(settings)
 

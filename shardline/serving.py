@@ -25,12 +25,17 @@ FROZEN_S = 20.0
 """A controller that does not answer for so long is taken for frozen."""
 AWAY_S = 90.0
 """A controller that does not answer for so long will not come back."""
+MIN_TOKEN = 32
 GATEWAY_STARTS = 5
 """So many gateways in a minute, and `serve` gives up."""
 
 
 class PortBusy(ShardlineError):
     """Something else listens where the gateway should."""
+
+
+class TokenError(ShardlineError):
+    """The cluster's token cannot be had."""
 
 
 class ClusterLost(ShardlineError):
@@ -43,6 +48,7 @@ class ServeSettings:
 
     address: a running Ray cluster to join; None: an embedded one. cpus: of the embedded one; None: this machine's.
     in_ray: the controller's state lies in Ray's storage, not in the state dir.
+    token_file: holds the cluster's token; None: one is made up. control_port: of the controller; 0: a free one.
     """
 
     models: Path
@@ -52,6 +58,8 @@ class ServeSettings:
     address: str | None = None
     cpus: int | None = None
     in_ray: bool = False
+    token_file: Path | None = None
+    control_port: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +220,8 @@ def serving(settings: ServeSettings, stop: StopSignals, say: Say) -> Iterator[Se
             history=earlier.history if earlier else (),
             repository=str(repository),
             host="127.0.0.1" if settings.address is None else None,
-            token=secrets.token_urlsafe(32),
+            port=settings.control_port,
+            token=secrets.token_urlsafe(32) if settings.token_file is None else read_token(settings.token_file),
             models=models,
         )
         stop.check()
@@ -280,6 +289,20 @@ def _earlier(state_dir: StateDir) -> State | None:
         return state_dir.read_state()
     except StateError:
         return None
+
+
+def read_token(path: Path) -> str:
+    """The one line of the file. Raises TokenError."""
+    try:
+        token = path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise TokenError(f"the token file {path} cannot be read: {error}") from error
+    if len(token) < MIN_TOKEN or not token.isprintable() or " " in token:
+        raise TokenError(
+            f"the token file {path}: expected one line of at least {MIN_TOKEN} printable characters without blanks, "
+            "such as `openssl rand -hex 32` makes"
+        )
+    return token
 
 
 def refuse_busy_port(listen: str) -> None:
