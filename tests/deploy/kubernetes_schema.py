@@ -1,8 +1,8 @@
 """Checks manifests against what Kubernetes and KubeRay take, without a cluster and without a network.
 
 Kubernetes' own kinds: the models of its Python client, which are made from its OpenAPI description, name every field
-and its type. KubeRay's RayCluster (ray.io/v1): the fields that its first stable versions had, written down here; what is
-a Kubernetes type inside it is checked as such.
+and its type. KubeRay's RayCluster (ray.io/v1): the fields that its first stable versions had, written down here; what
+is a Kubernetes type inside it is checked as such.
 """
 
 import re
