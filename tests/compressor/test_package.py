@@ -149,7 +149,7 @@ def test_without_a_compiler_it_is_packaged_uncompiled_and_said_once(tmp_path: Pa
 def test_too_many_stages_are_refused_and_leave_nothing(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="cannot be cut into 99 stages"):
         package(models.chain(), tmp_path / "chain", stages=(99,), runtime="eager")
-    assert list((tmp_path / "chain").iterdir()) == []
+    assert not (tmp_path / "chain").exists()
 
 
 def test_a_device_that_is_not_there_is_refused_before_anything_is_done(tmp_path: Path) -> None:
