@@ -26,7 +26,7 @@ from protos import inference_pb2 as pb
 from tests.gateway.backend import TOKEN, echo, model, running, table
 from tests.gateway.mutations import AXES, TENSORS, bytewise, for_each, structured, valid
 from tests.gateway.stock import channel, infer
-from worker.nouns import Answer, Work
+from worker.nouns import Answer, Forecast, Work
 
 REFUSALS = {
     grpc.StatusCode.INVALID_ARGUMENT,
@@ -76,8 +76,11 @@ class QuietContext:
 class LocalLink:
     """Stands where a route's link is, and calls the backend itself."""
 
-    async def call(self, work: Work) -> Answer:
+    async def call(self, work: Work, *, wait: bool) -> Answer:
         return await checked_echo(work)
+
+    def forecast(self, rows: int) -> Forecast:
+        return Forecast()
 
     async def close(self) -> None:
         return None
