@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import logging
 import os
-import secrets
 import shutil
 import tempfile
 import time
@@ -21,6 +20,7 @@ from cluster.ray_fleet import NAMESPACE
 from cluster.ray_store import RayStore, store_name
 from cluster.state import State
 from worker.errors import ShardlineError
+from worker.ray_token import ray_token
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def embedded_ray(state_folder: Path, cpus: int | None = None) -> Iterator[None]:
     """
     scratch = _scratch(state_folder)
     try:
-        with _environment({"RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}):
+        with _environment({"RAY_AUTH_TOKEN": ray_token(), "RAY_USAGE_STATS_ENABLED": "0"}):
             ray.init(
                 address="local",
                 num_cpus=cpus,

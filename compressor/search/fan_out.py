@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import secrets
 import shutil
 import tempfile
 import time
@@ -13,6 +12,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from worker.errors import Internal, ShardlineError
+from worker.ray_token import ray_token
 
 ALONE_WITHIN_S: Final = 1800.0
 """A trial that has every core to itself may take so long, with its wait for others to end."""
@@ -125,7 +125,7 @@ def ray_tasks(setting: Any, *, cpus: int, device: str = "cpu", address: str | No
     """
     scratch = tempfile.mkdtemp(prefix="shardline-tune-")
     before = dict(os.environ)
-    told = {"RAY_USAGE_STATS_ENABLED": "0"} | ({} if address else {"RAY_AUTH_TOKEN": secrets.token_hex(32)})
+    told = {"RAY_USAGE_STATS_ENABLED": "0"} | ({} if address else {"RAY_AUTH_TOKEN": ray_token()})
     os.environ.update({name: value for name, value in told.items() if name not in before})
     try:
         try:
