@@ -3,10 +3,14 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from compressor.package import package
 from tests import models
 from worker.artifact import Artifact, load_artifact
+
+settings.register_profile("shardline", deadline=None)  # an example's time says how busy the machine is
+settings.load_profile("shardline")
 
 
 @pytest.fixture(scope="session")
