@@ -6,7 +6,7 @@ in evaluation mode; it is no part of an objective's state, so checkpoints hold t
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,6 @@ from worker.errors import InvalidRequest
 
 Loss = Callable[[Any, Tensor], Tensor]
 
-MATCHES: Final = ("classes", "values")
 Match = Literal["classes", "values"]
 
 

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from compressor.moments import input_moments
-from compressor.step import Change, Context, Phase, Step, replace_layer_, stored_bytes
+from compressor.step import Change, Context, Phase, Step, none_gains, replace_layer_, stored_bytes
 from compressor.stored import weight_of
 from worker.errors import InvalidRequest
 
@@ -106,13 +106,7 @@ class LowRank(Step):
 
     def _too_small(self, model: nn.Module) -> str | None:
         reasons = {name: self._loses(layer) for name, layer in self.targets(model).items()}
-        for name, reason in reasons.items():
-            if reason and name in self.layers:
-                return f"{name}: {reason}"
-        if all(reasons.values()):
-            name, reason = next(iter(reasons.items()))
-            return f"no layer can get smaller; {name}: {reason}"
-        return None
+        return none_gains(reasons, self.layers, "no layer can get smaller")
 
     def _loses(self, layer: nn.Module) -> str | None:
         if isinstance(layer, nn.Conv2d) and layer.groups != 1:

@@ -19,7 +19,7 @@ from compressor.masks import (
     keep_n_of_m,
     spread,
 )
-from compressor.step import Change, Context, Phase, Step, stored_bytes
+from compressor.step import Change, Context, Phase, Step, none_gains, stored_bytes
 from compressor.stored import weight_of
 from worker.errors import InvalidRequest
 
@@ -122,13 +122,7 @@ class PruneWeights(Step):
 
     def _too_small(self, model: nn.Module) -> str | None:
         reasons = {name: self._unfit(layer) for name, layer in self.targets(model).items()}
-        for name, reason in reasons.items():
-            if reason and name in self.layers:
-                return f"{name}: {reason}"
-        if all(reasons.values()):
-            name, reason = next(iter(reasons.items()))
-            return f"no layer can be pruned so; {name}: {reason}"
-        return None
+        return none_gains(reasons, self.layers, "no layer can be pruned so")
 
     def _unfit(self, layer: nn.Module) -> str | None:
         """Why the layer is left as it is."""

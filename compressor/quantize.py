@@ -12,7 +12,6 @@ from typing import Final
 import torch
 from torch import nn
 
-from worker.errors import InvalidRequest
 from worker.program import Program, Ref, Step
 
 INT8_OPERATOR: Final = "aten::_int_mm"
@@ -48,34 +47,6 @@ class Int8Linear(nn.Module):
         if self.bias is not None:
             result = result + self.bias
         return result.reshape(*x.shape[:-1], self.weight.shape[0]).to(x.dtype)
-
-
-def quantize_int8(module: nn.Module) -> nn.Module:
-    """`module` with its linear layers replaced, in place; a new layer where `module` is one itself.
-
-    Subclasses of `nn.Linear` stay as they are: their owners look inside them.
-
-    Raises:
-        InvalidRequest: it has none.
-    """
-    if type(module) is nn.Linear:
-        return Int8Linear(module)
-    places = [
-        (parent, name)
-        for parent in module.modules()
-        for name, child in parent.named_children()
-        if type(child) is nn.Linear
-    ]
-    if not places:
-        raise InvalidRequest(
-            f"{type(module).__name__} has no linear layer to quantize; package it without --quantize int8"
-        )
-    made: dict[int, Int8Linear] = {}
-    for parent, name in places:
-        layer = getattr(parent, name)
-        # A layer that is used in two places stays one layer.
-        setattr(parent, name, made.setdefault(id(layer), Int8Linear(layer)))
-    return module
 
 
 def int8_layers(program: Program) -> int:

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from compressor.packing import pack, unpack
-from compressor.step import Change, Context, Phase, Step, replace_layer_, stored_bytes
+from compressor.step import Change, Context, Phase, Step, none_gains, replace_layer_, stored_bytes
 from compressor.stored import STORABLE, Store, dense_bytes, stored, taken_later, unstorable, weight_of
 from worker.errors import InvalidRequest
 
@@ -53,13 +53,7 @@ class ShareWeights(Step):
 
     def _too_small(self, model: nn.Module) -> str | None:
         reasons = {name: self._loses(layer) for name, layer in self.targets(model).items()}
-        for name, reason in reasons.items():
-            if reason and name in self.layers:
-                return f"{name}: {reason}"
-        if all(reasons.values()):
-            name, reason = next(iter(reasons.items()))
-            return f"no layer gains by it; {name}: {reason}"
-        return None
+        return none_gains(reasons, self.layers, "no layer gains by it")
 
     def _loses(self, layer: nn.Module) -> str | None:
         """Why the layer is left as it is."""

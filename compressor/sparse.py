@@ -12,7 +12,7 @@ from compressor.faster import fastest
 from compressor.masks import as_rows
 from compressor.prune_weights import PruneWeights, Side
 from compressor.sparse_weight import BsrWeight, CsrWeight, NofMWeight
-from compressor.step import Change, Context, Phase, Step, replace_layer_, seeded, stored_bytes
+from compressor.step import Change, Context, Phase, Step, none_gains, replace_layer_, seeded, stored_bytes
 from compressor.stored import Store, dense_bytes, stored, taken_later, unstorable, weight_of
 from worker.errors import InvalidRequest
 
@@ -105,10 +105,7 @@ class Sparse(Step):
         if any(isinstance(other, PruneWeights) or other.phase is Phase.TRAIN for other in earlier):
             return None
         reasons = {name: self._loses(layer) for name, layer in self.targets(model).items()}
-        if all(reasons.values()):
-            name, reason = next(iter(reasons.items()))
-            return f"no layer gains by it; {name}: {reason}"
-        return None
+        return none_gains(reasons, (), "no layer gains by it")
 
     def _loses(self, layer: nn.Module) -> str | None:
         """Why a layer is left as it is."""

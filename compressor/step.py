@@ -5,7 +5,7 @@ is in `compressor.steps`.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from enum import IntEnum
@@ -227,6 +227,20 @@ def selected(name: str, patterns: Sequence[str]) -> bool:
 
     taken = any(matches(pattern) for pattern in patterns if not pattern.startswith("!"))
     return taken and not any(matches(pattern[1:]) for pattern in patterns if pattern.startswith("!"))
+
+
+def none_gains(reasons: Mapping[str, str | None], named: Sequence[str], told: str) -> str | None:
+    """Why a step has nothing to do: a layer that is `named` is left as it is, or every layer is; None where one gains.
+
+    reasons: of each layer, why it is left as it is. told: how the error begins where it is every layer.
+    """
+    for name, reason in reasons.items():
+        if reason and name in named:
+            return f"{name}: {reason}"
+    if all(reasons.values()):
+        name, reason = next(iter(reasons.items()))
+        return f"{told}; {name}: {reason}"
+    return None
 
 
 def replace_layer_(model: nn.Module, layer: nn.Module, new: nn.Module) -> None:

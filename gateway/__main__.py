@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 
+from gateway.flags import host_port, seconds
 from gateway.parent import die_with_parent
 from gateway.settings import LOG_FORMAT, GatewaySettings, ServerLimits
 from gateway.supervisor import StartError, run
@@ -19,11 +20,13 @@ def parse(arguments: list[str]) -> tuple[GatewaySettings, bool]:
         prog="python -m gateway", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--control", type=Path, required=True, help="JSON file with the controller's address and token")
-    parser.add_argument("--listen", type=_address, default="127.0.0.1:8001", help="host:port; port 0 takes a free one")
+    parser.add_argument(
+        "--listen", type=host_port("host:port"), default="127.0.0.1:8001", help="host:port; port 0 takes a free one"
+    )
     parser.add_argument("--processes", type=_positive, default=1, help="processes that share the port")
     parser.add_argument("--ready-file", type=Path, help="written, with the address, once every process listens")
-    parser.add_argument("--notice-s", type=_seconds, default=2.0, help="from SIGTERM to no new calls, seconds")
-    parser.add_argument("--finish-s", type=_seconds, default=30.0, help="then for the calls at work, seconds")
+    parser.add_argument("--notice-s", type=seconds, default=2.0, help="from SIGTERM to no new calls, seconds")
+    parser.add_argument("--finish-s", type=seconds, default=30.0, help="then for the calls at work, seconds")
     parser.add_argument("--max-message-bytes", type=_positive, default=bounds.max_message_bytes, help="of one request")
     parser.add_argument("--max-connections", type=_positive, default=bounds.max_connections, help="of one process")
     parser.add_argument("--max-streams", type=_positive, default=bounds.max_streams, help="calls on one connection")
@@ -50,27 +53,10 @@ def parse(arguments: list[str]) -> tuple[GatewaySettings, bool]:
     return settings, given.die_with_parent
 
 
-def _address(text: str) -> str:
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is not host:port")
-    return text
-
-
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds <= 86400:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0 to 86400")
-    return seconds
 
 
 def main() -> int:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from gateway.flags import host_port, seconds, whole
 from shardline import exits
 from shardline.planning_options import planning_commands
 from shardline.rollout_options import rollout_commands
@@ -18,6 +19,9 @@ from worker.errors import ShardlineError
 
 MODEL = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 LISTEN = "127.0.0.1:8001"
+
+_COUNT = whole(1, 1024)
+_HOST_PORT = host_port(f"HOST:PORT, such as {LISTEN}")
 
 Run = Callable[[argparse.Namespace], int]
 
@@ -98,12 +102,12 @@ def parser() -> argparse.ArgumentParser:
         "target", type=scale_target, metavar="MODEL[/STAGE]=N", help="N replicas of one stage, or of each"
     )
     scale.add_argument(
-        "--wait", type=_seconds, default=0.0, metavar="SECONDS", help="wait so long until it is so (default: do not)"
+        "--wait", type=seconds, default=0.0, metavar="SECONDS", help="wait so long until it is so (default: do not)"
     )
     rollouts = rollout_commands(command)
     stop = command("stop", _stop, "Drain and end a running serve.", "shardline stop")
     stop.add_argument(
-        "--within", type=_seconds, default=300.0, metavar="SECONDS", help="give up waiting after (default: %(default)g)"
+        "--within", type=seconds, default=300.0, metavar="SECONDS", help="give up waiting after (default: %(default)g)"
     )
     for added in (status, infer, scale, *rollouts, stop):
         _state_dir_option(added)
@@ -135,7 +139,7 @@ def _artifact_options(package: argparse.ArgumentParser) -> None:
     package.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the model's folder: models/NAME")
     package.add_argument(
         "--stages",
-        type=_count,
+        type=_COUNT,
         nargs="+",
         metavar="N",
         help="numbers of stages to cut and compile for; model.yaml serves the first (default: 1 and 2)",
@@ -154,12 +158,12 @@ def _compile_options(compile_: argparse.ArgumentParser) -> None:
 
 def _serve_options(serve: argparse.ArgumentParser) -> None:
     serve.add_argument("models", type=Path, metavar="FOLDER", help="holds a folder for each model")
-    serve.add_argument("--listen", type=_listen, default=LISTEN, metavar="HOST:PORT", help="default: %(default)s")
+    serve.add_argument("--listen", type=_HOST_PORT, default=LISTEN, metavar="HOST:PORT", help="default: %(default)s")
     serve.add_argument(
-        "--processes", type=_count, default=1, metavar="N", help="gateway processes on the port (default: %(default)s)"
+        "--processes", type=_COUNT, default=1, metavar="N", help="gateway processes on the port (default: %(default)s)"
     )
     serve.add_argument("--address", metavar="ADDRESS", help="join this Ray cluster (default: an embedded one)")
-    serve.add_argument("--cpus", type=_count, metavar="N", help="CPUs of the embedded Ray (default: this machine's)")
+    serve.add_argument("--cpus", type=_COUNT, metavar="N", help="CPUs of the embedded Ray (default: this machine's)")
     serve.add_argument(
         "--state-in",
         choices=["dir", "ray"],
@@ -184,9 +188,11 @@ def _infer_options(infer: argparse.ArgumentParser) -> None:
     what.add_argument("--input", type=Path, metavar="FILE.npz", help="an array for each input, under its name")
     infer.add_argument("--out", type=Path, metavar="FILE.npz", help="write the outputs there")
     infer.add_argument("--json", action="store_true", help="for machines: outputs and latency as one JSON object")
-    infer.add_argument("--url", type=_listen, metavar="HOST:PORT", help="of the gateway (default: the running serve's)")
     infer.add_argument(
-        "--timeout", type=_seconds, default=60.0, metavar="SECONDS", help="the deadline (default: %(default)g)"
+        "--url", type=_HOST_PORT, metavar="HOST:PORT", help="of the gateway (default: the running serve's)"
+    )
+    infer.add_argument(
+        "--timeout", type=seconds, default=60.0, metavar="SECONDS", help="the deadline (default: %(default)g)"
     )
 
 
@@ -213,33 +219,10 @@ def scale_target(text: str) -> tuple[str, int | None, int]:
     return match[1], int(match[2]) if match[2] else None, int(match[3])
 
 
-def _listen(text: str) -> str:
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT, such as {LISTEN}")
-    return text
-
-
 def _port(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is not a port from 1 to 65535")
     return int(text)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 1024:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to 1024")
-    return int(text)
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds <= 86400:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0 to 86400")
-    return seconds
 
 
 # Each command imports what it needs: `shardline status` must not wait for torch or Ray.

@@ -6,9 +6,12 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from gateway.flags import whole
+
 Run = Callable[[argparse.Namespace], int]
 Command = Callable[[str, Run, str, str], argparse.ArgumentParser]
 
+_COUNT = whole(1, 1_000_000)
 _UNITS = {"": 1.0, "s": 1.0, "ms": 1e-3, "us": 1e-6}
 
 
@@ -38,10 +41,14 @@ def _profile_options(profile: argparse.ArgumentParser) -> None:
     profile.add_argument(
         "--as", dest="label", type=label, metavar="LABEL", help="the nodes file's name of it (default: cpu or cuda)"
     )
-    profile.add_argument("--rows", type=_whole, nargs="+", metavar="N", help="rows of a batch (default: 1 to 32)")
-    profile.add_argument("--lengths", type=_whole, nargs="+", metavar="N", help="of other axes (default: 16 to 128)")
+    profile.add_argument("--rows", type=_COUNT, nargs="+", metavar="N", help="rows of a batch (default: 1 to 32)")
+    profile.add_argument("--lengths", type=_COUNT, nargs="+", metavar="N", help="of other axes (default: 16 to 128)")
     profile.add_argument(
-        "--threads", type=_whole, nargs="+", metavar="N", help="of a stage (default: 1, doubling up to all cores)"
+        "--threads",
+        type=_COUNT,
+        nargs="+",
+        metavar="N",
+        help="of a stage (default: 1, doubling up to all cores)",
     )
     profile.add_argument("--runtime", choices=["fastest", "eager"], default="fastest", help="eager: uncompiled")
     profile.add_argument("--json", action="store_true", help="for machines: the profile as one JSON object")
@@ -69,11 +76,15 @@ def _plan_options(plan: argparse.ArgumentParser) -> None:
         metavar="CV",
         help="of the times between requests: 1 Poisson, more: bursts (default: 1)",
     )
-    plan.add_argument("--callers", type=_whole, metavar="N", help="clients, each waiting for its answer, at most")
-    plan.add_argument("--stages", type=_whole, metavar="N", help="so many and no other")
+    plan.add_argument("--callers", type=_COUNT, metavar="N", help="clients, each waiting for its answer, at most")
+    plan.add_argument("--stages", type=_COUNT, metavar="N", help="so many and no other")
     plan.add_argument("--any-cut", action="store_true", help="not only the cuts that are packaged")
     plan.add_argument(
-        "--gateways", type=_whole, default=1, metavar="N", help="gateway processes on the first nodes (default: 1)"
+        "--gateways",
+        type=_COUNT,
+        default=1,
+        metavar="N",
+        help="gateway processes on the first nodes (default: 1)",
     )
     plan.add_argument("--write", action="store_true", help="put it into each model.yaml")
     plan.add_argument("--json", action="store_true", help="for machines: the plan as one JSON object")
@@ -145,12 +156,6 @@ def label(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a name of letters, digits, '.', '_' and '-'")
     return text
-
-
-def _whole(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 1_000_000:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to 1000000")
-    return int(text)
 
 
 def _positive(text: str) -> float:

@@ -3,6 +3,8 @@
 import argparse
 from collections.abc import Callable
 
+from gateway.flags import seconds
+
 Run = Callable[[argparse.Namespace], int]
 AddCommand = Callable[[str, Run, str, str], argparse.ArgumentParser]
 
@@ -25,10 +27,10 @@ def rollout_commands(command: AddCommand) -> tuple[argparse.ArgumentParser, ...]
         help="of the requests at first (default: all at once)",
     )
     rollout.add_argument(
-        "--watch-for", type=_seconds, default=30.0, metavar="SECONDS", help="watch the canary so long (default: 30)"
+        "--watch-for", type=seconds, default=30.0, metavar="SECONDS", help="watch the canary so long (default: 30)"
     )
     rollout.add_argument(
-        "--within", type=_seconds, default=600.0, metavar="SECONDS", help="to come up, else take it back (default: 600)"
+        "--within", type=seconds, default=600.0, metavar="SECONDS", help="to come up, else take it back (default: 600)"
     )
     rollout.add_argument(
         "--even-without-room", action="store_true", help="also where no node is large enough: Ray may add one"
@@ -42,7 +44,7 @@ def rollout_commands(command: AddCommand) -> tuple[argparse.ArgumentParser, ...]
     for added in (rollout, rollback):
         added.add_argument(
             "--wait",
-            type=_seconds,
+            type=seconds,
             default=0.0,
             metavar="SECONDS",
             help="wait so long until it is so (default: do not)",
@@ -60,16 +62,6 @@ def _percent(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= 100:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of percent from 1 to 100")
     return int(text)
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds <= 86400:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0 to 86400")
-    return seconds
 
 
 def _rollout(given: argparse.Namespace) -> int:

@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from gateway.flags import whole
+
 Run = Callable[[argparse.Namespace], int]
 Command = Callable[[str, Run, str, str], argparse.ArgumentParser]
 
@@ -67,16 +69,16 @@ def _search_options(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--stages",
-        type=_whole,
+        type=whole(1, 1024),
         nargs="+",
         default=[1],
         metavar="N",
         help="numbers of stages to cut and compile for; model.yaml serves the first (default: 1)",
     )
-    group.add_argument("--seed", type=_whole_or_zero, default=0, metavar="N", help="default: %(default)s")
+    group.add_argument("--seed", type=whole(0, 2**31 - 1), default=0, metavar="N", help="default: %(default)s")
     group.add_argument(
         "--workers",
-        type=_whole,
+        type=whole(1, 1024),
         default=os.cpu_count() or 1,
         metavar="N",
         help="trials side by side; never while something is timed (default: %(default)s)",
@@ -93,18 +95,6 @@ def duration(text: str) -> float:
     if not 1 <= seconds <= 30 * 86400:
         raise argparse.ArgumentTypeError(f"{text!r} is not a time from 1s to 720h, such as 90s, 20m or 2h")
     return seconds
-
-
-def _whole(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 1024:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to 1024")
-    return int(text)
-
-
-def _whole_or_zero(text: str) -> int:
-    if not text.isdecimal() or int(text) >= 2**31:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to {2**31 - 1}")
-    return int(text)
 
 
 def _tune(given: argparse.Namespace) -> int:

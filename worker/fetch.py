@@ -28,7 +28,6 @@ PAUSE_S: Final = 1.0
 WITHIN_S: Final = 3600.0
 """Longest that one file may take, or that a worker waits for another one that fetches."""
 MANIFEST: Final = "manifest.json"
-_READ_BYTES: Final = 1 << 20
 
 logger = logging.getLogger(__name__)
 

@@ -141,7 +141,7 @@ class Link:
 
     async def room(self) -> None:
         """Returns when some living replica has room for one more request."""
-        while self._pick() is None:
+        while not self.has_room:
             await self._next_change(None)
 
     async def close(self) -> None:

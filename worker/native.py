@@ -10,7 +10,7 @@ import os
 import re
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -50,6 +50,7 @@ class NativePackage:
             self._call(
                 "AOTInductorModelContainerCreateWithDevice", _CREATE, ctypes.byref(self._container), 1, b"cpu", b""
             )
+        self._run = self._function("AOTInductorModelContainerRunSingleThreaded", _RUN)
         self._inputs = self._count("AOTInductorModelContainerGetNumInputs")
         self._outputs = self._count("AOTInductorModelContainerGetNumOutputs")
 
@@ -65,10 +66,8 @@ class NativePackage:
         given = (_POINTER * len(handles))(*(_pointer_of(handle, None) for handle in handles))
         made = (_POINTER * self._outputs)()
         # The run takes the inputs' handles over, also where it fails.
-        self._call(
-            "AOTInductorModelContainerRunSingleThreaded",
-            *(_RUN, self._container, given, len(given), made, len(made), None, None),
-        )
+        if self._run(self._container, given, len(given), made, len(made), None, None) != 0:
+            raise RuntimeError("the compiled package's run failed; standard error says why")
         capsules = [_capsule_of(pointer, None, None) for pointer in made]
         outputs: list[torch.Tensor] = torch._C._aoti.alloc_tensors_by_stealing_from_void_ptrs(capsules)
         return outputs
@@ -79,10 +78,13 @@ class NativePackage:
         return count.value
 
     def _call(self, name: str, types: tuple[Any, ...], *arguments: object) -> None:
+        if self._function(name, types)(*arguments) != 0:
+            raise RuntimeError(f"{name} failed; standard error says why")
+
+    def _function(self, name: str, types: tuple[Any, ...]) -> Callable[..., int]:
         function = self._code[name]
         function.argtypes, function.restype = types, ctypes.c_int32
-        if function(*arguments) != 0:
-            raise RuntimeError(f"{name} failed; standard error says why")
+        return function
 
 
 def _extracted(package: Path, folder: Path) -> Path:

@@ -74,15 +74,12 @@ class Aot:
 
     def __init__(self, package: Path, device: str = "cpu") -> None:
         self._device = torch.device(device)
-        self._run = _native(package) if device == "cpu" and runs_natively(package) else _loaded(package, self._device)
+        natively = device == "cpu" and runs_natively(package)
+        self._run = NativePackage(package).run if natively else _loaded(package, self._device)
 
     def run(self, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         with torch.inference_mode():
             return _arrived(self._run([tensor.to(self._device).contiguous() for tensor in inputs]))
-
-
-def _native(package: Path) -> Callable[[list[torch.Tensor]], Sequence[torch.Tensor]]:
-    return NativePackage(package).run
 
 
 def _loaded(package: Path, device: torch.device) -> Callable[[list[torch.Tensor]], Sequence[torch.Tensor]]:

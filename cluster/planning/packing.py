@@ -94,14 +94,6 @@ class Room:
         self._gpus[place] -= need.gpus
         self._used.add(place)
 
-    def give_back(self, name: str, need: Need) -> None:
-        """Undoes a `place`."""
-        place = self._places[name]
-        self._cpus[place] += need.cpus
-        self._memory[place] += need.memory
-        self._gpus[place] += need.gpus
-        self._full.clear()
-
     def shortage(self, need: Need) -> str:
         """Why no node takes such a replica, in words."""
         kind = [

@@ -1,6 +1,5 @@
 """Where measurements are asked for: each comes from the store, or is made as a trial and put there."""
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -75,11 +74,6 @@ class Laboratory:
         self._fan_out = fan_out
         self._until = until
         self._say = say
-
-    @property
-    def left_s(self) -> float:
-        """Seconds in which trials may still begin."""
-        return max(0.0, self._until - time.monotonic())
 
     @cached_property
     def model(self) -> Model:

@@ -4,10 +4,12 @@ import pytest
 import torch
 
 from compressor.capture import capture
+from compressor.formats import Int8Dynamic
 from compressor.measure import cosine
 from compressor.model import Input, Model
 from compressor.package import package
-from compressor.quantize import int8_layers, quantize_int8
+from compressor.quantize import int8_layers
+from compressor.step import Context
 from tests import models
 from worker.artifact import load_artifact
 from worker.errors import InvalidRequest
@@ -16,7 +18,7 @@ from worker.runtime import Eager
 
 def test_every_linear_layer_becomes_int8(tmp_path: Path) -> None:
     model = models.attention()
-    quantize_int8(model.module)
+    Int8Dynamic().apply_(model.module, Context(inputs=model.inputs))
     program = capture(model, tmp_path / "program.pt2")
     linears = sum(isinstance(layer, torch.nn.Linear) for layer in models.attention().module.modules())
     assert int8_layers(program) == linears == 4
@@ -25,7 +27,7 @@ def test_every_linear_layer_becomes_int8(tmp_path: Path) -> None:
 
 def test_an_int8_model_stays_near_to_what_it_was(tmp_path: Path) -> None:
     model = models.attention()
-    quantize_int8(model.module)
+    Int8Dynamic().apply_(model.module, Context(inputs=model.inputs))
     program = Eager(capture(model, tmp_path / "program.pt2"))
     ids = torch.randint(1, 50, (16, 20))
     inputs = (ids, torch.ones_like(ids))
@@ -37,7 +39,7 @@ def test_an_int8_model_stays_near_to_what_it_was(tmp_path: Path) -> None:
 def test_a_row_does_not_depend_on_what_it_is_computed_with(tmp_path: Path) -> None:
     """Activations are scaled per token, so a request's answer does not change with its batch."""
     model = models.attention()
-    quantize_int8(model.module)
+    Int8Dynamic().apply_(model.module, Context(inputs=model.inputs))
     program = Eager(capture(model, tmp_path / "program.pt2"))
     ids = torch.randint(1, 50, (8, 12))
     (together,) = program.run((ids, torch.ones_like(ids)))

@@ -5,8 +5,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from gateway.routes import Routes
 from gateway.server import Gateway
 from gateway.settings import ServerLimits
+from gateway.statistics import Statistics
 from protos import control_pb2 as pb
 from worker.nouns import Answer, Load, Tensor, Timing, Work
 from worker.stream_server import StreamServer
@@ -77,6 +79,16 @@ async def worker(serve: Serve = echo, token: str = TOKEN, load: Load | None = No
         yield address
     finally:
         await server.stop()
+
+
+@asynccontextmanager
+async def routes() -> AsyncIterator[Routes]:
+    """Routes alone, without a gateway around them."""
+    one = Routes(Statistics.alone())
+    try:
+        yield one
+    finally:
+        await one.close()
 
 
 def served(name: str = "echo", **fields: Any) -> Callable[[str], pb.ModelRoute]:

@@ -2,8 +2,6 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from time import monotonic
 
@@ -11,9 +9,8 @@ import pytest
 
 from gateway.routes import Routes
 from gateway.server import Gateway
-from gateway.statistics import Statistics
 from protos import control_pb2 as pb
-from tests.gateway.backend import TOKEN, model, table, worker
+from tests.gateway.backend import TOKEN, model, routes, table, worker
 from tests.gateway.controller import controller
 from worker.errors import InvalidRequest, Overloaded
 from worker.nouns import Tensor, Work
@@ -27,15 +24,6 @@ def lane(
     route = model(version=version, **fields)  # type: ignore[arg-type]
     route.revision, route.weight, route.limits.start_wait_s = revision, weight, start_wait_s
     return route
-
-
-@asynccontextmanager
-async def routes() -> AsyncIterator[Routes]:
-    one = Routes(Statistics.alone())
-    try:
-        yield one
-    finally:
-        await one.close()
 
 
 def drawn(one: Routes, version: str = "") -> Counter[int]:

@@ -1,27 +1,15 @@
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from time import monotonic
 
 import pytest
 
 from gateway.routes import Routes
-from gateway.statistics import Statistics
-from tests.gateway.backend import TOKEN, echo, model, table, worker
+from tests.gateway.backend import TOKEN, echo, model, routes, table, worker
 from tests.gateway.gate import Gate
 from worker.errors import InvalidRequest, NotFound, Overloaded, Unavailable
 from worker.nouns import Answer, Tensor, Work
 
 X = Tensor("x", "FP32", (1, 4), bytes(16))
-
-
-@asynccontextmanager
-async def routes() -> AsyncIterator[Routes]:
-    one = Routes(Statistics.alone())
-    try:
-        yield one
-    finally:
-        await one.close()
 
 
 def work() -> Work:

@@ -11,9 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from compressor.capture import capture
+from compressor.formats import Int8Dynamic
 from compressor.model import Model
-from compressor.quantize import int8_layers, quantize_int8
+from compressor.quantize import int8_layers
 from compressor.sources import read_source
+from compressor.step import Context
 from tests import models
 from worker.cut import cut, part, travel
 from worker.cut_points import choose_points
@@ -28,7 +30,7 @@ ACCURATE = settings(max_examples=15, deadline=None, suppress_health_check=[Healt
 def program_of(name: str, quantized: bool = False) -> Program:
     model = minilm() if name == "minilm" else getattr(models, name)()
     if quantized:
-        quantize_int8(model.module)
+        Int8Dynamic().apply_(model.module, Context(inputs=model.inputs))
     return capture(model, Path(mkdtemp()) / "program.pt2")
 
 
