@@ -11,7 +11,10 @@ from worker.nouns import WorkerStats
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A living machine of the cluster. resources: total of each kind, e.g. CPU. taken: by our replicas."""
+    """A living machine of the cluster. resources: total of each kind, e.g. CPU. taken: by our replicas.
+
+    drained: it is to go; nothing new is placed on it.
+    """
 
     id: str
     address: str
@@ -19,6 +22,7 @@ class Node:
     labels: Mapping[str, str] = field(default_factory=dict)
     taken: Mapping[str, float] = field(default_factory=dict)
     replicas: int = 0
+    drained: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ Stages that talk to each other sit together, so that a batch crosses no network 
 apart, so that a node's death leaves each stage somebody.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from cluster.fleet import Node
@@ -23,19 +23,32 @@ class Placed:
     bundle: Mapping[str, float]
 
 
-def choose_node(stage: Stage, settings: StageSettings, nodes: Sequence[Node], placed: Sequence[Placed]) -> str | None:
+def choose_node(
+    stage: Stage,
+    settings: StageSettings,
+    nodes: Sequence[Node],
+    placed: Sequence[Placed],
+    shunned: Collection[str] = (),
+) -> str | None:
     """The node's id; None where no node has room now, so that whoever adds nodes sees the demand.
+
+    shunned: nodes where replicas of the stage failed to start; they are taken where there are no others.
 
     Least of the same stage first, then most of its neighbours, then the fullest that has room: what stays empty can go.
     """
-    open_to_it = [node for node in nodes if _has_labels(node, settings) and _fits(settings.bundle, _free(node, placed))]
+    open_to_it = [
+        node
+        for node in nodes
+        if not node.drained and _has_labels(node, settings) and _fits(settings.bundle, _free(node, placed))
+    ]
     if not open_to_it:
         return None
     neighbours = {stage.before, stage.after}
 
-    def badness(node: Node) -> tuple[int, int, float, str]:
+    def badness(node: Node) -> tuple[bool, int, int, float, str]:
         here = [one for one in placed if one.node == node.id]
         return (
+            node.id in shunned,
             sum(one.stage == stage for one in here),
             -sum(one.stage in neighbours for one in here),
             _free(node, placed).get("CPU", 0.0),
@@ -47,7 +60,7 @@ def choose_node(stage: Stage, settings: StageSettings, nodes: Sequence[Node], pl
 
 def why_nowhere(settings: StageSettings, nodes: Sequence[Node]) -> str:
     """Why no node could hold the replica even were it empty, and what to do; empty where one could."""
-    labelled = [node for node in nodes if _has_labels(node, settings)]
+    labelled = [node for node in nodes if not node.drained and _has_labels(node, settings)]
     if not labelled and settings.labels:
         return (
             f"no node has the labels {_listed(settings.labels)}; change `placement.labels` in model.yaml, or add such "

@@ -3,6 +3,8 @@
 Scale up: start → (loads, warms up) → told its next stage → in its callers' tables. Scale down: out of its callers'
 tables → drain → stop. So no request meets a replica that is not ready, and none is lost when one goes.
 
+A node that is drained: another replica starts elsewhere → its own goes as above. Where there is no room, it serves on.
+
 Each call looks at the world anew; what it returned before does not matter. Repeated, it converges.
 """
 
@@ -128,8 +130,13 @@ def _adjust(world: World, stage: Stage) -> Iterator[Action]:
     desired = world.desired.get(stage, 0)
     serving = [replica for replica in replicas if replica.takes_work]
     coming = [replica for replica in replicas if replica.coming]
+    displaced = sum(replica.displaced for replica in serving)
     why = f"{stage} has {len(serving)} ready and {len(coming)} coming of {desired}"
-    missing = desired - len(serving) - len(coming)
+    why += f", {displaced} of them on nodes that are drained" if displaced else ""
+    for replica in replicas:
+        if replica.displaced and replica.phase in (Phase.PENDING, Phase.STARTING):
+            yield Stop(replica.id, "its node is drained, and it has taken no work yet")
+    missing = desired - (len(serving) - displaced) - len(coming)
     if missing > 0:
         if stage not in world.held_back:
             yield from [Start(stage, why)] * missing
@@ -143,7 +150,12 @@ def _adjust(world: World, stage: Stage) -> Iterator[Action]:
     least_useful_first = sorted(
         serving, key=lambda replica: (_can_hand_on(world, replica), replica.queued_rows, replica.id)
     )
-    for replica in least_useful_first[: len(serving) - desired]:
+    leaving = len(serving) - desired
+    if displaced:
+        least_useful_first = [replica for replica in least_useful_first if replica.displaced]
+        able = sum(_can_hand_on(world, replica) for replica in serving if not replica.displaced)
+        leaving = max(0, displaced + able - desired)
+    for replica in least_useful_first[:leaving]:
         yield Leave(replica.id, why)
 
 

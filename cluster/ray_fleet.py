@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import ray._private.state
 import ray.util
 from ray.autoscaler.sdk import request_resources
 from ray.util.placement_group import PlacementGroup, placement_group
@@ -37,6 +38,8 @@ PREFIX = "worker"
 LOOK_S = 0.2
 """How long one look waits for answers; what comes later is seen by the next look."""
 NODES_EVERY_S = 2.0
+SHUN_S = 300.0
+"""A node where a stage's replica failed to start is the last choice for the next ones, for so long."""
 ROOM_PATIENCE_S = 10.0
 """A replica without a process for this long may be waiting for room."""
 
@@ -62,6 +65,7 @@ class RayFleet:
         self._free_cpus = 0.0
         self._nodes_at = float("-inf")
         self._asked_for: list[dict[str, float]] = []
+        self._failed_starts: dict[tuple[Stage, str], float] = {}
 
     async def observe(self) -> Sighting:
         if not self._adopted:
@@ -77,7 +81,9 @@ class RayFleet:
             await self._look_at_nodes()
             self._nodes_at = now
         workers = self._workers.values()
-        replicas = tuple(worker.seen(now, self._limits) for worker in workers)
+        drained = {node.id for node in self._nodes if node.drained}
+        seen = [(worker, worker.seen(now, self._limits)) for worker in workers]
+        replicas = tuple(replace(replica, displaced=worker.node in drained) for worker, replica in seen)
         return Sighting(
             replicas,
             figures={worker.id: worker.figures() for worker in workers},
@@ -110,7 +116,7 @@ class RayFleet:
             max_queue_rows=config.limits.max_queue_rows,
             link=replace(STAGE_LINK, hedge_share=config.limits.hedge_share),
         )
-        node = choose_node(stage, settings, self._nodes, self._placed())
+        node = choose_node(stage, settings, self._nodes, self._placed(), self._shunned(stage))
         name = self._actor_name(replica)
         group = await asyncio.to_thread(
             placement_group,
@@ -150,6 +156,8 @@ class RayFleet:
     async def stop(self, replica: str) -> None:
         worker = self._workers.pop(replica, None)
         if worker is not None:
+            if worker.failed_to_start and worker.node:
+                self._failed_starts[worker.stage, worker.node] = time.monotonic()
             await worker.close()
             await asyncio.to_thread(ray.kill, worker.handle, no_restart=True)
             if worker.group is not None:
@@ -214,6 +222,7 @@ class RayFleet:
 
     async def _look_at_nodes(self) -> None:
         nodes = await asyncio.to_thread(ray.nodes)
+        drained = await asyncio.to_thread(ray._private.state.state.get_draining_nodes)
         free = await asyncio.to_thread(ray.available_resources)
         self._free_cpus = float(free.get("CPU", 0.0))
         self._nodes = tuple(
@@ -226,10 +235,17 @@ class RayFleet:
                     if ":" not in kind and "_group_" not in kind
                 },
                 {name: value for name, value in (node.get("Labels") or {}).items() if not name.startswith("ray.io/")},
+                drained=node["NodeID"] in drained,
             )
             for node in nodes
             if node["Alive"]
         )
+
+    def _shunned(self, stage: Stage) -> set[str]:
+        """Nodes on which a replica of `stage` lately failed to start: a full disk, say."""
+        now = time.monotonic()
+        self._failed_starts = {at: when for at, when in self._failed_starts.items() if now - when < SHUN_S}
+        return {node for failed, node in self._failed_starts if failed == stage}
 
     def _placed(self, without: RayWorker | None = None) -> list[Placed]:
         return [

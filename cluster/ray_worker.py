@@ -58,6 +58,10 @@ class RayWorker:
         return self.stats.node if self.stats else self.aimed_at
 
     @property
+    def failed_to_start(self) -> bool:
+        return bool(self._failed) and not self.address
+
+    @property
     def questions(self) -> list[asyncio.Task[None]]:
         """What was asked and is answered within moments by a worker that is well."""
         return [task for kind, task in self._tasks.items() if kind in ("ping", "tell")]

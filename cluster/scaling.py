@@ -105,7 +105,7 @@ class Scaler:
             return dict(wanted)
         claims = [_claim(served, counts, wanted[pipeline]) for pipeline, (served, counts) in pipelines.items()]
         capacity: dict[str, float] = {}
-        for node in sighting.nodes:
+        for node in (one for one in sighting.nodes if not one.drained):
             for kind, amount in node.resources.items():
                 capacity[kind] = capacity.get(kind, 0.0) + amount
         granted = fair_shares(claims, capacity)

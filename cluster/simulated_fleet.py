@@ -73,6 +73,10 @@ class SimulatedFleet:
     def kill(self, replica: str, why: str = "killed") -> None:
         self._change(replica, phase=Phase.DEAD, why=why)
 
+    def displace(self, replica: str) -> None:
+        """What draining its node does."""
+        self._change(replica, displaced=True)
+
     def forget(self) -> None:
         """What a controller's death does: the workers live on, and what was known of them is gone."""
         for replica in list(self.replicas):

@@ -73,6 +73,7 @@ class Replica:
     asked: what it was last told, confirmed or not; None: it must be told again.
     leaving: chosen to go; it is in no table that is made from now on.
     why: for DEAD, what happened.
+    displaced: its node is being drained: it serves on until another has taken its place.
     """
 
     id: str
@@ -84,6 +85,7 @@ class Replica:
     leaving: bool = False
     queued_rows: int = 0
     why: str = ""
+    displaced: bool = False
 
     @property
     def takes_work(self) -> bool:
@@ -91,7 +93,7 @@ class Replica:
 
     @property
     def coming(self) -> bool:
-        return self.phase in (Phase.PENDING, Phase.STARTING) and not self.leaving
+        return self.phase in (Phase.PENDING, Phase.STARTING) and not (self.leaving or self.displaced)
 
     @property
     def living(self) -> bool:

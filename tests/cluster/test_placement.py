@@ -32,6 +32,18 @@ def test_strangers_fill_up_what_is_used_so_that_empty_nodes_can_go() -> None:
     assert choose_node(FIRST, ONE, NODES, [Placed(OTHER, "b", CPU)]) == "b"
 
 
+def test_a_node_that_is_drained_gets_nothing_new() -> None:
+    nodes = (Node("a", "127.0.0.1", {"CPU": 2.0}, drained=True), NODES[1])
+    assert choose_node(FIRST, ONE, nodes, [Placed(FIRST, "b", CPU)]) == "b"
+    assert choose_node(FIRST, ONE, nodes[:1], []) is None
+
+
+def test_a_node_where_the_stage_failed_to_start_is_the_last_choice() -> None:
+    placed = [Placed(FIRST, "a", CPU)]
+    assert choose_node(FIRST, ONE, NODES[:2], placed, shunned={"b"}) == "a"
+    assert choose_node(FIRST, ONE, NODES[:1], placed, shunned={"a"}) == "a"
+
+
 def test_labels_and_resources_choose_the_kind_of_node() -> None:
     nodes = (*NODES, Node("d", "127.0.0.1", {"CPU": 8.0, "accelerator": 1.0}, {"zone": "east"}))
     assert choose_node(FIRST, StageSettings(1.0, "cpu", {"accelerator": 1.0}, {}), nodes, []) == "d"

@@ -151,6 +151,23 @@ def test_scale_down_gives_up_what_is_not_ready_first() -> None:
     assert "Leave" not in kinds(plan(world))
 
 
+def test_on_a_node_that_is_drained_a_replica_serves_until_another_has_taken_its_place() -> None:
+    gone = ready("b", displaced=True)
+    world = World({FIRST: 2}, (ready("a"), gone), published=published("a", "b"))
+    why = "minilm/1 stage 0 has 2 ready and 0 coming of 2, 1 of them on nodes that are drained"
+    assert plan(world) == [Start(FIRST, why)]
+    world = replace(world, replicas=(ready("a"), gone, Replica("c", FIRST, Phase.STARTING)))
+    assert plan(world) == []
+    world = replace(world, replicas=(ready("a"), gone, ready("c")), published=published("a", "b", "c"))
+    assert [action.replica for action in plan(world) if isinstance(action, Leave)] == ["b"]
+
+
+def test_what_has_taken_no_work_yet_is_started_elsewhere_at_once_where_its_node_is_drained() -> None:
+    coming = Replica("b", FIRST, Phase.STARTING, displaced=True)
+    world = World({FIRST: 2}, (ready("a"), coming), published=published("a"))
+    assert kinds(plan(world)) == ["Stop", "Start"]
+
+
 def test_living_workers_found_after_a_restart_are_waited_for() -> None:
     found = tuple(Replica(name, FIRST, Phase.UNKNOWN) for name in "ab")
     assert plan(World({FIRST: 2}, found)) == []
@@ -223,9 +240,9 @@ def test_a_simulated_cluster_converges_and_scaling_never_leaves_a_stage_empty(
     async def settle(world: World, event: str) -> World:
         for _ in range(400):
             world = replace(world, replicas=(await fleet.observe()).replicas)
-            if event == "scale":
+            if event in ("scale", "drain"):
                 assert all(serving(world, stage) >= 1 for stage in pipeline)
-            if event in ("scale", "forget") and world.published is not None:
+            if event in ("scale", "drain", "forget") and world.published is not None:
                 assert world.published[0].replicas, "gateways were left with nobody to call"
             world = await act(fleet, world)
             living = tuple(fleet.replicas.values())
@@ -234,6 +251,7 @@ def test_a_simulated_cluster_converges_and_scaling_never_leaves_a_stage_empty(
                 for stage, wanted in world.desired.items()
             )
             now = replace(world, replicas=living)
+            done = done and all(replica.told == replica.asked for replica in living)
             if done and len(living) == sum(world.desired.values()) and not plan(now) and not routes(now)[0].reason:
                 return now
         pytest.fail(f"did not converge: {world}")
@@ -243,11 +261,14 @@ def test_a_simulated_cluster_converges_and_scaling_never_leaves_a_stage_empty(
         desired = dict(zip(pipeline, data.draw(counts), strict=True))
         world = await settle(World(desired), "start")
         for _ in range(data.draw(st.integers(0, 3))):
-            event = data.draw(st.sampled_from(["scale", "kill", "forget"]))
+            event = data.draw(st.sampled_from(["scale", "kill", "drain", "forget"]))
             if event == "scale":
                 desired = dict(zip(pipeline, data.draw(counts), strict=True))
             elif event == "kill":
                 fleet.kill(data.draw(st.sampled_from(sorted(fleet.replicas))))
+            elif event == "drain":
+                for replica in data.draw(st.lists(st.sampled_from(sorted(fleet.replicas)), max_size=4)):
+                    fleet.displace(replica)
             else:
                 fleet.forget()
                 world = replace(world, published=None)
