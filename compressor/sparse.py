@@ -24,15 +24,16 @@ class Sparse(Step):
     blocks. Saves storage on any device: CSR from a third of zeros on (6 bytes a weight that is left), BSR in proportion
     to the blocks that are gone, 2 of 4 by 47 %.
 
-    At run time a layer is dense (its weight is decoded at each call, in compiled stages too, which saves resident
-    memory and costs time), or, with whole blocks of zeros in a linear layer, its blocks are multiplied as they are:
-    time and memory go with what is left, on CPUs from about half of zeros on with blocks such as 64 x 16. Which is
-    faster is measured here, uncompiled and on one thread. Compiled, products of blocks can be slower than that, and
-    slower than the dense layer: compare the stage's own figures.
+    At run time a layer is dense, its weight decoded at each call, which saves resident memory and costs time; or, with
+    whole blocks of zeros in a linear layer, its blocks are multiplied as they are: time and memory go with what is
+    left, on CPUs from about half of zeros on with blocks such as 64 x 16. Which of the two is faster uncompiled is
+    measured here, on one thread. A stage that is compiled is measured again when it is packaged, as it is and with all
+    its weights decoded once and for all, and the faster one is kept (`compressor.stage_runtime`; `decoded` in the
+    manifest's figures): its time is then that of the dense layer, and so is its memory; storage stays saved.
 
     layout: "csr", "bsr" with `block` (rows, columns), or "n_of_m" with `n_of_m`.
-    run: "measured": whichever was faster. "dense", "blocks": that one; a recipe that is to give the same on every
-        machine names it.
+    run: uncompiled. "measured": whichever was faster. "dense", "blocks": that one; a recipe that is to give the same on
+        every machine names it.
     rows: vectors that the layer takes at once while it is measured (a batch's tokens).
     """
 
@@ -83,9 +84,9 @@ class Sparse(Step):
             return blocks, "blocks at run time, as asked for"
         example = torch.randn(self.rows, layer.in_features, generator=seeded(context.seed, name))
         on = context.target if context.target != "cpu" and torch.cuda.is_available() else "cpu"
-        found = fastest({"blocks": blocks.to(on), "dense": layer.to(on)}, example.to(on), device=on)
+        found = fastest({"blocks": blocks.to(on), "dense": dense.to(on)}, example.to(on), device=on)
         blocks.to("cpu")
-        layer.to("cpu")
+        dense.to("cpu")
         times = f"blocks {found.seconds['blocks'] * 1e6:.0f} µs, dense {found.seconds['dense'] * 1e6:.0f} µs"
         told = f"{found.name} at run time: {times} for {self.rows} rows on {on}"
         return (blocks if found.name == "blocks" else dense), told

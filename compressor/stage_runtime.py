@@ -1,7 +1,9 @@
-"""Chooses a stage's runtime by trying: uncompiled, compiled with frozen weights, and without where that may help."""
+"""Chooses a stage's runtime by trying: uncompiled, compiled with frozen weights, without where that may help, and with
+sparse layers as dense ones.
+"""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -9,6 +11,7 @@ from typing import Final
 import torch
 
 from compressor.compile import CompileError, compile_stage
+from compressor.decoded import decoded
 from compressor.measure import Clock, clock_of, distance, run_seconds, threads
 from compressor.quantize import int8_convolutions, int8_layers
 from worker.manifest import FigureEntry
@@ -52,24 +55,24 @@ def choose_runtime(
     eager = Eager(stage.on(device), device)
     expected = {label: eager.run(tensors) for label, tensors in inputs.items()}
     clock = clock_of(device)
-    figures = [_measure(eager, "eager", False, inputs, expected, tolerance=math.inf, clock=clock)]
+    figures = [
+        _measure(eager, FigureEntry(runtime="eager", seconds={}), inputs, expected, tolerance=math.inf, clock=clock)
+    ]
     packages: dict[int, Path] = {}
     problem = ""
-    for frozen in (True, False):
-        path = folder / (f"{name}.pt2" if frozen else f"{name}-unfrozen.pt2")
+    for form, told, suffix in _forms(stage):
+        if told.frozen is False and len(figures) > 1 and _good(figures[-1], figures[0]):
+            continue
+        path = folder / f"{name}{suffix}.pt2"
         try:
-            compile_stage(stage, path, frozen=frozen, device=device)
-            figure = _measure(
-                Aot(path, device), "aotinductor", frozen, inputs, expected, tolerance=tolerance(stage), clock=clock
-            )
+            compile_stage(form, path, frozen=told.frozen, device=device)
+            figure = _measure(Aot(path, device), told, inputs, expected, tolerance=tolerance(stage), clock=clock)
         except CompileError as error:
             problem = str(error)
             path.unlink(missing_ok=True)
             continue
         packages[len(figures)] = path
         figures.append(figure)
-        if not stage.weights or (figure.correct and _score(figure) < _score(figures[0])):
-            break
     best = min(
         (place for place, figure in enumerate(figures) if figure.correct), key=lambda place: _score(figures[place])
     )
@@ -77,6 +80,20 @@ def choose_runtime(
         if place != best:
             path.unlink()
     return Chosen(packages.get(best), tuple(figures), problem)
+
+
+def _forms(stage: Program) -> Iterator[tuple[Program, FigureEntry, str]]:
+    """What may be compiled, in the order in which it is tried; what a figure says of it; and the file name's ending."""
+    yield stage, FigureEntry(runtime="aotinductor", frozen=True, seconds={}), ""
+    if stage.weights:
+        yield stage, FigureEntry(runtime="aotinductor", seconds={}), "-unfrozen"
+    dense = decoded(stage)
+    if dense is not None:
+        yield dense, FigureEntry(runtime="aotinductor", frozen=True, decoded=True, seconds={}), "-decoded"
+
+
+def _good(figure: FigureEntry, eager: FigureEntry) -> bool:
+    return figure.correct and _score(figure) < _score(eager)
 
 
 def tolerance(stage: Program) -> float:
@@ -89,21 +106,21 @@ def tolerance(stage: Program) -> float:
 
 def _measure(
     runtime: Runtime,
-    name: str,
-    frozen: bool,
+    told: FigureEntry,
     inputs: Mapping[str, Sequence[torch.Tensor]],
     expected: Mapping[str, Sequence[torch.Tensor]],
     *,
     tolerance: float,
     clock: Clock,
 ) -> FigureEntry:
+    """`told`, with what was measured."""
     with threads(1):
         error = max(distance(runtime.run(tensors), expected[label]) for label, tensors in inputs.items())
         correct = error <= tolerance
         seconds = (
             {label: run_seconds(runtime, tensors, clock=clock) for label, tensors in inputs.items()} if correct else {}
         )
-    return FigureEntry(runtime=name, frozen=frozen, seconds=seconds, error=min(error, 1e30), correct=correct)  # type: ignore[arg-type]
+    return told.model_copy(update={"seconds": seconds, "error": min(error, 1e30), "correct": correct})
 
 
 def _score(figure: FigureEntry) -> float:

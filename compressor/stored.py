@@ -2,8 +2,8 @@
 
 Decoding is plain arithmetic on plain tensors, so such a layer is captured, cut and loaded like any other. Uncompiled,
 the dense weight lives only while its layer runs. A stage that is compiled with frozen weights decodes indices and codes
-once, when it is compiled, and then runs (and takes memory) as the dense layer does; sparse layouts are decoded at each
-call there too.
+once, when it is compiled, and then runs (and takes memory) as the dense layer does; sparse layouts are compiled both
+ways, and the faster one is kept (see `compressor.decoded`).
 """
 
 from collections.abc import Sequence

@@ -117,10 +117,14 @@ class ProfileEntry(_Entry):
 
 
 class FigureEntry(_Entry):
-    """One candidate, measured while packaging. `error` is the largest relative distance from the uncompiled stage."""
+    """One candidate, measured while packaging. `error` is the largest relative distance from the uncompiled stage.
+
+    `decoded`: with the weights of sparse layers made dense before it was compiled.
+    """
 
     runtime: Literal["eager", "aotinductor"]
     frozen: bool = False
+    decoded: bool = False
     seconds: dict[str, _Seconds]
     error: Annotated[float, Field(ge=0)] = 0.0
     correct: bool = True
