@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from compressor import metrics
 from compressor.bootstrap import Floats, Interval, Statistic, interval, paired_difference
-from compressor.model import Model
+from compressor.model import Input, Model
 from compressor.records import Records
 from compressor.step import nearest
 from compressor.text_inputs import TextInputs
@@ -247,20 +247,24 @@ def batches(model: Model, records: Records) -> Iterator[tuple[NDArray[np.int64],
         )
     for first in range(0, len(records), ROWS):
         places = np.arange(first, min(first + ROWS, len(records)))
-        yield places, tuple(_tensor(records, item.name, item.example, places) for item in model.inputs)
+        yield places, tuple(_tensor(records, item, places) for item in model.inputs)
 
 
-def _tensor(records: Records, name: str, example: torch.Tensor, places: NDArray[np.int64]) -> torch.Tensor:
-    column = records.column(name)[places]
+def _tensor(records: Records, item: Input, places: NDArray[np.int64]) -> torch.Tensor:
+    column = records.column(item.name)[places]
     if column.dtype.kind not in "biuf":
         raise InvalidRequest(
-            f"{records.source}: column {name!r} holds no numbers; the model's input is {example.dtype}"
+            f"{records.source}: column {item.name!r} holds no numbers; the model's input is {item.example.dtype}"
         )
-    tensor = torch.from_numpy(np.ascontiguousarray(column)).to(example.dtype)
-    if tensor.dim() != example.dim():
+    tensor = torch.from_numpy(np.ascontiguousarray(column)).to(item.example.dtype)
+    expected = [axis or size for axis, size in zip(item.axes, item.example.shape, strict=True)]
+    fits = tensor.dim() == len(expected) and all(
+        isinstance(wanted, str) or wanted == size for wanted, size in zip(expected[1:], tensor.shape[1:], strict=True)
+    )
+    if not fits:
         raise InvalidRequest(
-            f"{records.source}: column {name!r} has {list(column.shape[1:])} a record; "
-            f"the model's input has {list(example.shape[1:])}"
+            f"{records.source}: column {item.name!r} has {list(column.shape[1:])} a record; the model's input takes "
+            f"{expected[1:]}"
         )
     return tensor
 

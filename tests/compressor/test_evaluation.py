@@ -64,7 +64,8 @@ def test_an_output_that_is_not_a_number_is_refused() -> None:
         ({"x": np.zeros((2, 3)), "label": [0, 0.5]}, r"column 'label': 0\.5"),
         ({"x": np.zeros((2, 3))}, "no column 'label'"),
         ({"y": np.zeros((2, 3)), "label": [0, 1]}, "no column for the model's input 'x'; there is y, label"),
-        ({"x": np.zeros((2, 3, 4)), "label": [0, 1]}, "column 'x' has .3, 4. a record"),
+        ({"x": np.zeros((2, 3, 4)), "label": [0, 1]}, "column 'x' has .3, 4. a record; the model's input takes .3."),
+        ({"x": np.zeros((2, 4)), "label": [0, 1]}, "column 'x' has .4. a record; the model's input takes .3."),
         ({"x": np.array([["a"], ["b"]]), "label": [0, 1]}, "column 'x' holds no numbers"),
     ],
 )
