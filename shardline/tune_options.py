@@ -78,10 +78,11 @@ def _search_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--seed", type=whole(0, 2**31 - 1), default=0, metavar="N", help="default: %(default)s")
     group.add_argument(
         "--workers",
-        type=whole(1, 1024),
+        type=whole(0, 1024),
         default=os.cpu_count() or 1,
         metavar="N",
-        help="trials side by side; never while something is timed (default: %(default)s)",
+        help="trials side by side, as Ray tasks, and never while something is timed; 0: one after the other, without "
+        "Ray (default: %(default)s)",
     )
     group.add_argument("--address", metavar="ADDRESS", help="of a running Ray cluster (default: an embedded one)")
     group.add_argument("--runtime", choices=["fastest", "eager"], default="fastest", help="eager: compile nothing")

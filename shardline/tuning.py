@@ -24,14 +24,20 @@ def run(given: argparse.Namespace) -> int:
     try:
         with _stoppable(), steps(f"reading {given.source}") as begin:
             report = _searched(given, begin)
+        handler = _handler(report.artifact)
+        keep_or_write(given.out / "model.yaml", ModelYaml(handler=handler, stages=given.stages[0], device=given.device))
     except KeyboardInterrupt:
         sys.stderr.write(
             f"shardline: stopped; nothing half-made is left, and what was measured stays in {given.out / '.tune'}: "
             "the same command goes on from there\n"
         )
         return exits.FORCED
-    handler = _handler(report.artifact)
-    keep_or_write(given.out / "model.yaml", ModelYaml(handler=handler, stages=given.stages[0], device=given.device))
+    except OSError as error:
+        sys.stderr.write(
+            f"shardline: {given.out}: cannot be written: {error}; no file is half-written, and what was measured stays "
+            f"in {given.out / '.tune'}: where there is room, the same command goes on from there\n"
+        )
+        return exits.FAILED
     if given.json:
         sys.stdout.write(json.dumps(report.as_json()) + "\n")
     else:

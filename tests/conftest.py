@@ -1,5 +1,8 @@
-"""Artifacts that several tests read. Whoever changes one copies it first."""
+"""Artifacts that several tests read (whoever changes one copies it first), and a disk that is soon full."""
 
+import os
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,3 +38,21 @@ def compiled(tmp_path_factory: pytest.TempPathFactory, machine_key: Path) -> Art
         pytest.skip(problem)
     out = tmp_path_factory.mktemp("compiled") / "attention"
     return load_artifact(package(models.attention(), out, quantize="int8", stages=(2,), key=machine_key))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 1 MB. `mount -o remount,size=64m` gives it room."""
+    folder = tmp_path / "small-disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    refused = "mount: only root may" if os.geteuid() else ""
+    if not refused:
+        done = subprocess.run(mount, capture_output=True, text=True, check=False, timeout=10)
+        refused = done.stderr if done.returncode else ""
+    if refused:
+        pytest.skip(f"a small disk cannot be mounted here: {refused.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True, timeout=10)  # noqa: S607
