@@ -13,9 +13,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.chaos import nodes, processes
-from tests.chaos.case import Fault, Outcome, Sizes, run_case
-from tests.chaos.cluster import Cluster, cluster, make_models
+from tests.chaos import hosts, links, nodes, processes
+from tests.chaos.case import Fault, Outcome, Refused, Sizes, run_case
+from tests.chaos.cluster import Cluster, one_machine
 
 Bring = Callable[[Path], "contextlib.AbstractContextManager[Cluster]"]
 
@@ -27,13 +27,6 @@ class Case:
     name: str
     fault: Fault
     retry: bool = False
-
-
-@contextlib.contextmanager
-def one_machine(folder: Path) -> Iterator[Cluster]:
-    """`shardline serve` with an embedded Ray and two gateway processes."""
-    with cluster(make_models(folder / "models"), folder / "state", "--processes", "2", cpus=3) as one:
-        yield one
 
 
 GROUPS: dict[Bring, list[Case]] = {
@@ -52,7 +45,14 @@ GROUPS: dict[Bring, list[Case]] = {
         Case("scale_down_and_up", processes.scale_down_and_up),
         Case("roll_out_and_back", processes.roll_out_and_back),
     ],
-    nodes.three_nodes: [Case("kill_node", nodes.kill_a_node)],
+    nodes.three_nodes: [Case("drain_node", nodes.drain_a_node), Case("kill_node", nodes.kill_a_node)],
+    hosts.two_hosts: [
+        Case("link_blip", links.link_blip),
+        Case("slow_link", links.slow_link),
+        Case("full_disk", links.full_disk),
+        Case("shut_down_host", links.shut_down_host),
+        Case("partition", links.partition),
+    ],
 }
 
 
@@ -113,7 +113,10 @@ def main() -> int:
     outcomes: list[Outcome] = []
     for bring, cases in GROUPS.items():
         if chosen := [case for case in cases if case.name in wanted]:
-            outcomes += run_group(bring, chosen, Sizes(), console)
+            try:
+                outcomes += run_group(bring, chosen, Sizes(), console)
+            except Refused as refusal:
+                console.print(f"not run: {', '.join(case.name for case in chosen)}: {refusal}", markup=False)
     Console(width=120).print(table(outcomes))
     if given.json:
         print(json.dumps([outcome.as_json() for outcome in outcomes]))

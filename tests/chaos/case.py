@@ -19,6 +19,10 @@ DISTURBED_S = 5.0
 RUNS = 3
 
 
+class Refused(Exception):
+    """This machine does not let a group's cluster be made; the message says why."""
+
+
 @dataclass(frozen=True)
 class Sizes:
     """requests: at least so many in a case. before, after: of them, answered before the harm, sent after it healed."""

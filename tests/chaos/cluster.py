@@ -106,3 +106,10 @@ def cluster(models: Path, state_dir: Path, *options: str, cpus: int | None = 2) 
         one = Cluster(serving, models)
         wait_for("every replica is ready", one.is_whole, START_WITHIN_S)
         yield one
+
+
+@contextmanager
+def one_machine(folder: Path) -> Iterator[Cluster]:
+    """`shardline serve` with an embedded Ray and two gateway processes."""
+    with cluster(make_models(folder / "models"), folder / "state", "--processes", "2", cpus=3) as one:
+        yield one

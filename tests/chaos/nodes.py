@@ -1,5 +1,10 @@
-"""Harm to a node: its raylet and all its workers die at once. Three raylets on this machine, as Ray itself tests."""
+"""Harm to a node: its raylet and all its workers die at once, or it is drained.
 
+Three raylets on this machine, as Ray itself tests.
+"""
+
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,9 +14,11 @@ import ray.cluster_utils
 
 from tests.chaos.case import Recovered
 from tests.chaos.cluster import Cluster, cluster, make_models
+from tests.shardline.serve_process import wait_for
 
 CPUS_OF_A_NODE: Final = 1.0
 """Room for four replicas: two nodes hold all six."""
+MOVED_WITHIN_S: Final = 90.0
 
 
 class OnNodes(Cluster):
@@ -22,15 +29,46 @@ class OnNodes(Cluster):
 
 def kill_a_node(one: Cluster) -> Recovered:
     """One that is not the head and holds replicas."""
+    raylets, victim, gone = a_used_node(one)
+    raylets.remove_node(victim, allow_graceful=False)
+    return lambda: one.is_whole(without=gone)
+
+
+def drain_a_node(one: Cluster) -> Recovered:
+    """Another node is added, and one that is not the head and holds replicas is drained through Ray.
+
+    Whole again once its replicas are elsewhere and the empty node has gone.
+    """
+    raylets, victim, gone = a_used_node(one)
+    raylets.add_node(num_cpus=CPUS_OF_A_NODE)
+    words = ("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "maintenance")
+    ray = Path(sys.executable).parent / "ray"
+    subprocess.run(
+        [ray, "drain-node", "--address", raylets.address, "--node-id", victim.node_id, *words],
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
+    wait_for("its replicas are elsewhere", lambda: one.is_whole(without=gone), MOVED_WITHIN_S)
+    raylets.worker_nodes.discard(victim)
+    return lambda: one.is_whole(without=gone) and victim.node_id not in node_ids(one)
+
+
+def a_used_node(one: Cluster) -> tuple[Any, Any, frozenset[int]]:
+    """Ray's cluster, a node of it that is not the head and holds replicas, and their workers' process ids."""
     if not isinstance(one, OnNodes):
-        raise TypeError("there are no nodes to kill")
+        raise TypeError("there are no nodes to harm")
     replicas = one.replicas()
     holding = {replica.node for replica in replicas}
     victim = next(node for node in one.raylets.worker_nodes if node.node_id in holding)
     gone = frozenset(replica.pid for replica in replicas if replica.node == victim.node_id)
     one.note = f"{len(gone)} of {len(replicas)} replicas were on it"
-    one.raylets.remove_node(victim, allow_graceful=False)
-    return lambda: one.is_whole(without=gone)
+    return one.raylets, victim, gone
+
+
+def node_ids(one: Cluster) -> set[str]:
+    status = one.status()
+    return {node.id for node in status.nodes} if status is not None else set()
 
 
 @contextmanager
