@@ -13,7 +13,7 @@ from worker.nouns import WorkerStats
 class Node:
     """A living machine of the cluster. resources: total of each kind, e.g. CPU. taken: by our replicas.
 
-    drained: it is to go; nothing new is placed on it.
+    drained: it is to go; nothing new is placed on it. head: it holds Ray's own services, and never goes by itself.
     """
 
     id: str
@@ -23,6 +23,7 @@ class Node:
     taken: Mapping[str, float] = field(default_factory=dict)
     replicas: int = 0
     drained: bool = False
+    head: bool = False
 
 
 @dataclass(frozen=True, slots=True)

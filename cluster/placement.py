@@ -58,6 +58,15 @@ def choose_node(
     return min(open_to_it, key=badness).id
 
 
+def seat(one: Placed, placed: Sequence[Placed], heads: Collection[str]) -> tuple[int, int]:
+    """How well a replica sits: rather alone of its stage, then rather where a node cannot go (`heads`) or others are.
+
+    Who scales down by it keeps replicas of one stage apart, and empties nodes so that they can go.
+    """
+    here = [other for other in placed if other.node == one.node]
+    return -sum(other.stage == one.stage for other in here), len(placed) if one.node in heads else len(here)
+
+
 def why_nowhere(settings: StageSettings, nodes: Sequence[Node]) -> str:
     """Why no node could hold the replica even were it empty, and what to do; empty where one could."""
     labelled = [node for node in nodes if not node.drained and _has_labels(node, settings)]

@@ -148,7 +148,7 @@ def _adjust(world: World, stage: Stage) -> Iterator[Action]:
     if len(serving) <= desired or (desired == 0 and _upstream_lives(world, stage)):
         return
     least_useful_first = sorted(
-        serving, key=lambda replica: (_can_hand_on(world, replica), replica.queued_rows, replica.id)
+        serving, key=lambda replica: (_can_hand_on(world, replica), replica.queued_rows, replica.seat, replica.id)
     )
     leaving = len(serving) - desired
     if displaced:

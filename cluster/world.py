@@ -74,6 +74,7 @@ class Replica:
     leaving: chosen to go; it is in no table that is made from now on.
     why: for DEAD, what happened.
     displaced: its node is being drained: it serves on until another has taken its place.
+    seat: how well it sits (`cluster.placement.seat`); where nothing else tells replicas apart, the lowest goes first.
     """
 
     id: str
@@ -86,6 +87,7 @@ class Replica:
     queued_rows: int = 0
     why: str = ""
     displaced: bool = False
+    seat: tuple[int, int] = (0, 0)
 
     @property
     def takes_work(self) -> bool:

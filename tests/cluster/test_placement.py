@@ -1,5 +1,5 @@
 from cluster.fleet import Node
-from cluster.placement import Placed, choose_node, why_nowhere
+from cluster.placement import Placed, choose_node, seat, why_nowhere
 from cluster.world import Stage
 from worker.per_stage import StageSettings
 
@@ -42,6 +42,14 @@ def test_a_node_where_the_stage_failed_to_start_is_the_last_choice() -> None:
     placed = [Placed(FIRST, "a", CPU)]
     assert choose_node(FIRST, ONE, NODES[:2], placed, shunned={"b"}) == "a"
     assert choose_node(FIRST, ONE, NODES[:1], placed, shunned={"a"}) == "a"
+
+
+def test_to_be_alone_of_ones_stage_is_better_than_company_and_company_better_than_a_node_that_could_go() -> None:
+    placed = [Placed(FIRST, "a", CPU), Placed(FIRST, "b", CPU), Placed(SECOND, "b", CPU), Placed(FIRST, "c", CPU)]
+    ranked = sorted((placed[0], placed[1], placed[3]), key=lambda one: seat(one, placed, heads={"c"}))
+    assert [one.node for one in ranked] == ["a", "b", "c"]
+    crowded = [*placed, Placed(FIRST, "c", CPU)]
+    assert min(crowded, key=lambda one: seat(one, crowded, heads={"c"})).node == "c"
 
 
 def test_labels_and_resources_choose_the_kind_of_node() -> None:

@@ -128,6 +128,11 @@ def test_scale_down_goes_out_of_the_table_then_drains_then_stops() -> None:
     assert plan(world) == [Stop("b", "it owes nothing any more")]
 
 
+def test_of_those_with_as_much_to_do_the_one_that_sits_worst_goes() -> None:
+    world = World({FIRST: 1}, (ready("a", seat=(-1, 1)), ready("b", seat=(-1, 2))), published=published("a", "b"))
+    assert [action.replica for action in plan(world) if isinstance(action, Leave)] == ["a"]
+
+
 def test_a_later_stage_is_drained_only_when_every_caller_confirmed_that_it_is_gone() -> None:
     leaving = ready("d", SECOND, leaving=True)
     stale = ready("a", told={"c": "host:c", "d": "host:d"}, asked={"c": "host:c"})
