@@ -15,6 +15,7 @@ from compressor.compress import Compression, compress_
 from compressor.describe import describe
 from compressor.formats import Int8Dynamic
 from compressor.int8_static import Int8Static
+from compressor.kept_trainings import KeptTrainings
 from compressor.measure import cosine, example_inputs, measured_sizes, step_seconds, threads
 from compressor.model import Model
 from compressor.padding import padding_error, two_requests
@@ -66,6 +67,8 @@ def package(
 ) -> Path:
     """Packages `source` as the next version under `out` (models/minilm) and returns its folder.
 
+    A training that is interrupted is kept under `out`, and goes on when the same is packaged again.
+
     Args:
         source: see `compressor.sources`; a `Model`'s module is changed by compression.
         quantize: "int8": linear layers with 8-bit weights and activations; short for a recipe of that one step.
@@ -91,6 +94,7 @@ def package(
     model = source if isinstance(source, Model) else read_source(source)
     recipe_key = recipe.key(model)
     steps = recipe.steps
+    trainings = KeptTrainings(out, recipe_key)
 
     def fill(folder: Path) -> Manifest:
         examples = [item.example for item in model.inputs]
@@ -100,6 +104,7 @@ def package(
         if steps:
             whole = replace(model, module=_in_a_parent(model.module))
             used = replace((context or steps.context)(whole), target=device, say=progress)
+            used = replace(used, trainer=used.trainer or trainings)
             done = compress_(whole.module, *steps.steps, context=used)
             changed = replace(model, module=done.module)
         progress("capturing the program")
@@ -124,7 +129,9 @@ def package(
         builder = _Builder(program, manifest, examples, folder, device, progress)
         return builder.build(stages, compiled=runtime == "fastest", key=key)
 
-    return write_artifact(out, fill)
+    folder = write_artifact(out, fill)
+    trainings.forget()
+    return folder
 
 
 def compile_artifact(
@@ -273,8 +280,8 @@ class _Builder:
         instructions = instruction_set(self.device)
         kind = self.device.partition(":")[0]
         label = f"{count}-{index}-{kind}-{instructions.replace(' ', '-')}-{torch.__version__}"
-        if (self.folder / "stages" / f"{label}.pt2").exists():
-            (self.folder / "stages" / f"{label}.pt2").unlink()
+        for stale in (self.folder / "stages").glob(f"{label}*.pt2"):
+            stale.unlink()
         chosen = choose_runtime(computed, inputs, self.folder / "stages", label, device=self.device)
         if chosen.problem:
             self.progress(f"stage {index + 1} of {count} stays uncompiled in one way: {chosen.problem.splitlines()[0]}")

@@ -27,22 +27,28 @@ def run(
     as_json: bool,
 ) -> int:
     sys.path.insert(0, "")  # a factory, or data from a function, may stand in the folder where the command is typed
-    with steps(f"reading {recipe}") as begin:
-        from compressor.package import package  # noqa: PLC0415 -- torch takes seconds
-        from compressor.recipe_file import read_recipe  # noqa: PLC0415
-        from worker.artifact import read_manifest  # noqa: PLC0415
+    try:
+        with steps(f"reading {recipe}") as begin:
+            from compressor.package import package  # noqa: PLC0415 -- torch takes seconds
+            from compressor.recipe_file import read_recipe  # noqa: PLC0415
+            from worker.artifact import read_manifest  # noqa: PLC0415
 
-        compression = read_recipe(recipe)
-        folder = package(
-            source,
-            out,
-            compression=compression,
-            stages=stages,
-            handler=handler,
-            device=device,
-            runtime=runtime,
-            progress=begin,
-        )
+            compression = read_recipe(recipe)
+            folder = package(
+                source,
+                out,
+                compression=compression,
+                stages=stages,
+                handler=handler,
+                device=device,
+                runtime=runtime,
+                progress=begin,
+            )
+    except KeyboardInterrupt:
+        kept = out / ".training"
+        more = f"; its training stays in {kept}: the same command goes on from there" if kept.exists() else ""
+        sys.stderr.write(f"shardline: stopped; no artifact was written{more}\n")
+        return exits.FORCED
     manifest = read_manifest(folder)
     keep_or_write(
         out / "model.yaml", ModelYaml(handler=manifest.handler, stages=stages[0] if stages else 1, device=device)

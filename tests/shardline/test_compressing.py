@@ -1,13 +1,20 @@
 """`shardline compress`, as a command."""
 
+import inspect
 import json
+import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
+from compressor.measure import threads
+from compressor.model import Input, Model
+from compressor.training_data import Rows
 from shardline import exits
 from shardline.cli import main
 from worker.artifact import load_artifact
@@ -81,23 +88,121 @@ def test_a_full_disk_is_told_and_leaves_nothing(room: int, tmp_path: Path) -> No
     assert not (tmp_path / "m").exists()
 
 
-def test_ctrl_c_in_the_middle_leaves_nothing(tmp_path: Path) -> None:
+def _stopped(arguments: list[str], at: str) -> str:
+    """What a command says that gets a Ctrl-C when it says `at`."""
     script = (  # a shell that starts something in the background has it ignore Ctrl-C, and children inherit that
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from shardline.cli import main; sys.exit(main(sys.argv[1:]))\n"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", script, *_arguments(tmp_path, _recipe(tmp_path))],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-c", script, *arguments],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stderr is not None
+    told = ""
     try:
         for line in process.stderr:
-            if line.startswith("capturing the program"):
+            told += line
+            if line.startswith(at):
                 break
         process.send_signal(signal.SIGINT)
-        assert process.wait(60) == exits.FORCED
+        told += process.stderr.read()
+        assert process.wait(60) == exits.FORCED, told
     finally:
         process.kill()
         process.communicate()
+    assert "Traceback" not in told
+    return told
+
+
+def test_ctrl_c_in_the_middle_leaves_nothing(tmp_path: Path) -> None:
+    told = _stopped(_arguments(tmp_path, _recipe(tmp_path)), "capturing the program")
+    assert told.endswith("shardline: stopped; no artifact was written\n")
+    assert not (tmp_path / "m").exists()
+
+
+def rows() -> Rows:
+    """To train `tests.models:attention` on."""
+    ids = torch.randint(1, 50, (64, 5), generator=torch.Generator().manual_seed(0))
+    return Rows((ids, torch.ones_like(ids)), torch.arange(64) % 16, rows=16)
+
+
+def test_a_training_that_ctrl_c_stopped_goes_on_to_the_very_same_bytes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = "steps:\n- {kind: prune_neurons, share: 0.5}\n- {kind: distill, epochs: 60}\n- {kind: int8_dynamic}\n"
+    recipe = _recipe(tmp_path, f"training: tests.shardline.test_compressing:rows\n{steps}")
+    arguments = _arguments(tmp_path, recipe)
+    told = _stopped(arguments, "epoch 3 of 60")
+    assert "the same command goes on from there" in told
+    assert [path.name for path in (tmp_path / "m").iterdir()] == [".training"]
+    with threads(1):
+        assert main([*arguments, "--json"]) == exits.OK
+    printed = capsys.readouterr()
+    assert "goes on after step" in printed.err
+    assert {path.name for path in (tmp_path / "m").iterdir()} == {"1", "model.yaml"}
+    stopped = load_artifact(Path(json.loads(printed.out)["folder"]))
+    with threads(1):
+        assert main(_arguments(tmp_path / "at-once", recipe)) == exits.OK
+    at_once = load_artifact(tmp_path / "at-once" / "m" / "1")
+    assert stopped.manifest.files["program.pt2"] == at_once.manifest.files["program.pt2"]
+
+
+class Branches(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + 1 if x.sum() > 0 else x - 1
+
+
+class Selects(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, 64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.layer(x)
+        return y[x > 0]
+
+
+def branches() -> Model:
+    return Model(nn.Sequential(nn.Linear(64, 64), Branches()), (Input("x", torch.ones(2, 64), ("batch", None)),))
+
+
+def selects() -> Model:
+    return Model(Selects(), (Input("x", torch.ones(2, 64), ("batch", None)),))
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("branches", "at test_compressing.py:{line} (return x + 1 if x.sum() > 0 else x - 1): a branch or a size"),
+        ("selects", "Selects cannot be captured: the operator aten.index.Tensor gives a size that depends on the data"),
+    ],
+)
+def test_a_model_that_cannot_be_exported_is_told_with_operator_or_line_and_leaves_nothing(
+    source: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = _arguments(tmp_path, _recipe(tmp_path, "steps: [{kind: int8_dynamic}]"))
+    arguments[1] = f"tests.shardline.test_compressing:{source}"
+    assert main(arguments) == exits.FAILED
+    _, line = inspect.getsourcelines(Branches.forward)
+    assert told.format(line=line + 1) in capsys.readouterr().err
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize(
+    ("steps", "told"),
+    [
+        ("{kind: int4_weight_only, layers: [out], group: 8}, {kind: low_rank, rank: 16, layers: [qkv]}", "too small"),
+        ("{kind: low_rank, rank: 16, layers: [out]}", "it is too small"),
+        ("{kind: share_weights, bits: 8, layers: [out]}", "it is too small for"),
+        ("{kind: prune_neurons, share: 0.5, multiple: 64}", "they are too small; give a smaller multiple"),
+        ("{kind: prune_weights, sparsity: 0.5, block: [16, 16], layers: [out]}", "it is too small"),
+    ],
+)
+def test_a_layer_that_is_too_small_for_its_step_is_told_and_leaves_nothing(
+    steps: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(_arguments(tmp_path, _recipe(tmp_path, f"steps: [{steps}]"))) == exits.FAILED
+    assert told in capsys.readouterr().err
     assert not (tmp_path / "m").exists()
