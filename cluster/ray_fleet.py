@@ -22,24 +22,30 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.fleet import Node, Sighting
 from cluster.health import HealthLimits
-from cluster.placement import Placed, choose_node, why_no_room, why_nowhere
+from cluster.placement import Placed, choose_node, seat, why_no_room, why_nowhere
 from cluster.ray_worker import RayWorker
 from cluster.repository import artifact_folder
 from cluster.room import Room, why_pending
 from cluster.state import ServedModel, State
 from cluster.world import Phase, Stage
-from worker.actor import STAGE_LINK, WorkerActor, WorkerSpec
+from worker.actor import WorkerActor, WorkerSpec
 from worker.fetch import ArtifactSource
+from worker.link import STAGE_LINK
 
 logger = logging.getLogger(__name__)
 
 NAMESPACE = "shardline"
 PREFIX = "worker"
+HEAD = "node:__internal_head__"
+"""A resource that Ray gives to the head node alone."""
 LOOK_S = 0.2
 """How long one look waits for answers; what comes later is seen by the next look."""
 NODES_EVERY_S = 2.0
 SHUN_S = 300.0
 """A node where a stage's replica failed to start is the last choice for the next ones, for so long."""
+SILENT_S = 120.0
+"""So is one on which every worker went silent."""
+ANSWERS_WITHIN_S = 2.0
 ROOM_PATIENCE_S = 10.0
 """A replica without a process for this long may be waiting for room."""
 
@@ -66,6 +72,7 @@ class RayFleet:
         self._nodes_at = float("-inf")
         self._asked_for: list[dict[str, float]] = []
         self._failed_starts: dict[tuple[Stage, str], float] = {}
+        self._went_silent: dict[str, float] = {}
 
     async def observe(self) -> Sighting:
         if not self._adopted:
@@ -82,8 +89,16 @@ class RayFleet:
             self._nodes_at = now
         workers = self._workers.values()
         drained = {node.id for node in self._nodes if node.drained}
-        seen = [(worker, worker.seen(now, self._limits)) for worker in workers]
-        replicas = tuple(replace(replica, displaced=worker.node in drained) for worker, replica in seen)
+        heads = {node.id for node in self._nodes if node.head}
+        placed = self._placed()
+        replicas = tuple(
+            replace(
+                worker.seen(now, self._limits),
+                displaced=worker.node in drained,
+                seat=seat(self._as_placed(worker), placed, heads),
+            )
+            for worker in workers
+        )
         return Sighting(
             replicas,
             figures={worker.id: worker.figures() for worker in workers},
@@ -156,8 +171,11 @@ class RayFleet:
     async def stop(self, replica: str) -> None:
         worker = self._workers.pop(replica, None)
         if worker is not None:
+            now = time.monotonic()
             if worker.failed_to_start and worker.node:
-                self._failed_starts[worker.stage, worker.node] = time.monotonic()
+                self._failed_starts[worker.stage, worker.node] = now
+            if worker.silent_s(now) >= self._limits.frozen_after_s:
+                self._went_silent[worker.node] = now
             await worker.close()
             await asyncio.to_thread(ray.kill, worker.handle, no_restart=True)
             if worker.group is not None:
@@ -236,23 +254,27 @@ class RayFleet:
                 },
                 {name: value for name, value in (node.get("Labels") or {}).items() if not name.startswith("ray.io/")},
                 drained=node["NodeID"] in drained,
+                head=HEAD in node["Resources"],
             )
             for node in nodes
             if node["Alive"]
         )
 
     def _shunned(self, stage: Stage) -> set[str]:
-        """Nodes on which a replica of `stage` lately failed to start: a full disk, say."""
+        """Nodes on which a replica of `stage` lately failed to start: a full disk, say. And those that went silent:
+        Ray itself takes a node that is cut off for dead after a minute only.
+        """
         now = time.monotonic()
+        answering = {one.node for one in self._workers.values() if one.stats and one.silent_s(now) < ANSWERS_WITHIN_S}
+        silent = {node for node, when in self._went_silent.items() if now - when < SILENT_S} - answering
         self._failed_starts = {at: when for at, when in self._failed_starts.items() if now - when < SHUN_S}
-        return {node for failed, node in self._failed_starts if failed == stage}
+        return silent | {node for failed, node in self._failed_starts if failed == stage}
 
     def _placed(self, without: RayWorker | None = None) -> list[Placed]:
-        return [
-            Placed(worker.stage, worker.node, worker.config.stage(worker.stage.index).bundle)
-            for worker in self._workers.values()
-            if worker is not without
-        ]
+        return [self._as_placed(worker) for worker in self._workers.values() if worker is not without]
+
+    def _as_placed(self, worker: RayWorker) -> Placed:
+        return Placed(worker.stage, worker.node, worker.config.stage(worker.stage.index).bundle)
 
     def _with_what_is_taken(self, node: Node) -> Node:
         here = [one for one in self._placed() if one.node == node.id]

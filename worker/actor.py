@@ -12,7 +12,7 @@ import ray.util
 from worker.batcher import Batching
 from worker.errors import Unavailable
 from worker.fetch import ArtifactSource, local_artifact
-from worker.link import Link, LinkLimits
+from worker.link import STAGE_LINK, Link, LinkLimits
 from worker.nouns import WorkerStats
 from worker.stream_server import StreamServer
 
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     # What brings torch is imported when a worker starts: the controller names this class, and does without torch.
     from worker.shard import Shard
     from worker.worker import Worker
-
-STAGE_LINK = LinkLimits(max_inflight=4)
-"""Between stages few batches are in flight: what waits, waits in the first stage, where it can still be batched."""
 
 
 @dataclass(frozen=True, slots=True)

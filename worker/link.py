@@ -12,6 +12,7 @@ import random
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from worker.allowance import Allowance
 from worker.errors import DeadlineExceeded, Internal, Overloaded, ShardlineError, Unavailable
@@ -47,6 +48,11 @@ class LinkLimits:
     patience_s: float = 5.0
     hedge_share: float = 0.0
     timings: StreamTimings = field(default_factory=StreamTimings)
+
+
+STAGE_LINK: Final = LinkLimits(max_inflight=8)
+"""Between stages few batches are in flight, so that what waits is still put together in the first stage; but as many as
+keep the next stage at work while a long batch takes its time here (docs/hot-path.md)."""
 
 
 class Link:

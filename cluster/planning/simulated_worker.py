@@ -21,8 +21,6 @@ from worker.standing import Standing
 
 MAX_INFLIGHT: Final = 64
 """Requests from one gateway process to one replica: `limits.max_inflight_per_replica`."""
-STAGE_INFLIGHT: Final = 4
-"""Batches from one replica to one of the next stage: `worker.actor.STAGE_LINK`."""
 MAX_QUEUE_ROWS: Final = 1024
 """Rows that wait in one replica: `limits.max_queue_rows`."""
 _SMOOTHING: Final = 0.2

@@ -12,8 +12,9 @@ from cluster.planning.host import Action, Clock, Host, Thread
 from cluster.planning.load import Closed, Load, percentile
 from cluster.planning.machines import Node
 from cluster.planning.road import DEFAULT_ROAD, Road
-from cluster.planning.simulated_worker import MAX_INFLIGHT, STAGE_INFLIGHT, Caller, Item, Replica
+from cluster.planning.simulated_worker import MAX_INFLIGHT, Caller, Item, Replica
 from worker.batcher import Batching
+from worker.link import STAGE_LINK
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +212,7 @@ def _pipeline(
         )
     for before, after in pairwise(stages):
         for replica in before:
-            replica.next = Caller(clock, replica.node, after, STAGE_INFLIGHT, chance)
+            replica.next = Caller(clock, replica.node, after, STAGE_LINK.max_inflight, chance)
             replica.next.room = replica.turn
     return stages
 
