@@ -61,6 +61,10 @@ class RayWorker:
     def failed_to_start(self) -> bool:
         return bool(self._failed) and not self.address
 
+    def silent_s(self, now: float) -> float:
+        """For how long it has owed an answer."""
+        return now - self._ping_at if self._ping_at is not None else 0.0
+
     @property
     def questions(self) -> list[asyncio.Task[None]]:
         """What was asked and is answered within moments by a worker that is well."""
