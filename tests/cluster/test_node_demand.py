@@ -1,0 +1,50 @@
+"""Nodes come when models want more room, and go when they do not: Ray's own autoscaler over its fake cloud."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from compressor.package import package
+from tests.cluster.fake_cloud import fake_cloud
+from tests.shardline.serve_process import ServeProcess, serve, shardline, wait_for
+from tests.shardline.test_join import a_free_port
+
+pytestmark = pytest.mark.slow
+
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4, "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    folder = tmp_path / "models"
+    package("tests.models:chain", folder / "chain", stages=(1,), runtime="eager")
+    (folder / "chain" / "model.yaml").write_text("{stages: 1, replicas: 1, cpus: 1, runtime: eager}")
+    return folder
+
+
+@pytest.fixture
+def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    os.environ.update(TOKEN)
+    try:
+        with fake_cloud(tmp_path_factory.mktemp("c"), a_free_port(), {"CPU": 1}, most=4, idle_s=6) as address:
+            yield address
+    finally:
+        for name in TOKEN:
+            del os.environ[name]
+
+
+def nodes(serving: ServeProcess) -> int:
+    return len(serving.status()["nodes"])
+
+
+def test_from_one_node_to_three_and_back(cloud: str, models: Path, tmp_path: Path) -> None:
+    with serve(models, tmp_path / "state", "--address", cloud, cpus=None, within_s=180) as serving:
+        assert nodes(serving) == 1
+        at = ("--state-dir", serving.state_dir)
+        assert shardline("scale", "chain=3", *at).returncode == 0
+        wait_for("three nodes, with a replica on each", lambda: len(serving.pids()) == 3 and nodes(serving) == 3, 180)
+        assert sorted(node["replicas"] for node in serving.status()["nodes"]) == [1, 1, 1]
+        assert shardline("scale", "chain=1", *at).returncode == 0
+        wait_for("one node is left", lambda: nodes(serving) == 1 and len(serving.pids()) == 1, 180)
