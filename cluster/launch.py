@@ -2,12 +2,10 @@
 
 import contextlib
 import hashlib
-import logging
 import os
 import shutil
 import tempfile
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +18,10 @@ from cluster.ray_fleet import NAMESPACE
 from cluster.ray_store import RayStore, store_name
 from cluster.state import State
 from worker.errors import ShardlineError
-from worker.ray_token import ray_token
-
-logger = logging.getLogger(__name__)
+from worker.local_ray import local_ray
 
 CONTROLLER = "controller"
 CONTROLLER_WITHIN_S = 60.0
-REMOVE_WITHIN_S = 5.0
 ASK_WITHIN_S = 5.0
 OBJECT_STORE_BYTES = 80 * 2**20
 """Ray's smallest: no tensor ever travels through it."""
@@ -40,40 +35,12 @@ class LaunchError(ShardlineError):
 def embedded_ray(state_folder: Path, cpus: int | None = None) -> Iterator[None]:
     """A Ray cluster of this machine alone, with `cpus` CPUs (None: all). Ends with the context, or with this process.
 
-    Ray's processes listen on the machine's address; its token authentication keeps others out. What they write goes
-    to a folder of `state_folder`'s own under the system's temporary one: its sockets' paths must be short.
+    What Ray's processes write goes to a folder of `state_folder`'s own under the system's temporary one: its sockets'
+    paths must be short. Raises RayNotStarted.
     """
     scratch = _scratch(state_folder)
-    try:
-        with _environment({"RAY_AUTH_TOKEN": ray_token(), "RAY_USAGE_STATS_ENABLED": "0"}):
-            ray.init(
-                address="local",
-                num_cpus=cpus,
-                namespace=NAMESPACE,
-                include_dashboard=False,
-                log_to_driver=False,
-                configure_logging=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                _temp_dir=str(scratch),
-            )
-            try:
-                yield
-            finally:
-                ray.shutdown()
-    finally:
-        _remove(scratch)
-
-
-def _remove(folder: Path) -> None:
-    """Tries again for a moment: Ray's last processes may still write while they end."""
-    until = time.monotonic() + REMOVE_WITHIN_S
-    shutil.rmtree(folder, ignore_errors=True)
-    while folder.exists():
-        if time.monotonic() > until:
-            logger.warning("%s: cannot be removed; the next serve of this state dir tries again", folder)
-            return
-        time.sleep(0.1)
-        shutil.rmtree(folder, ignore_errors=True)
+    with local_ray(scratch, cpus=cpus, object_store_bytes=OBJECT_STORE_BYTES, namespace=NAMESPACE):
+        yield
 
 
 def _scratch(state_folder: Path) -> Path:
@@ -175,15 +142,3 @@ def _here(*, soft: bool) -> NodeAffinitySchedulingStrategy:
     """The controller stays on this node: its state dir and its address do. `soft`: while this node lives."""
     node = ray.get_runtime_context().get_node_id()
     return NodeAffinitySchedulingStrategy(node, soft=soft)
-
-
-@contextlib.contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Sets what Ray reads from the environment, where the user set nothing; takes it back, with what Ray added."""
-    before = dict(os.environ)
-    os.environ.update({name: value for name, value in values.items() if name not in before})
-    try:
-        yield
-    finally:
-        for name in [name for name in os.environ if name.startswith("RAY_") and name not in before]:
-            del os.environ[name]

@@ -1,18 +1,17 @@
 """Runs trials, several side by side or one with every core to itself: as Ray tasks, or here, one after the other."""
 
 import contextlib
-import os
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final, Protocol
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
 from worker.errors import Internal, ShardlineError
-from worker.ray_token import ray_token
+from worker.local_ray import local_ray, ray_environment
 
 ALONE_WITHIN_S: Final = 1800.0
 """A trial that has every core to itself may take so long, with its wait for others to end."""
@@ -26,7 +25,7 @@ Job = tuple[Callable[..., Any], Sequence[Any]]
 
 
 class FanOutError(ShardlineError):
-    """Ray could not be started or joined."""
+    """Ray could not be joined."""
 
     code = 14
 
@@ -121,36 +120,25 @@ def ray_tasks(setting: Any, *, cpus: int, device: str = "cpu", address: str | No
     """A fan-out over a Ray of its own on this machine with `cpus` CPUs, or over the one at `address`.
 
     Raises:
-        FanOutError: it cannot be started or joined.
+        RayNotStarted: it cannot be started. FanOutError: it cannot be joined.
     """
-    scratch = tempfile.mkdtemp(prefix="shardline-tune-")
-    before = dict(os.environ)
-    told = {"RAY_USAGE_STATS_ENABLED": "0"} | ({} if address else {"RAY_AUTH_TOKEN": ray_token()})
-    os.environ.update({name: value for name, value in told.items() if name not in before})
-    try:
+    with _joined(address) if address else _own(cpus):
+        yield RayTasks(setting, cpus, device)
+
+
+def _own(cpus: int) -> contextlib.AbstractContextManager[None]:
+    scratch = Path(tempfile.mkdtemp(prefix="shardline-tune-"))
+    return local_ray(scratch, cpus=cpus, object_store_bytes=_OBJECT_STORE_BYTES)
+
+
+@contextlib.contextmanager
+def _joined(address: str) -> Iterator[None]:
+    with ray_environment({}):
         try:
-            if address:
-                ray.init(address=address, log_to_driver=False, configure_logging=False)
-            else:
-                ray.init(
-                    address="local",
-                    num_cpus=cpus,
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    configure_logging=False,
-                    object_store_memory=_OBJECT_STORE_BYTES,
-                    _temp_dir=scratch,
-                )
-        except Exception as error:  # Ray raises plain Exception where its processes do not come up in time
-            ray.shutdown()
-            raise FanOutError(
-                f"Ray at {address or 'this machine'} did not start: {error}; try again when the machine is less busy"
-            ) from error
+            ray.init(address=address, log_to_driver=False, configure_logging=False)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise FanOutError(f"cannot join the Ray cluster at {address}: {error}") from error
         try:
-            yield RayTasks(setting, cpus, device)
+            yield
         finally:
             ray.shutdown()
-    finally:
-        for name in [name for name in os.environ if name.startswith("RAY_") and name not in before]:
-            del os.environ[name]
-        shutil.rmtree(scratch, ignore_errors=True)

@@ -1,0 +1,99 @@
+"""A Ray of this machine alone: started with its own token, ended with its context, and nothing of it left behind."""
+
+import contextlib
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+import ray
+
+from worker.errors import ShardlineError
+from worker.ray_token import ray_token
+
+logger = logging.getLogger(__name__)
+
+TRIES: Final = 2
+"""Ray gives its processes 30 s to come up. On a machine that was busy just then, the next try finds it less so."""
+REMOVE_WITHIN_S: Final = 5.0
+
+
+class RayNotStarted(ShardlineError):
+    """Ray's processes did not come up."""
+
+    code = 14
+
+
+@contextlib.contextmanager
+def local_ray(
+    scratch: Path, *, cpus: int | None, object_store_bytes: int, namespace: str | None = None
+) -> Iterator[None]:
+    """A Ray cluster with `cpus` CPUs (None: all of the machine's), of which this process is the driver.
+
+    Its processes listen on the machine's address; its token authentication keeps others out. `scratch`: an empty folder
+    for what they write, with a short path (their sockets lie there); it is removed in the end.
+
+    Raises:
+        RayNotStarted: it did not come up, although it was tried `TRIES` times.
+    """
+    try:
+        with ray_environment({"RAY_AUTH_TOKEN": ray_token()}):
+            _start(scratch, cpus, object_store_bytes, namespace)
+            try:
+                yield
+            finally:
+                ray.shutdown()
+    finally:
+        _remove(scratch)
+
+
+def _start(scratch: Path, cpus: int | None, object_store_bytes: int, namespace: str | None) -> None:
+    for left in reversed(range(TRIES)):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                namespace=namespace,
+                include_dashboard=False,
+                log_to_driver=False,
+                configure_logging=False,
+                object_store_memory=object_store_bytes,
+                _temp_dir=str(scratch),
+            )
+        except Exception as error:  # Ray raises plain Exception where its processes do not come up in time
+            ray.shutdown()
+            if not left:
+                raise RayNotStarted(
+                    f"Ray did not start on this machine: {error}; try again when it is less busy"
+                ) from error
+            logger.warning("Ray did not start (%s); trying again", error)
+        else:
+            return
+
+
+def _remove(folder: Path) -> None:
+    """Tries again for a moment: Ray's last processes may still write while they end."""
+    until = time.monotonic() + REMOVE_WITHIN_S
+    shutil.rmtree(folder, ignore_errors=True)
+    while folder.exists():
+        if time.monotonic() > until:
+            logger.warning("%s: cannot be removed; remove it when Ray's last processes have ended", folder)
+            return
+        time.sleep(0.1)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def ray_environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Sets what Ray reads from the environment, where the user set nothing; takes it back, with what Ray added."""
+    before = dict(os.environ)
+    told = {"RAY_USAGE_STATS_ENABLED": "0", **values}
+    os.environ.update({name: value for name, value in told.items() if name not in before})
+    try:
+        yield
+    finally:
+        for name in [name for name in os.environ if name.startswith("RAY_") and name not in before]:
+            del os.environ[name]
