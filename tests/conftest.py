@@ -1,6 +1,7 @@
 """Artifacts that several tests read (whoever changes one copies it first), and a disk that is soon full."""
 
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ from hypothesis import settings
 from compressor.package import package
 from tests import models
 from worker.artifact import Artifact, load_artifact
+
+signal.signal(signal.SIGTERM, signal.default_int_handler)  # what tests started is stopped, also where a test run is
 
 settings.register_profile("shardline", deadline=None)  # an example's time says how busy the machine is
 settings.load_profile("shardline")
