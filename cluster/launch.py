@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.controller_actor import ControllerActor
@@ -60,7 +60,7 @@ def joined_ray(address: str) -> Iterator[None]:
     """This process as a driver of the Ray cluster at `address` ("auto": the one on this machine)."""
     try:
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, configure_logging=False)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (ConnectionError, ValueError, RuntimeError, RayError) as error:
         raise LaunchError(f"cannot join the Ray cluster at {address}: {error}") from error
     try:
         yield

@@ -174,7 +174,7 @@ class RayFleet:
             now = time.monotonic()
             if worker.failed_to_start and worker.node:
                 self._failed_starts[worker.stage, worker.node] = now
-            if worker.silent_s(now) >= self._limits.frozen_after_s:
+            if worker.address and worker.silent_s(now) >= self._limits.frozen_after_s:
                 self._went_silent[worker.node] = now
             await worker.close()
             await asyncio.to_thread(ray.kill, worker.handle, no_restart=True)

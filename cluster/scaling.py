@@ -105,8 +105,9 @@ class Scaler:
             return dict(wanted)
         claims = [_claim(served, counts, wanted[pipeline]) for pipeline, (served, counts) in pipelines.items()]
         capacity: dict[str, float] = {}
-        for node in (one for one in sighting.nodes if not one.drained):
-            for kind, amount in node.resources.items():
+        for node in sighting.nodes:
+            # What runs on a node that is drained runs on until there is room elsewhere: its share is not taken away.
+            for kind, amount in (node.taken if node.drained else node.resources).items():
                 capacity[kind] = capacity.get(kind, 0.0) + amount
         granted = fair_shares(claims, capacity)
         self.lacking = tuple(

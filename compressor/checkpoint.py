@@ -1,5 +1,6 @@
 """Where a training is kept, so that one that was interrupted goes on."""
 
+import io
 import pickle
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,7 +20,7 @@ class Checkpoint(Protocol):
         """What was written last; None: nothing yet."""
 
     def write(self, state: State) -> None:
-        """Replaces what is there, or leaves it as it was."""
+        """Replaces what is there, or leaves it as it was. Raises OSError: there is no room."""
 
 
 class NoCheckpoint:
@@ -61,5 +62,11 @@ class FileCheckpoint:
     def write(self, state: State) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         partial = self._path.with_name(self._path.name + ".tmp")
-        torch.save(state, partial)
-        partial.replace(self._path)
+        made = io.BytesIO()  # on a full disk, PyTorch's own writer of files ends the process
+        torch.save(state, made)
+        try:
+            partial.write_bytes(made.getbuffer())
+            partial.replace(self._path)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise

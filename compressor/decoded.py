@@ -51,7 +51,7 @@ def _whole_products(stage: Program) -> Program:
     makers = {name: step for step in stage.steps for name in step.outputs if name}
     values, weights, steps = dict(stage.values), dict(stage.weights), []
     for step in stage.steps:
-        taken = _taken_blocks(step, stage.weights, makers)
+        taken = _taken_blocks(step, stage, makers)
         if taken is None:
             steps.append(step)
             continue
@@ -66,7 +66,7 @@ def _whole_products(stage: Program) -> Program:
     return replace(stage, values=values, weights=weights, steps=tuple(steps))
 
 
-def _taken_blocks(step: Step, weights: Mapping[str, Tensor], makers: Mapping[str, Step]) -> tuple[str, str, str] | None:
+def _taken_blocks(step: Step, stage: Program, makers: Mapping[str, Step]) -> tuple[str, str, str] | None:
     """(the input's parts, the weights that say which are taken, the weights that are blocks) of a product of blocks."""
     if operator_name(step) != "aten::bmm":
         return None
@@ -74,10 +74,18 @@ def _taken_blocks(step: Step, weights: Mapping[str, Tensor], makers: Mapping[str
     maker = makers.get(left.name)
     while maker is not None and operator_name(maker) in _VIEWS:
         maker = makers.get(maker.args[0].name)
-    if right.name not in weights or maker is None or operator_name(maker) != "aten::index_select":
+    if right.name not in stage.weights or maker is None or operator_name(maker) != "aten::index_select":
         return None
-    parts, _, columns = maker.args
-    return (parts.name, columns.name, right.name) if columns.name in weights else None
+    parts, dimension, columns = maker.args
+    if dimension != 0 or columns.name not in stage.weights:
+        return None
+    shape, places, blocks = stage.values[parts.name].shape, stage.weights[columns.name], stage.weights[right.name]
+    if len(shape) != 3 or not isinstance(shape[0], int) or not isinstance(shape[2], int) or blocks.dim() != 3:
+        return None
+    down, taken, _ = blocks.shape
+    if taken % shape[2] or places.dtype != torch.int32 or tuple(places.shape) != (down * taken // shape[2],):
+        return None
+    return parts.name, columns.name, right.name
 
 
 def _whole(blocks: Tensor, columns: Tensor, across: int, wide: int) -> Tensor:

@@ -23,7 +23,7 @@ from compressor.quantize import int8_convolutions, int8_layers
 from compressor.recipe import Recipe
 from compressor.recipe_file import RecipeFile
 from compressor.sources import read_source
-from compressor.stage_runtime import choose_runtime, tolerance
+from compressor.stage_runtime import SUFFIXES, choose_runtime, tolerance
 from compressor.step import Context
 from worker.artifact import file_entry, load_artifact, write_artifact
 from worker.cut import cut, part, travel
@@ -67,7 +67,7 @@ def package(
 ) -> Path:
     """Packages `source` as the next version under `out` (models/minilm) and returns its folder.
 
-    A training that is interrupted is kept under `out`, and goes on when the same is packaged again.
+    A training on data from a file that is interrupted is kept under `out`, and goes on when the same is packaged again.
 
     Args:
         source: see `compressor.sources`; a `Model`'s module is changed by compression.
@@ -94,7 +94,7 @@ def package(
     model = source if isinstance(source, Model) else read_source(source)
     recipe_key = recipe.key(model)
     steps = recipe.steps
-    trainings = KeptTrainings(out, recipe_key)
+    trainings = KeptTrainings(out, recipe_key) if context is None and recipe.knows_its_data else None
 
     def fill(folder: Path) -> Manifest:
         examples = [item.example for item in model.inputs]
@@ -130,7 +130,8 @@ def package(
         return builder.build(stages, compiled=runtime == "fastest", key=key)
 
     folder = write_artifact(out, fill)
-    trainings.forget()
+    if trainings is not None:
+        trainings.forget()
     return folder
 
 
@@ -280,8 +281,8 @@ class _Builder:
         instructions = instruction_set(self.device)
         kind = self.device.partition(":")[0]
         label = f"{count}-{index}-{kind}-{instructions.replace(' ', '-')}-{torch.__version__}"
-        for stale in (self.folder / "stages").glob(f"{label}*.pt2"):
-            stale.unlink()
+        for suffix in SUFFIXES:
+            (self.folder / "stages" / f"{label}{suffix}.pt2").unlink(missing_ok=True)
         chosen = choose_runtime(computed, inputs, self.folder / "stages", label, device=self.device)
         if chosen.problem:
             self.progress(f"stage {index + 1} of {count} stays uncompiled in one way: {chosen.problem.splitlines()[0]}")

@@ -19,7 +19,7 @@ from worker.artifact import ArtifactError, read_manifest, versions
 from worker.manifest import FORMAT, Manifest
 from worker.runtime import check_device, instruction_set
 
-_KEY_VERSION: Final = 3
+_KEY_VERSION: Final = 4
 """Goes up when the same recipe would give another artifact."""
 
 
@@ -39,6 +39,12 @@ class Recipe:
     def steps(self) -> RecipeFile | None:
         """The compression, however it was said."""
         return self.compression or (RecipeFile(steps=(Int8Dynamic(),)) if self.quantize == "int8" else None)
+
+    @property
+    def knows_its_data(self) -> bool:
+        """Whether the key tells one content of the training data from another: of a file it does, of a function not."""
+        place = self.steps.training if self.steps else None
+        return place is None or _file_digest(place) is not None
 
     def key(self, model: Model | None = None) -> str:
         """A hash of all that goes in, weights included. `model`: the source's, where it is loaded already."""

@@ -82,6 +82,10 @@ def choose_runtime(
     return Chosen(packages.get(best), tuple(figures), problem)
 
 
+SUFFIXES: Final = ("", "-unfrozen", "-decoded")
+"""What the file names of a stage's packages may end with, before `.pt2`."""
+
+
 def _forms(stage: Program) -> Iterator[tuple[Program, FigureEntry, str]]:
     """What may be compiled, in the order in which it is tried; what a figure says of it; and the file name's ending."""
     yield stage, FigureEntry(runtime="aotinductor", frozen=True, seconds={}), ""

@@ -46,7 +46,11 @@ def run(
             )
     except KeyboardInterrupt:
         kept = out / ".training"
-        more = f"; its training stays in {kept}: the same command goes on from there" if kept.exists() else ""
+        more = (
+            f"; what was trained stays in {kept}: the same command goes on from there"
+            if any(kept.glob("*/*.pt"))
+            else ""
+        )
         sys.stderr.write(f"shardline: stopped; no artifact was written{more}\n")
         return exits.FORCED
     manifest = read_manifest(folder)

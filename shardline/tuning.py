@@ -1,6 +1,7 @@
 """`shardline tune`: searches, shows what it does, and leaves an artifact with its recipe and its report."""
 
 import argparse
+import errno
 import json
 import signal
 import sys
@@ -8,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from shardline import exits
 from shardline.packaging import keep_or_write
@@ -17,6 +18,9 @@ from worker.model_yaml import ModelYaml
 
 if TYPE_CHECKING:
     from compressor.search.report import Report
+
+
+_NOT_WRITTEN: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 def run(given: argparse.Namespace) -> int:
@@ -33,6 +37,9 @@ def run(given: argparse.Namespace) -> int:
         )
         return exits.FORCED
     except OSError as error:
+        if error.errno not in _NOT_WRITTEN:
+            sys.stderr.write(f"shardline: {error}\n")
+            return exits.FAILED
         sys.stderr.write(
             f"shardline: {given.out}: cannot be written: {error}; no file is half-written, and what was measured stays "
             f"in {given.out / '.tune'}: where there is room, the same command goes on from there\n"

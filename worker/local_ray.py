@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
+import psutil
 import ray
 
 from worker.errors import ShardlineError
@@ -37,7 +38,7 @@ def local_ray(
     for what they write, with a short path (their sockets lie there); it is removed in the end.
 
     Raises:
-        RayNotStarted: it did not come up, although it was tried `TRIES` times.
+        RayNotStarted: it did not come up, although it was tried `TRIES` times, or this process has a Ray already.
     """
     try:
         with ray_environment({"RAY_AUTH_TOKEN": ray_token()}):
@@ -51,7 +52,11 @@ def local_ray(
 
 
 def _start(scratch: Path, cpus: int | None, object_store_bytes: int, namespace: str | None) -> None:
+    if ray.is_initialized():
+        raise RayNotStarted("this process is connected to a Ray already; end that first")
+    mine = psutil.Process()
     for left in reversed(range(TRIES)):
+        before = set(mine.children(recursive=True))
         try:
             ray.init(
                 address="local",
@@ -65,6 +70,7 @@ def _start(scratch: Path, cpus: int | None, object_store_bytes: int, namespace: 
             )
         except Exception as error:  # Ray raises plain Exception where its processes do not come up in time
             ray.shutdown()
+            _end(set(mine.children(recursive=True)) - before)  # Ray forgets those of a node that did not come up
             if not left:
                 raise RayNotStarted(
                     f"Ray did not start on this machine: {error}; try again when it is less busy"
@@ -72,6 +78,13 @@ def _start(scratch: Path, cpus: int | None, object_store_bytes: int, namespace: 
             logger.warning("Ray did not start (%s); trying again", error)
         else:
             return
+
+
+def _end(processes: set[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, timeout=REMOVE_WITHIN_S)
 
 
 def _remove(folder: Path) -> None:

@@ -136,7 +136,7 @@ def _joined(address: str) -> Iterator[None]:
     with ray_environment({}):
         try:
             ray.init(address=address, log_to_driver=False, configure_logging=False)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (ConnectionError, ValueError, RuntimeError, RayError) as error:
             raise FanOutError(f"cannot join the Ray cluster at {address}: {error}") from error
         try:
             yield

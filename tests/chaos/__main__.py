@@ -120,7 +120,7 @@ def main() -> int:
     Console(width=120).print(table(outcomes))
     if given.json:
         print(json.dumps([outcome.as_json() for outcome in outcomes]))
-    return 0 if all(outcome.passed for outcome in outcomes) else 1
+    return 0 if outcomes and all(outcome.passed for outcome in outcomes) else 1
 
 
 if __name__ == "__main__":

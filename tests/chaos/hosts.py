@@ -87,13 +87,17 @@ class OtherHost:
             HOME=str(self.disk),
         )
 
-    def ask_node_to_end(self) -> subprocess.Popen[str]:
+    def ask_node_to_end(self) -> None:
         """SIGTERM, as whoever shuts a host down sends it."""
-        node, self._node = self._node, None
-        if node is None:
+        if self._node is None:
             raise RuntimeError("the other host has no Ray node")
-        node.send_signal(signal.SIGTERM)
-        return node
+        self._node.send_signal(signal.SIGTERM)
+
+    def await_node_end(self, within_s: float) -> None:
+        """Raises subprocess.TimeoutExpired."""
+        if self._node is not None:
+            self._node.wait(within_s)
+            self._node = None
 
     def end_node(self) -> None:
         """With everything below it, whatever state it is in."""

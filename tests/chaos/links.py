@@ -101,9 +101,9 @@ def shut_down_host(one: Cluster) -> Recovered:
     """SIGTERM to the other host's node: Ray drains it. Whole again without it; then it is started anew."""
     hosts = on_hosts(one)
     there = hosts.pids_there()
-    leaving = hosts.other.ask_node_to_end()
+    hosts.other.ask_node_to_end()
     wait_for("its replicas are elsewhere", lambda: one.is_whole(without=there), GONE_WITHIN_S)
-    leaving.wait(GONE_WITHIN_S)
+    hosts.other.await_node_end(GONE_WITHIN_S)
     hosts.other.start_node()
     one.note = f"{len(there)} replicas moved off"
     return lambda: one.is_whole(without=there) and two_nodes(one)

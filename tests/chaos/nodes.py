@@ -50,8 +50,9 @@ def drain_a_node(one: Cluster) -> Recovered:
         timeout=60,
     )
     wait_for("its replicas are elsewhere", lambda: one.is_whole(without=gone), MOVED_WITHIN_S)
-    raylets.worker_nodes.discard(victim)
-    return lambda: one.is_whole(without=gone) and victim.node_id not in node_ids(one)
+    wait_for("the empty node has gone", lambda: victim.node_id not in node_ids(one), MOVED_WITHIN_S)
+    raylets.remove_node(victim)
+    return lambda: one.is_whole(without=gone)
 
 
 def a_used_node(one: Cluster) -> tuple[Any, Any, frozenset[int]]:

@@ -8,13 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from compressor.measure import threads
 from compressor.model import Input, Model
-from compressor.training_data import Rows
 from shardline import exits
 from shardline.cli import main
 from worker.artifact import load_artifact
@@ -122,17 +122,19 @@ def test_ctrl_c_in_the_middle_leaves_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "m").exists()
 
 
-def rows() -> Rows:
+def _rows(folder: Path) -> Path:
     """To train `tests.models:attention` on."""
-    ids = torch.randint(1, 50, (64, 5), generator=torch.Generator().manual_seed(0))
-    return Rows((ids, torch.ones_like(ids)), torch.arange(64) % 16, rows=16)
+    ids = torch.randint(1, 50, (64, 5), generator=torch.Generator().manual_seed(0)).numpy()
+    path = folder / "rows.npz"
+    np.savez(path, ids=ids, mask=np.ones_like(ids), label=np.arange(64) % 16)
+    return path
 
 
 def test_a_training_that_ctrl_c_stopped_goes_on_to_the_very_same_bytes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     steps = "steps:\n- {kind: prune_neurons, share: 0.5}\n- {kind: distill, epochs: 60}\n- {kind: int8_dynamic}\n"
-    recipe = _recipe(tmp_path, f"training: tests.shardline.test_compressing:rows\n{steps}")
+    recipe = _recipe(tmp_path, f"training: {_rows(tmp_path)}\n{steps}")
     arguments = _arguments(tmp_path, recipe)
     told = _stopped(arguments, "epoch 3 of 60")
     assert "the same command goes on from there" in told
