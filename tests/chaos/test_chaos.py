@@ -1,4 +1,4 @@
-"""Three cases of `make chaos`, smaller: with every change it is tried that nothing is lost."""
+"""Some cases of `make chaos`, smaller: with every change it is tried that nothing is lost."""
 
 import signal
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ def harmed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     ("name", "fault"),
     [
         ("kill_middle", signal_a_worker(1, signal.SIGKILL)),
-        ("freeze_first", signal_a_worker(0, signal.SIGSTOP)),
+        pytest.param("freeze_first", signal_a_worker(0, signal.SIGSTOP), marks=pytest.mark.slow),
         ("kill_controller", kill_the_controller),
     ],
     ids=["kill_middle", "freeze_first", "kill_controller"],

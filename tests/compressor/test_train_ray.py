@@ -18,6 +18,8 @@ from worker.errors import DeadlineExceeded, InvalidRequest
 
 pytest.importorskip("pyarrow", reason='the extra "train" is not installed')
 
+pytestmark = pytest.mark.slow
+
 COURSE = Course(epochs=3, rate=0.1)
 
 
@@ -68,7 +70,6 @@ def test_two_workers_of_which_one_is_killed_give_what_one_gives(ray: None, tmp_p
     assert said[-1].startswith("epoch 3 of 3: loss ")
 
 
-@pytest.mark.slow
 def test_a_loss_that_is_no_number_and_a_spent_deadline_come_back_as_they_are(ray: None, tmp_path: Path) -> None:
     bad: Any = Rows((torch.full((32, 4), torch.nan),), torch.zeros(32, dtype=torch.int64), rows=16)
     with pytest.raises(InvalidRequest, match="the loss is nan at step 1 of 6"):

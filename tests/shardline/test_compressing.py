@@ -130,6 +130,7 @@ def _rows(folder: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_training_that_ctrl_c_stopped_goes_on_to_the_very_same_bytes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
