@@ -5,17 +5,14 @@ ending every Ray of the machine. This one ends what it started.
 """
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
 import ray.util
 
-from tests.shardline.serve_process import alive, wait_for
+from tests.chaos.hosts import end, ray_start, started
+from tests.shardline.serve_process import wait_for
 
 EMPTY_LISTS = (
     *("cluster_synced_files", "rsync_exclude", "rsync_filter", "initialization_commands", "setup_commands"),
@@ -30,26 +27,18 @@ def fake_cloud(folder: Path, port: int, worker: Mapping[str, float], *, most: in
     config = folder / "cloud.json"
     config.write_text(json.dumps(_config(address, worker, most, idle_s)))
     log = folder / "head.log"
-    with log.open("w") as said:
-        head = subprocess.Popen(
-            [
-                *(str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--num-cpus", "1"),
-                *("--port", str(port), "--include-dashboard", "false", "--temp-dir", str(folder)),
-                f"--autoscaling-config={config}",
-            ],
-            stdout=said,
-            stderr=said,
-            env={**os.environ, "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"},
-        )
+    options = ("--head", "--port", str(port), "--include-dashboard", "false", "--temp-dir", str(folder))
+    head = started(
+        log,
+        ray_start(*options, f"--autoscaling-config={config}", cpus=1),
+        RAY_FAKE_CLUSTER="1",
+        AUTOSCALER_UPDATE_INTERVAL_S="1",
+    )
     try:
         wait_for(f"the head runs; see {log}", lambda: "--block" in log.read_text(), 180)
         yield address
     finally:
-        below = [*psutil.Process(head.pid).children(recursive=True), psutil.Process(head.pid)]
-        for process in alive(below):
-            process.kill()
-        psutil.wait_procs(below, 10)
-        head.wait(10)
+        end(head)
 
 
 def _config(address: str, worker: Mapping[str, float], most: int, idle_s: float) -> dict[str, object]:

@@ -1,19 +1,17 @@
 """Nodes come when models want more room, and go when they do not: Ray's own autoscaler over its fake cloud."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from compressor.package import package
+from tests.chaos.hosts import a_token
 from tests.cluster.fake_cloud import fake_cloud
 from tests.shardline.serve_process import ServeProcess, serve, shardline, wait_for
 from tests.shardline.test_join import a_free_port
 
 pytestmark = pytest.mark.slow
-
-TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4, "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 @pytest.fixture
@@ -26,13 +24,9 @@ def models(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    os.environ.update(TOKEN)
-    try:
-        with fake_cloud(tmp_path_factory.mktemp("c"), a_free_port(), {"CPU": 1}, most=4, idle_s=6) as address:
-            yield address
-    finally:
-        for name in TOKEN:
-            del os.environ[name]
+    folder = tmp_path_factory.mktemp("c")
+    with a_token(), fake_cloud(folder, a_free_port(), {"CPU": 1}, most=4, idle_s=6) as address:
+        yield address
 
 
 def nodes(serving: ServeProcess) -> int:
