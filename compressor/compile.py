@@ -3,6 +3,7 @@
 import logging
 import warnings
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,16 +12,18 @@ from torch._inductor import exc
 from torch._inductor.cpp_builder import get_cpp_compiler
 from torch.export import Dim
 
+from compressor import avx2_product
 from compressor.measure import example_inputs
 from compressor.quantize import int8_convolutions, int8_layers
 from compressor.rewrite import rewrite
 from worker.errors import Internal
 from worker.expression import Size, solve
+from worker.processor import lacks_int8_products_here
 from worker.program import Program, ProgramModule
 
-INT8_CALL: Final = b"_int_mm"
-"""What the generated code calls for an int8 matrix product."""
-INT8_CONVOLUTION_CALL: Final = b"_qconv"
+INT8_CALLS: Final = (b"_int_mm", avx2_product.CALL)
+"""What the generated code calls for an int8 matrix product: PyTorch's, or our kernel."""
+INT8_CONVOLUTION_CALLS: Final = (b"_qconv",)
 """What the generated code calls for an int8 convolution: its name begins so in every form."""
 
 INT8_OPTIONS: Final = {
@@ -45,19 +48,26 @@ def compiler_problem() -> str:
     return ""
 
 
-def compile_stage(stage: Program, path: Path, *, frozen: bool, device: str = "cpu") -> None:
+def compile_stage(
+    stage: Program, path: Path, *, frozen: bool, device: str = "cpu", own_kernel: bool | None = None
+) -> None:
     """Writes the compiled package of `stage` to `path`.
 
-    `frozen`: weights become constants of the code, which oneDNN may lay out anew.
+    Args:
+        frozen: weights become constants of the code, which oneDNN may lay out anew.
+        own_kernel: int8 products by `compressor.avx2_product`; None: where this processor needs it.
 
     Raises:
         CompileError: it cannot be compiled, or its int8 layers are not int8 any more.
     """
     sizes = {name: max(2, hint) for name, hint in stage.hints.items()}
     quantized = int8_layers(stage) > 0
-    placed = (rewrite(stage) if quantized else stage).on(device)  # in fp32, oneDNN fuses the GELU into the layer
+    own_kernel = quantized and device == "cpu" and (lacks_int8_products_here() if own_kernel is None else own_kernel)
+    prepared = rewrite(stage) if quantized else stage  # in fp32, oneDNN fuses the GELU into the layer
+    placed = (avx2_product.with_kernel(prepared) if own_kernel else prepared).on(device)
     examples = tuple(tensor.to(device) for tensor in example_inputs(stage, sizes))
     options = {"freezing": frozen, "cpp.dynamic_threads": True} | (INT8_OPTIONS if quantized else {})
+    options |= avx2_product.options() if own_kernel else {}
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -78,10 +88,11 @@ def compile_stage(stage: Program, path: Path, *, frozen: bool, device: str = "cp
         raise CompileError(f"AOTInductor: {type(error).__name__}: {str(error).strip()[:900]}") from error
     finally:
         logging.disable(before)
-    expected = {INT8_CALL: quantized, INT8_CONVOLUTION_CALL: frozen and int8_convolutions(stage) > 0}
-    for name, wanted in expected.items():
-        if device == "cpu" and wanted and not calls(path, name):
-            raise CompileError(f"the generated code has no {name.decode()}: the stage's int8 layers are lost")
+    expected = {INT8_CALLS: quantized, INT8_CONVOLUTION_CALLS: frozen and int8_convolutions(stage) > 0}
+    for names, wanted in expected.items():
+        if device == "cpu" and wanted and not calls(path, names):
+            words = " or ".join(name.decode() for name in names)
+            raise CompileError(f"the generated code has no {words}: the stage's int8 layers are lost")
 
 
 def dynamic_shapes(stage: Program) -> tuple[dict[int, Any], ...]:
@@ -106,7 +117,8 @@ def dynamic_shapes(stage: Program) -> tuple[dict[int, Any], ...]:
     )
 
 
-def calls(package: Path, name: bytes) -> bool:
-    """Whether the generated code in a package calls what is named so."""
+def calls(package: Path, names: Sequence[bytes]) -> bool:
+    """Whether the generated code in a package calls one of what is named so."""
     with zipfile.ZipFile(package) as archive:
-        return any(name in archive.read(entry) for entry in archive.namelist() if entry.endswith(".cpp"))
+        code = [archive.read(entry) for entry in archive.namelist() if entry.endswith(".cpp")]
+    return any(name in text for name in names for text in code)

@@ -18,6 +18,7 @@ from worker.errors import InvalidRequest
 from worker.expression import Size, evaluate, parse
 from worker.nouns import BATCH, Signature, TensorSpec
 from worker.operators import is_view
+from worker.processor import CPU_INFO
 from worker.profile import (
     CutProfile,
     DeviceProfile,
@@ -33,7 +34,7 @@ from worker.profile import (
     write_profile,
 )
 from worker.program import Program
-from worker.runtime import CPU_INFO, check_device, instruction_set
+from worker.runtime import check_device, instruction_set
 from worker.seal import DEFAULT_KEY
 from worker.shard import load_program
 from worker.stages import axis_names

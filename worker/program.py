@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import torch
 
+import worker.integer_product  # noqa: F401 -- int8 products of programs and modules, where PyTorch's own are slow
 from worker.errors import Internal
 from worker.expression import Size, evaluate, solve, symbols
 

@@ -14,13 +14,10 @@ import torch
 
 from worker.errors import Unsupported
 from worker.native import NativePackage, runs_natively
+from worker.processor import vector_flags
 from worker.program import Interpreter, Program
 
-CPU_INFO: Final = Path("/proc/cpuinfo")
-
 _DEVICE: Final = re.compile(r"cpu|cuda(:\d{1,3})?")
-_VECTOR_FLAGS: Final = re.compile(r"(avx|amx|sse|fma|f16c|bmi|gfni|vaes|vpcl|asimd|sve|neon|bf16|i8mm)\w*", re.ASCII)
-
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # malloc.h
 _KEPT_BYTES: Final = 1 << 30
@@ -135,12 +132,5 @@ def instruction_set(device: str = "cpu") -> str:
     if device != "cpu":
         major, minor = torch.cuda.get_device_capability(torch.device(device))
         return f"sm_{major}{minor}"
-    flags = ""
-    if CPU_INFO.is_file():
-        for line in CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() in {"flags", "Features"}:
-                flags = " ".join(sorted(flag for flag in value.split() if _VECTOR_FLAGS.fullmatch(flag)))
-                break
-    digest = hashlib.sha256(flags.encode()).hexdigest()[:12]
+    digest = hashlib.sha256(" ".join(vector_flags()).encode()).hexdigest()[:12]
     return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} {digest}"

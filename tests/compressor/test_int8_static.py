@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from compressor.capture import capture
-from compressor.compile import INT8_CONVOLUTION_CALL, calls, compile_stage, compiler_problem
+from compressor.compile import INT8_CONVOLUTION_CALLS, calls, compile_stage, compiler_problem
 from compressor.compress import compress_
 from compressor.formats import Int8Dynamic
 from compressor.int8_static import Int8Static
@@ -80,7 +80,7 @@ def test_compiled_convolutions_are_int8_in_the_generated_code(tmp_path: Path) ->
     done = compress_(model.module, Int8Static(), context=_context(model))
     program = capture(Model(done.module, model.inputs), tmp_path / "program.pt2")
     compile_stage(program, tmp_path / "compiled.pt2", frozen=True)
-    assert calls(tmp_path / "compiled.pt2", INT8_CONVOLUTION_CALL)
+    assert calls(tmp_path / "compiled.pt2", INT8_CONVOLUTION_CALLS)
     image = torch.randn(5, 3, 8, 8)
     assert distance(Aot(tmp_path / "compiled.pt2").run((image,)), Eager(program).run((image,))) < 0.05
 

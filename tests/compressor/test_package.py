@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from compressor.compile import INT8_CALL, calls, compiler_problem
+from compressor.compile import INT8_CALLS, calls, compiler_problem
 from compressor.package import compile_artifact, package
 from compressor.quantize import int8_layers
 from compressor.recipe import Recipe, find_packaged
@@ -48,8 +48,8 @@ def test_int8_layers_are_int8_in_the_compiled_code(compiled: Artifact) -> None:
     (entry,) = compiled.manifest.cuts
     for stage, part in zip(entry.stages, cut(program, entry.points), strict=True):
         for one in stage.compiled:
-            assert calls(compiled.folder / one.file, INT8_CALL) == bool(int8_layers(part))
-            assert not calls(compiled.folder / one.file, b"qlinear"), "which is slow on signed input"
+            assert calls(compiled.folder / one.file, INT8_CALLS) == bool(int8_layers(part))
+            assert not calls(compiled.folder / one.file, [b"qlinear"]), "which is slow on signed input"
 
 
 def test_the_steps_profile_covers_the_program(compiled: Artifact) -> None:

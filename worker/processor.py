@@ -1,0 +1,41 @@
+"""What this machine's processor can: its vector instructions, as far as code is chosen by them."""
+
+import platform
+import re
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+import torch
+
+CPU_INFO: Final = Path("/proc/cpuinfo")
+_VECTOR_FLAGS: Final = re.compile(r"(avx|amx|sse|fma|f16c|bmi|gfni|vaes|vpcl|asimd|sve|neon|bf16|i8mm)\w*", re.ASCII)
+_INT8_PRODUCTS: Final = re.compile(r"avx512_?vnni|avx_vnni|amx_int8", re.ASCII)
+
+
+@cache
+def vector_flags() -> tuple[str, ...]:
+    """The processor's vector instruction sets by their names in /proc/cpuinfo, sorted; none where that is not there."""
+    if CPU_INFO.is_file():
+        for line in CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() in {"flags", "Features"}:
+                return tuple(sorted(flag for flag in value.split() if _VECTOR_FLAGS.fullmatch(flag)))
+    return ()
+
+
+def lacks_int8_products(flags: tuple[str, ...], capability: str) -> bool:
+    """Whether a processor with these flags is an x86 one without instructions that add up products of int8 numbers.
+
+    There PyTorch multiplies int8 matrices with plain loops, and oneDNN's int8 convolutions add two products up in 16
+    bits, which saturate. capability: as `torch.backends.cpu.get_cpu_capability` says.
+    """
+    return "avx2" in flags and capability == "AVX2" and not any(map(_INT8_PRODUCTS.fullmatch, flags))
+
+
+@cache
+def lacks_int8_products_here() -> bool:
+    """The same of this machine."""
+    return platform.machine() == "x86_64" and lacks_int8_products(
+        vector_flags(), torch.backends.cpu.get_cpu_capability()
+    )
