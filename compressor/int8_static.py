@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
+from pydantic import Field
 from torch import nn
 
 from compressor.formats import claimed_twice
@@ -10,6 +11,7 @@ from compressor.model import Model
 from compressor.static_graph import quantize_convolutions
 from compressor.static_linear import Int8StaticLinear, input_ranges
 from compressor.step import Change, Context, GraphStep, Step, replace_layer_, stored_bytes
+from worker.processor import lacks_int8_products_here
 
 
 class Int8Static(GraphStep):
@@ -19,11 +21,15 @@ class Int8Static(GraphStep):
     inference", 2018; for linear layers the range of least squared error is taken. Convolutions are done on the captured
     graph, with batch norms folded in (see `compressor.static_graph`). Saves three quarters of the storage and of
     resident memory; time in compiled stages only, most for convolutions. CPU.
+
+    activation_bits: of what convolutions take. 7 where a processor without VNNI computes them: oneDNN adds two products
+    up in 16 bits there, which saturate with 8. By default what is right for this machine; a recipe keeps it.
     """
 
     takes: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear, nn.Conv2d)
     devices: ClassVar[frozenset[str]] = frozenset({"cpu"})
     kind: Literal["int8_static"] = "int8_static"
+    activation_bits: Literal[7, 8] = Field(default_factory=lambda: 7 if lacks_int8_products_here() else 8)
 
     def problem(self, model: nn.Module, steps: Sequence[Step]) -> str | None:
         return super().problem(model, steps) or claimed_twice(self, model, steps)
@@ -46,5 +52,7 @@ class Int8Static(GraphStep):
         if not convolutions:
             return model, []
         given = Model(model, context.inputs, axes=context.axes)
-        made, found = quantize_convolutions(given, convolutions, context.calibration)
+        made, found = quantize_convolutions(
+            given, convolutions, context.calibration, activation_bits=self.activation_bits
+        )
         return made, [Change(name, self.kind, stored_bytes(convolutions[name]), after) for name, after in found.items()]

@@ -47,7 +47,7 @@ class Quantized(nn.Module):
 
 
 def quantize_convolutions(
-    model: Model, names: Collection[str], batches: Sequence[tuple[Tensor, ...]]
+    model: Model, names: Collection[str], batches: Sequence[tuple[Tensor, ...]], *, activation_bits: int = 8
 ) -> tuple[Quantized, dict[str, int]]:
     """What takes the place of the model's module, and the bytes that each quantized convolution then takes.
 
@@ -61,7 +61,8 @@ def quantize_convolutions(
 
         graph = export(model, functional=False).module(check_guards=False)
         quantizer = x86.X86InductorQuantizer()
-        quantizer.set_module_type_qconfig(nn.Conv2d, x86.get_default_x86_inductor_quantization_config())
+        configuration = x86.get_default_x86_inductor_quantization_config(reduce_range=activation_bits == 7)
+        quantizer.set_module_type_qconfig(nn.Conv2d, configuration)
         for node in graph.graph.nodes:
             if node.target is _CONVOLUTION and (name := _layer(node)) not in names:
                 quantizer.set_module_name_qconfig(_WITHIN + name, None)

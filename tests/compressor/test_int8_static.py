@@ -15,6 +15,7 @@ from compressor.model import Input, Model
 from compressor.package import package
 from compressor.quantize import int8_convolutions, int8_layers
 from compressor.recipe_file import RecipeFile
+from compressor.static_graph import Quantized
 from compressor.static_linear import input_ranges
 from compressor.step import Context
 from tests import models
@@ -150,3 +151,24 @@ def test_a_range_leaves_out_the_few_that_are_far_out() -> None:
     (cut,) = input_ranges(net, {"0": layer}, [(far,)]).values()
     assert 3 < plain <= float(normal.abs().max())
     assert cut < 25
+
+
+def test_seven_bits_keep_what_convolutions_take_below_where_two_products_saturate() -> None:
+    model = _model()
+    done = compress_(model.module, Int8Static(activation_bits=7), context=_context(model))
+    assert isinstance(done.module, Quantized)
+    graph = done.module.graph.graph
+    quantizes = [step.args for step in graph.nodes if "quantize_per_tensor.default" in str(step.target)]
+    assert quantizes
+    assert all(args[4] == 127 for args in quantizes)
+    with torch.no_grad():
+        (image,) = _images(1)[0]
+        assert cosine(done.module(image), model.module.eval()(image)) > 0.98
+
+
+def test_a_step_keeps_the_bits_that_its_machine_chose() -> None:
+    step = Int8Static()
+    assert step.activation_bits in {7, 8}
+    assert step.model_dump()["activation_bits"] == step.activation_bits
+    with pytest.raises(ValueError, match="7 or 8"):
+        Int8Static(activation_bits=6)  # type: ignore[arg-type]
