@@ -31,7 +31,9 @@ class FanOutError(ShardlineError):
 
 
 class FanOut(Protocol):
-    """Runs functions that take the same first argument."""
+    """Runs functions that take the same first argument. width: how many side by side."""
+
+    width: int
 
     def each(self, jobs: Mapping[str, Job], until: float) -> Iterator[tuple[str, Any]]:
         """(key, result) of each job as it ends. `until`: of `time.monotonic`; what has not ended by then is dropped."""
@@ -42,6 +44,8 @@ class FanOut(Protocol):
 
 class Here:
     """One after the other, in this process."""
+
+    width = 1
 
     def __init__(self, setting: Any) -> None:
         self._setting = setting
@@ -65,15 +69,15 @@ class RayTasks:
 
     def __init__(self, setting: Any, cpus: int, device: str) -> None:
         self._setting = ray.put(setting)
-        self._cpus = cpus
         self._gpus = 0 if device == "cpu" else 1
+        self.width = cpus
 
     def each(self, jobs: Mapping[str, Job], until: float) -> Iterator[tuple[str, Any]]:
         waiting = list(jobs.items())[::-1]
         running: dict[Any, str] = {}
         try:
             while waiting or running:
-                while waiting and len(running) < self._cpus and time.monotonic() < until:
+                while waiting and len(running) < self.width and time.monotonic() < until:
                     key, job = waiting.pop()
                     running[self._started(job, 1)] = key
                 if not running or time.monotonic() >= until:
@@ -86,7 +90,7 @@ class RayTasks:
                 ray.cancel(reference, force=True)
 
     def alone(self, job: Job) -> Any:
-        reference = self._started(job, self._cpus)
+        reference = self._started(job, self.width)
         try:
             return _result(reference, ALONE_WITHIN_S)
         except BaseException:

@@ -11,15 +11,14 @@ NOISE: Final = 0.002
 
 @dataclass(frozen=True, slots=True)
 class Anchor:
-    """One treatment on every group that takes it, measured as a whole.
+    """One treatment on every group that takes it, judged as a whole.
 
-    harm: the sum of its parts. drop: in the figure's unit. seconds: None where it was not timed.
+    harm: the sum of its parts. drop: in the figure's unit.
     """
 
     treatment: str
     harm: float
     drop: float
-    seconds: float | None = None
 
 
 def drop_for_harm(anchors: Sequence[Anchor]) -> float:
@@ -35,20 +34,20 @@ def harm_budget(anchors: Sequence[Anchor], allowed: float) -> float:
 
 
 def scaled_gains(
-    gains: Mapping[tuple[str, str], float], anchors: Sequence[Anchor], baseline: float
+    gains: Mapping[tuple[str, str], float], wholes: Mapping[str, float], baseline: float
 ) -> dict[tuple[str, str], float]:
     """Seconds that each (group, treatment) saves inside the whole model.
 
     What layers save as programs of their own, scaled for each treatment so that together they save what the whole
-    model did: a layer inside a program is fused with its neighbours, and alone it is not. Where the anchor was not
-    timed, or alone its layers saved nothing, the scale is 1. Rounded to `NOISE` of the baseline, so that chance
-    decides nothing.
+    model did (`wholes`: its seconds by treatment): a layer inside a program is fused with its neighbours, and alone it
+    is not. Where the whole was not timed, or alone its layers saved nothing, the scale is 1. Rounded to `NOISE` of the
+    baseline, so that chance decides nothing.
     """
     found: dict[tuple[str, str], float] = {}
     for treatment in dict.fromkeys(name for _, name in gains):
         mine = {place: gain for place, gain in gains.items() if place[1] == treatment}
         total = sum(mine.values())
-        whole = next((item.seconds for item in anchors if item.treatment == treatment), None)
+        whole = wholes.get(treatment)
         scale = (baseline - whole) / total if whole is not None and total > 0 else 1.0
         step = baseline * NOISE
         found |= {place: round(gain * max(0.0, scale) / step) * step for place, gain in mine.items()}

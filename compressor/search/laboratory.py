@@ -1,7 +1,7 @@
 """Where measurements are asked for: each comes from the store, or is made as a trial and put there."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Final
 
@@ -16,6 +16,7 @@ from compressor.model import Model
 from compressor.search.fan_out import FanOut, Job
 from compressor.search.groups import Candidate, Group
 from compressor.search.layer_programs import LayerCall, layer_calls, layer_digest
+from compressor.search.pace import Kind, Pace
 from compressor.search.store import Result, Store, key_of
 from compressor.search.trial import (
     Setting,
@@ -23,6 +24,7 @@ from compressor.search.trial import (
     block_and_layer_steps,
     build,
     build_layer,
+    clocked,
     context_of,
     fresh_model,
     judge,
@@ -68,12 +70,13 @@ class Unit:
 class Laboratory:
     """`until`: of `time.monotonic`; no trial is begun after it, and what was not measured is missing from answers."""
 
-    def __init__(self, setting: Setting, store: Store, fan_out: FanOut, until: float, say: Say) -> None:
+    def __init__(self, setting: Setting, store: Store, fan_out: FanOut, pace: Pace, say: Say) -> None:
         self.setting = setting
+        self.pace = pace
+        self.say = say
         self._store = store
         self._fan_out = fan_out
-        self._until = until
-        self._say = say
+        self._plain: dict[Group, list[tuple[Unit, int]]] = {}
 
     @cached_property
     def model(self) -> Model:
@@ -84,13 +87,13 @@ class Laboratory:
         """Runs a module's function on the setting, and nothing beside it."""
         return self._fan_out.alone(job)
 
-    def judged(self, recipes: Sequence[Recipe], what: str) -> dict[Recipe, Judged]:
+    def judged(self, recipes: Sequence[Recipe], what: str, until: float) -> dict[Recipe, Judged]:
         """Each recipe on the calibration data, side by side."""
         jobs = {
             recipe: (self._key("judge", described(recipe)), (judge, (described(recipe),)))
             for recipe in dict.fromkeys(recipes)
         }
-        found = self._each(dict(jobs.values()), what)
+        found = self._each(dict(jobs.values()), what, until, "judge")
         return {
             recipe: Judged(
                 np.array(result.get("answers", ())),
@@ -102,24 +105,34 @@ class Laboratory:
             if (result := found.get(key)) is not None
         }
 
-    def timed(self, recipes: Sequence[Recipe], what: str) -> dict[Recipe, float]:
-        """Seconds of the whole model after each recipe at the objective's sizes: built side by side, timed in turns."""
+    def timed(
+        self, recipes: Sequence[Recipe], what: str, until: float
+    ) -> tuple[dict[Recipe, float], dict[Recipe, str]]:
+        """Seconds of the whole model after each recipe at the objective's sizes: built side by side, timed in turns.
+
+        And why one cannot be built.
+        """
         keys = {recipe: self._machine_key("build", described(recipe)) for recipe in dict.fromkeys(recipes)}
         jobs: dict[str, Job] = {
             key: (build, (described(recipe), self._store.files / f"{key}.pt2")) for recipe, key in keys.items()
         }
-        built = self._each(jobs, f"compiling {what}")
+        built = self._each(jobs, f"compiling {what}", until, "build")
         inputs = timed_inputs(self.model, self.setting.objective.sizes(self.model))
         ready = {recipe: built[key] for recipe, key in keys.items() if "file" in built.get(key, {})}
-        for recipe, key in keys.items():
-            if "problem" in built.get(key, {}):
-                self._say(f"{_named(recipe)} is left out: {built[key]['problem']}")
+        problems = {
+            recipe: str(built[key]["problem"]) for recipe, key in keys.items() if "problem" in built.get(key, {})
+        }
+        for recipe, problem in problems.items():
+            self.say(f"{_named(recipe)} is left out: {problem}")
         seconds = self._seconds(
-            {recipe: (result, inputs) for recipe, result in ready.items()}, f"timing {what}", rounds=ROUNDS
+            {recipe: (result, inputs) for recipe, result in ready.items()},
+            f"timing {what}",
+            rounds=ROUNDS,
+            kind="timing",
         )
-        return dict(zip(ready, seconds, strict=True))
+        return dict(zip(ready, seconds, strict=True)), problems
 
-    def layer_seconds(self, groups: Sequence[Group]) -> dict[tuple[str, str], float]:
+    def layer_seconds(self, groups: Sequence[Group], until: float) -> dict[tuple[str, str], float]:
         """By group and treatment ("": none): seconds of the group's layers, each as a program of its own.
 
         Layers that are alike are built and timed once, and groups of such layers are taken to take a treatment alike. A
@@ -128,7 +141,7 @@ class Laboratory:
         needed: dict[tuple[str, str], list[tuple[Unit, int]]] = {}
         alike: dict[tuple[str, str], list[tuple[Unit, int]]] = {}
         for group in groups:
-            plain = self._units(group, None)
+            plain = self._plain_units(group)
             kind = repr([(unit.key, count) for unit, count in plain])
             needed[group.name, ""] = plain
             for candidate in group.candidates:
@@ -144,7 +157,7 @@ class Laboratory:
             )
             for unit in units.values()
         }
-        built = self._each(jobs, f"compiling {len(jobs)} kinds of layers")
+        built = self._each(jobs, f"compiling {len(jobs)} kinds of layers", until)
         ready = {key: result for key, result in built.items() if "file" in result}
         timed = self._seconds(
             {key: (result, (tiled(units[key].call.small, units[key].call.shape),)) for key, result in ready.items()},
@@ -157,6 +170,12 @@ class Laboratory:
             for place, listed in needed.items()
             if all(unit.key in seconds for unit, _ in listed)
         }
+
+    def _plain_units(self, group: Group) -> list[tuple[Unit, int]]:
+        key = replace(group, candidates=())
+        if key not in self._plain:
+            self._plain[key] = self._units(group, None)
+        return self._plain[key]
 
     def _units(self, group: Group, candidate: Candidate | None) -> list[tuple[Unit, int]]:
         """The group's layers after the candidate, and how often each is called."""
@@ -192,19 +211,29 @@ class Laboratory:
                     found[name] = size + 1 if limit is None or size < limit else max(1, size - 1)
         return found
 
-    def _each(self, jobs: Mapping[str, Job], what: str) -> dict[str, Result]:
+    def _each(self, jobs: Mapping[str, Job], what: str, until: float, kind: Kind | None = None) -> dict[str, Result]:
         """What the store has, and what is measured now."""
         found = {key: result for key in jobs if (result := self._store.get(key)) is not None}
-        missing = {key: job for key, job in jobs.items() if key not in found}
-        for key, result in self._fan_out.each(missing, self._until) if missing else ():
+        missing: dict[str, Job] = {
+            key: (clocked, (function, *given)) for key, (function, given) in jobs.items() if key not in found
+        }
+        for key, result in self._fan_out.each(missing, until) if missing else ():
             self._store.put(key, result)
             found[key] = result
             if len(found) == len(jobs) or len(found) % max(1, len(jobs) // 10) == 0:
-                self._say(f"{what}: {len(found)} of {len(jobs)}")
+                self.say(f"{what}: {len(found)} of {len(jobs)}")
+        if kind is not None:
+            for result in found.values():
+                self.pace.note(kind, result.get("took_s", 0.0))
         return found
 
     def _seconds(
-        self, programs: Mapping[Any, tuple[Result, tuple[torch.Tensor, ...]]], what: str, *, rounds: int
+        self,
+        programs: Mapping[Any, tuple[Result, tuple[torch.Tensor, ...]]],
+        what: str,
+        *,
+        rounds: int,
+        kind: Kind | None = None,
     ) -> list[float]:
         """Seconds of each, timed together: programs that are compared are timed in the same minute."""
         if not programs:
@@ -216,9 +245,11 @@ class Laboratory:
         key = self._machine_key("seconds", [told, rounds])
         found = self._store.get(key)
         if found is None:
-            self._say(what)
-            found = {"seconds": self._fan_out.alone((_seconds_of, (listed, rounds, TIMING_S)))}
+            self.say(what)
+            found = self._fan_out.alone((clocked, (_seconds_of, listed, rounds, TIMING_S)))
             self._store.put(key, found)
+        if kind is not None:
+            self.pace.note(kind, found.get("took_s", 0.0))
         return [float(seconds) for seconds in found["seconds"]]
 
     def _key(self, *told: Any) -> str:
@@ -228,8 +259,8 @@ class Laboratory:
         return key_of([self.setting.key, instruction_set(self.setting.device), str(self.setting.runtime), *told])
 
 
-def _seconds_of(setting: Setting, programs: Sequence[Timed], rounds: int, budget_s: float) -> list[float]:
-    return seconds_of(programs, setting.device, rounds, budget_s)
+def _seconds_of(setting: Setting, programs: Sequence[Timed], rounds: int, budget_s: float) -> Result:
+    return {"seconds": seconds_of(programs, setting.device, rounds, budget_s)}
 
 
 def _named(recipe: Recipe) -> str:

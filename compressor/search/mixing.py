@@ -1,17 +1,17 @@
-"""Chooses a treatment for each group: from sensitivities and latencies to recipes that keep the budget on calibration
-data.
+"""Chooses a treatment for each group: from what was measured of groups to recipes that keep the budget on calibration
+data, and beat the best treatment of the whole model.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from compressor.bootstrap import Interval
-from compressor.search.fit import Anchor, drop_for_harm, harm_budget, repaired, scaled_gains
-from compressor.search.groups import Candidate, Group
+from compressor.search.fit import Anchor, drop_for_harm, harm_budget, repaired
+from compressor.search.groups import Group
 from compressor.search.laboratory import Judged, Laboratory, Recipe
 from compressor.search.mixes import Option, best_within, spread, undominated_mixes
+from compressor.search.pace import Times
 from compressor.search.treatments import merged
 
 MOST_GROUPS: Final = 48
@@ -22,9 +22,12 @@ CALIBRATION_LEVEL: Final = 0.8
 
 SPREAD: Final = 4
 REPAIRS: Final = 3
-BUDGET_SHARES: Final = (0.5, 1.0, 2.0)
+BUDGET_SHARES: Final = (1.0, 0.5, 2.0)
 SAFETY: Final = 0.9
 """A repaired mix aims at this share of the budget."""
+FINALISTS: Final = 3
+MIXES: Final = len(BUDGET_SHARES) + SPREAD
+"""So many are judged before any is repaired."""
 
 Drop = Callable[[Judged], Interval]
 
@@ -34,6 +37,7 @@ class Point:
     """One recipe and all that was found out about it. The search fills it in as it goes on.
 
     drop: on calibration data. seconds: at the objective's sizes, compiled; None where it was not timed.
+    whole: the treatment that all groups have which take it; empty: it is a mix.
     """
 
     name: str
@@ -45,6 +49,7 @@ class Point:
     seconds: float | None = None
     held_out: Interval | None = None
     verdict: str = ""
+    whole: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,23 +68,64 @@ class LayerRow:
 
 @dataclass(slots=True)
 class Mixing:
-    """What came of it. points: the baseline first. groups: with the candidates that work."""
+    """What is looked for, and what came of it.
+
+    groups: at first with all candidates, then with those that mixes are made of.
+    drop: of a judged recipe, from the uncompressed model, on calibration data. allowed: the most.
+    points: the baseline first.
+    wholes: seconds of the model in one treatment. left_out: why a treatment of the whole model has no point.
+    needed_s: what one takes, from being built to the last word.
+    """
 
     groups: tuple[Group, ...]
+    drop: Drop
+    allowed: float
+    timed: bool
     rows: list[LayerRow] = field(default_factory=list)
     points: dict[Recipe, Point] = field(default_factory=dict)
+    wholes: dict[str, float] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    needed_s: float = 0.0
     costs: list[list[float]] = field(default_factory=list)
     harms: list[list[float]] = field(default_factory=list)
 
-    def choices(self, point: Point) -> tuple[int, ...] | None:
-        """The place of each group's treatment in the point; None where it is not of these groups."""
-        if point.treatments.keys() != {group.name for group in self.groups}:
-            return None
-        return tuple(_place(group, point.treatments[group.name]) for group in self.groups)
+    def choices(self, point: Point) -> tuple[int, ...]:
+        """The place of each group's treatment in the point; 0 where mixes do not have it."""
+        return tuple(place_of(group, point.treatments.get(group.name, "")) for group in self.groups)
 
-    def cost(self, point: Point) -> float:
-        """What the point is expected to cost, beyond the uncompressed model."""
-        return sum(self.costs[group][place] for group, place in enumerate(self.choices(point) or ()))
+    def cost(self, point: Point) -> float | None:
+        """Seconds or bytes, as the objective is; None where they were not measured."""
+        return point.seconds if self.timed else float(point.bytes)
+
+    def saved(self, point: Point) -> float:
+        """What the point costs less than the uncompressed model; 0 where it was not measured."""
+        cost, base = self.cost(point), self.cost(self.points[()])
+        return base - cost if cost is not None and base is not None else 0.0
+
+    def expected(self, choices: Sequence[int]) -> float:
+        """What a mix should cost, by its parts."""
+        base = self.cost(self.points[()]) or 0.0
+        return base + sum(self.costs[group][place] for group, place in enumerate(choices))
+
+    def best_whole(self) -> Point | None:
+        """The treatment of the whole model that keeps the budget on calibration data and saves the most."""
+        found = [
+            point
+            for point in self.points.values()
+            if point.whole and point.drop.high <= self.allowed and self.saved(point) > 0
+        ]
+        return max(found, key=self.saved, default=None)
+
+    def promises(self, choices: Sequence[int]) -> bool:
+        """Whether a mix should cost less than the best treatment of the whole model, where one keeps the budget."""
+        best = self.best_whole()
+        cost = self.cost(best) if best else None
+        return cost is None or self.expected(choices) < cost
+
+
+def times_of(lab: Laboratory) -> Times:
+    """When which phase ends, by what is known now of how long work takes."""
+    return lab.pace.times(mixes=MIXES, finalists=FINALISTS)
 
 
 def recipe_of(groups: Sequence[Group], choices: Sequence[int]) -> Recipe:
@@ -95,185 +141,133 @@ def treatments_of(groups: Sequence[Group], choices: Sequence[int]) -> dict[str, 
     }
 
 
-def explore(lab: Laboratory, groups: Sequence[Group], drop: Drop, allowed: float) -> Mixing:
-    """Measures groups and treatments one by one, solves, and tries the mixes as wholes on calibration data.
+def place_of(group: Group, treatment: str) -> int:
+    """The treatment's place among a group's choices; 0, which is nothing, where the group does not take it."""
+    return next((index + 1 for index, c in enumerate(group.candidates) if c.treatment == treatment), 0)
+
+
+def judge_recipes(
+    lab: Laboratory,
+    mixing: Mixing,
+    wanted: Mapping[Recipe, tuple[str, Mapping[str, str]]],
+    what: str,
+    until: float,
+) -> dict[Recipe, str]:
+    """Makes points of the recipes (each with a name and its groups' treatments) that can be judged in time.
 
     Returns:
-        Every point that was judged. Those whose drop's upper end is within `allowed` may go on to be compiled.
+        Why one cannot be judged at all.
     """
-    base = lab.judged([()], "judging the uncompressed model").get(())
-    if base is None:
-        return Mixing(tuple(groups))
-    pairs = [(group, candidate) for group in groups for candidate in group.candidates]
-    alone = lab.judged([candidate.steps for _, candidate in pairs], "sensitivity")
-    working = _working(groups, alone)
-    mixing = Mixing(working)
-    mixing.points[()] = Point("uncompressed", (), {}, drop(base), 0.0, base.bytes)
-    anchors = _anchors(lab, mixing, alone, drop)
-    gains, seconds = _gains(lab, mixing, alone, base.bytes, anchors)
-    mixing.rows = _rows(groups, alone, drop, gains=gains, seconds=seconds, base_bytes=base.bytes)
-    mixing.costs = [[0.0, *(-gains.get((g.name, c.treatment), 0.0) for c in g.candidates)] for g in working]
-    mixing.harms = [[0.0, *(alone[c.steps].distance for c in g.candidates)] for g in working]
+    missing = [recipe for recipe in wanted if recipe not in mixing.points]
+    found = lab.judged(missing, what, until)
+    for recipe, judged in found.items():
+        if not judged.problem:
+            name, treatments = wanted[recipe]
+            mixing.points[recipe] = Point(name, recipe, treatments, mixing.drop(judged), judged.distance, judged.bytes)
+    return {recipe: judged.problem for recipe, judged in found.items() if judged.problem}
+
+
+def seconds_beside(
+    lab: Laboratory, mixing: Mixing, recipes: Sequence[Recipe], what: str, until: float, *, beside: Recipe = ()
+) -> tuple[dict[Recipe, float], dict[Recipe, str]]:
+    """Times the recipes in turns with another one; and tells why one cannot be.
+
+    Seconds are told in those that the point `beside` was first found to take: clocks of one minute are not another's.
+    """
+    found, problems = lab.timed([beside, *recipes], what, until)
+    now = found.pop(beside, None)
+    if now is None:
+        return {}, problems
+    base = mixing.points[beside]
+    base.seconds = base.seconds or now
+    return {recipe: seconds * base.seconds / now for recipe, seconds in found.items()}, problems
+
+
+def try_mixes(lab: Laboratory, mixing: Mixing) -> None:
+    """Solves for the best mixes, judges those as wholes that promise to beat one treatment everywhere, and repairs."""
     options = [
         [Option(cost, harm) for cost, harm in zip(costs, harms, strict=True)]
         for costs, harms in zip(mixing.costs, mixing.harms, strict=True)
     ]
+    if not options:
+        return
+    anchors = anchors_of(mixing)
     front = undominated_mixes(options)
-    budget = harm_budget(anchors, allowed)
+    budget = harm_budget(anchors, mixing.allowed)
     fitting = [best_within(front, budget * share) for share in BUDGET_SHARES]
     wanted = [*(mix.choices for mix in fitting if mix), *(mix.choices for mix in spread(front, SPREAD))]
-    _try(lab, mixing, list(dict.fromkeys(wanted)), drop, "mixes")
-    _repair(lab, mixing, drop, allowed, drop_for_harm(anchors))
-    return mixing
+    until = times_of(lab).mixes
+    _judge(lab, mixing, [made for made in wanted if mixing.promises(made)], "mixes", until)
+    slope = drop_for_harm(anchors)
+    for _ in range(REPAIRS):
+        failing = [point for point in mixing.points.values() if point.recipe and point.drop.high > mixing.allowed]
+        milder = [made for point in failing if (made := repair(mixing, point, slope)) is not None]
+        fresh = [
+            made
+            for made in dict.fromkeys(milder)
+            if recipe_of(mixing.groups, made) not in mixing.points and mixing.promises(made)
+        ]
+        if not fresh:
+            return
+        _judge(lab, mixing, fresh, "repaired mixes", times_of(lab).mixes)
 
 
-def _working(groups: Sequence[Group], alone: Mapping[Recipe, Judged]) -> tuple[Group, ...]:
-    """The groups with the candidates that could be done and judged."""
+def anchors_of(mixing: Mixing) -> list[Anchor]:
+    """What treatments of the whole model lost, for the harm of their parts; for their own, where parts are unknown."""
+    known = {(row.group, row.treatment): row.distance for row in mixing.rows if not row.problem}
     found = []
-    for group in groups:
-        able = tuple(c for c in group.candidates if c.steps in alone and not alone[c.steps].problem)
-        if able:
-            found.append(Group(group.name, group.layers, able))
-    return tuple(found)
-
-
-def _anchors(lab: Laboratory, mixing: Mixing, alone: Mapping[Recipe, Judged], drop: Drop) -> list[Anchor]:
-    """Each treatment on every group that takes it, as a whole."""
-    names = dict.fromkeys(c.treatment for group in mixing.groups for c in group.candidates)
-    chosen = {name: [_place(group, name) for group in mixing.groups] for name in names}
-    _try(lab, mixing, list(chosen.values()), drop, "one treatment everywhere", names=list(names))
-    recipes = {name: recipe_of(mixing.groups, choices) for name, choices in chosen.items()}
-    _time(lab, mixing, list(recipes.values()), "one treatment everywhere")
-    found = []
-    for name, choices in chosen.items():
-        point = mixing.points.get(recipes[name])
-        if point is not None:
-            taken = [g.candidates[place - 1] for g, place in zip(mixing.groups, choices, strict=True) if place]
-            harm = sum(alone[candidate.steps].distance for candidate in taken)
-            found.append(Anchor(name, harm, point.drop.value, point.seconds))
+    for point in mixing.points.values():
+        if point.whole:
+            parts = [known.get((group, name)) for group, name in point.treatments.items() if name]
+            measured = [harm for harm in parts if harm is not None]
+            harm = sum(measured) if len(measured) == len(parts) else point.distance
+            found.append(Anchor(point.whole, harm, point.drop.value))
     return found
 
 
-def _place(group: Group, treatment: str) -> int:
-    return next((index + 1 for index, c in enumerate(group.candidates) if c.treatment == treatment), 0)
-
-
-def _gains(
-    lab: Laboratory, mixing: Mixing, alone: Mapping[Recipe, Judged], base_bytes: int, anchors: Sequence[Anchor]
-) -> tuple[dict[tuple[str, str], float], dict[tuple[str, str], float]]:
-    """What each (group, treatment) saves, in what the objective counts; and the seconds of the layers alone."""
-    pairs = [(group, candidate) for group in mixing.groups for candidate in group.candidates]
-    if not lab.setting.objective.timed:
-        return {(g.name, c.treatment): float(base_bytes - alone[c.steps].bytes) for g, c in pairs}, {}
-    seconds = lab.layer_seconds(mixing.groups)
-    raw = {
-        (g.name, c.treatment): seconds[g.name, ""] - seconds[g.name, c.treatment]
-        for g, c in pairs
-        if (g.name, "") in seconds and (g.name, c.treatment) in seconds
-    }
-    baseline = mixing.points[()].seconds
-    return (scaled_gains(raw, anchors, baseline) if baseline else raw), seconds
-
-
-def _rows(
-    groups: Sequence[Group],
-    alone: Mapping[Recipe, Judged],
-    drop: Drop,
-    *,
-    gains: Mapping[tuple[str, str], float],
-    seconds: Mapping[tuple[str, str], float],
-    base_bytes: int,
-) -> list[LayerRow]:
-    def row(group: Group, candidate: Candidate) -> LayerRow:
-        place = (group.name, candidate.treatment)
-        found = alone.get(candidate.steps)
-        if found is None or found.problem:
-            problem = found.problem if found else "no time was left"
-            return LayerRow(*place, math.nan, math.nan, None, None, 0, problem)
-        return LayerRow(
-            *place,
-            found.distance,
-            drop(found).value,
-            seconds.get(place),
-            gains.get(place) if seconds else None,
-            base_bytes - found.bytes,
-        )
-
-    return [row(group, candidate) for group in groups for candidate in group.candidates]
-
-
-def _try(
-    lab: Laboratory,
-    mixing: Mixing,
-    wanted: Sequence[Sequence[int]],
-    drop: Drop,
-    what: str,
-    *,
-    names: Sequence[str] = (),
-) -> None:
-    """Judges the mixes as wholes."""
+def _judge(lab: Laboratory, mixing: Mixing, wanted: Sequence[Sequence[int]], what: str, until: float) -> None:
     recipes = {recipe_of(mixing.groups, choices): choices for choices in wanted}
-    missing = [recipe for recipe in recipes if recipe not in mixing.points]
-    found = lab.judged(missing, what)
-    labels = dict(zip((recipe_of(mixing.groups, choices) for choices in wanted), names, strict=False))
-    for recipe, judged in found.items():
-        if judged.problem:
-            continue
-        mixing.points[recipe] = Point(
-            f"{labels[recipe]} everywhere" if recipe in labels else f"mix {len(mixing.points)}",
-            recipe,
-            treatments_of(mixing.groups, recipes[recipe]),
-            drop(judged),
-            judged.distance,
-            judged.bytes,
-        )
+    fresh = [recipe for recipe in recipes if recipe not in mixing.points]
+    named = {
+        recipe: (f"mix {len(mixing.points) + place}", treatments_of(mixing.groups, recipes[recipe]))
+        for place, recipe in enumerate(fresh)
+    }
+    judge_recipes(lab, mixing, named, what, until)
 
 
-def judge_mix(lab: Laboratory, mixing: Mixing, choices: Sequence[int], drop: Drop) -> Point | None:
+def judge_mix(lab: Laboratory, mixing: Mixing, choices: Sequence[int], until: float) -> Point | None:
     """The point of these choices, on calibration data; None where it cannot be judged any more."""
-    _try(lab, mixing, [choices], drop, "a repaired mix")
+    _judge(lab, mixing, [choices], "a repaired mix", until)
     return mixing.points.get(recipe_of(mixing.groups, choices))
 
 
-def _time(lab: Laboratory, mixing: Mixing, recipes: Sequence[Recipe], what: str) -> None:
-    """Times the recipes beside the uncompressed model; seconds are told in those of its first timing."""
-    wanted = [recipe for recipe in recipes if recipe in mixing.points and mixing.points[recipe].seconds is None]
-    if not wanted or not lab.setting.objective.timed:
-        return
-    found = lab.timed([(), *wanted], what)
-    now = found.pop((), None)
-    if now is None:
-        return
-    base = mixing.points[()]
-    base.seconds = base.seconds or now
-    for recipe, seconds in found.items():
-        mixing.points[recipe].seconds = seconds * base.seconds / now
+def time_points(lab: Laboratory, mixing: Mixing, points: Sequence[Point], until: float, *, beside: Recipe = ()) -> None:
+    """Compiles those that were not timed yet, and times them in turns with `beside`."""
+    wanted = [point.recipe for point in points if point.seconds is None]
+    if wanted and mixing.timed:
+        found, _ = seconds_beside(lab, mixing, wanted, "what keeps the budget", until, beside=beside)
+        for recipe, seconds in found.items():
+            mixing.points[recipe].seconds = seconds
 
 
-def time_points(lab: Laboratory, mixing: Mixing, points: Sequence[Point]) -> None:
-    """Compiles and times these points."""
-    _time(lab, mixing, [point.recipe for point in points], "what keeps the budget")
+def time_finalists(lab: Laboratory, mixing: Mixing) -> None:
+    """Times the mixes that keep the budget on calibration data and promise the most, beside what they must beat."""
+    fitting = [
+        (mixing.expected(mixing.choices(point)), point)
+        for point in mixing.points.values()
+        if point.recipe and not point.whole and point.drop.high <= mixing.allowed
+    ]
+    best = mixing.best_whole()
+    finalists = [point for _, point in sorted(fitting, key=lambda pair: pair[0])[:FINALISTS]]
+    time_points(lab, mixing, finalists, times_of(lab).mixes, beside=best.recipe if best else ())
 
 
-def _repair(lab: Laboratory, mixing: Mixing, drop: Drop, allowed: float, slope: float) -> None:
-    """Turns mixes that lose too much into milder ones that should not, and judges these; a few times."""
-    for _ in range(REPAIRS):
-        failing = [point for point in mixing.points.values() if point.recipe and point.drop.high > allowed]
-        wanted = [made for point in failing if (made := repair(mixing, point, allowed, slope)) is not None]
-        fresh = [made for made in dict.fromkeys(wanted) if recipe_of(mixing.groups, made) not in mixing.points]
-        if not fresh:
-            return
-        _try(lab, mixing, fresh, drop, "repaired mixes")
-
-
-def repair(mixing: Mixing, point: Point, allowed: float, slope: float) -> tuple[int, ...] | None:
+def repair(mixing: Mixing, point: Point, slope: float) -> tuple[int, ...] | None:
     """Milder choices for a point that lost too much: by its own loss for its harm, where it has lost anything."""
     choices = mixing.choices(point)
-    if choices is None:
-        return None
     harm = sum(mixing.harms[group][place] for group, place in enumerate(choices))
     worst = point.drop.high if point.held_out is None else max(point.drop.high, point.held_out.high)
     own = max(worst / harm if harm else 0.0, slope)
     if own <= 0:
         return None
-    return repaired(choices, mixing.costs, mixing.harms, min(allowed * SAFETY / own, harm * (1 - 1e-9)))
+    return repaired(choices, mixing.costs, mixing.harms, min(mixing.allowed * SAFETY / own, harm * (1 - 1e-9)))

@@ -130,7 +130,8 @@ def _points(report: Told) -> str:
         for point in report["points"]
     ]
     heads = ["recipe", "ms", "MB of weights", "lost, calibration", "lost, held out", ""]
-    return _table("Each as a whole. Losses: the figure and its interval.", heads, rows)
+    left_out = "".join(f"<p>{_text(name)} everywhere: {_text(why)}.</p>" for name, why in report["left_out"].items())
+    return _table("Each as a whole. Losses: the figure and its interval.", heads, rows) + left_out
 
 
 def _rivals(report: Told) -> str:

@@ -75,6 +75,7 @@ class Report:
 
     found: whether something that keeps the budget beats the uncompressed model; else that is what `artifact` is.
     drop: how much is lost on held-out data; its `high` is within `allowed`.
+    left_out: by treatment, why the whole model in it was not judged.
     """
 
     source: str
@@ -99,6 +100,7 @@ class Report:
     drop: Figure
     recipe: Mapping[str, Any] | None
     points: list[PointRow] = field(default_factory=list)
+    left_out: Mapping[str, str] = field(default_factory=dict)
     layers: list[LayerTold] = field(default_factory=list)
     rivals: list[RivalRow] = field(default_factory=list)
     trials: int = 0

@@ -62,13 +62,13 @@ _SMALL: Final[tuple[tuple[Template, ...], ...]] = (
 
 
 def usual_treatments(device: str, *, timed: bool) -> tuple[Treatment, ...]:
-    """What is tried where nobody says otherwise."""
+    """What is tried where nobody says otherwise, the most promising first: in this order the whole model is treated."""
     listed = _SMALL if not timed else _CPU if device == "cpu" else _CUDA
     return tuple(treatment(*templates) for templates in listed if all(item["kind"] in KINDS for item in templates))
 
 
 def read_treatments(path: Path) -> tuple[Treatment, ...]:
-    """Treatments from a YAML file: a list, each a step or a list of steps, without `layers`.
+    """Treatments from a YAML file: a list, the most promising first, each a step or a list of steps, without `layers`.
 
     Raises:
         InvalidRequest: naming the place and the key.

@@ -5,7 +5,8 @@ Nothing here knows of Ray, nor of what other trials there are.
 
 import copy
 import statistics
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -159,6 +160,13 @@ def module_run(module: nn.Module, device: str) -> Run:
             return tuple(tensor.cpu() for tensor in flat(*(item.to(device) for item in inputs)))
 
     return run
+
+
+def clocked(setting: Setting, function: Callable[..., Result], *given: Any) -> Result:
+    """The function's result, with how long it took."""
+    began = time.monotonic()
+    result = function(setting, *given)
+    return result | {"took_s": time.monotonic() - began}
 
 
 def judge(setting: Setting, steps: Described) -> Result:

@@ -1,8 +1,10 @@
 """The search: the fastest mix of compression steps that keeps an accuracy budget, proven on held-out data.
 
-Method: judge every treatment of every group of layers on calibration data, and time what it does to each distinct layer
-as a compiled program; solve for the best mixes; judge and repair these as wholes; compile what keeps the budget; and
-ask the held-out data, fastest first, until one answers yes.
+Method: compile, time and judge the whole model in one treatment after the other, so that there is an answer early; then
+time what each treatment does to each distinct layer as a compiled program, and judge on calibration data what it harms
+in each group of layers; solve for the best mixes; judge and repair as wholes those that promise to beat what is at
+hand; compile what keeps the budget; and ask the held-out data, fastest first, until one answers yes. Of a time limit,
+the last word's share is kept free throughout, by how long such work took so far.
 """
 
 import fcntl
@@ -17,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Literal
 
+import numpy as np
 import torch
 
 from compressor.bootstrap import Interval
@@ -28,12 +31,14 @@ from compressor.records import Records, read_records, sample, split, without_ove
 from compressor.search.budget import Budget
 from compressor.search.builder import Builder, adopted
 from compressor.search.calibration import MOST_ROWS, write_calibration
+from compressor.search.explore import explore
 from compressor.search.fan_out import FanOut, Here, ray_tasks
 from compressor.search.finals import HeldOut, shard_run
 from compressor.search.groups import find_groups
 from compressor.search.laboratory import Judged, Laboratory
-from compressor.search.mixing import CALIBRATION_LEVEL, MOST_GROUPS, Mixing, Point, explore, time_points
+from compressor.search.mixing import CALIBRATION_LEVEL, MOST_GROUPS, Mixing, times_of
 from compressor.search.objective import Objective
+from compressor.search.pace import Pace
 from compressor.search.report import Report
 from compressor.search.store import Store, key_of
 from compressor.search.treatments import Treatment, steps_for, usual_treatments
@@ -51,9 +56,6 @@ WORK: Final = ".tune"
 CALIBRATION_RECORDS: Final = 600
 CALIBRATION_SHARE: Final = 1 / 3
 """Of the data, where there are no others to calibrate with."""
-FINALISTS: Final = 3
-RESERVE: Final = 2.0
-"""Times what packaging the uncompressed model took: what is kept of the time limit for the last word."""
 
 Say = Callable[[str], None]
 
@@ -65,8 +67,10 @@ class Request:
     data: labelled records; what is returned is proven on them. calibration: others, by which the search decides; None:
         a part of `data`, which is then held out no more.
     evaluate: see `compressor.evaluation.find_evaluation`.
-    treatments: what may be done to layers; empty: what is usual for the device and the objective.
-    time_limit_s: seconds after which no more is tried. None: there is no limit.
+    treatments: what may be done to layers, the most promising first; empty: what is usual for the device and the
+        objective.
+    time_limit_s: seconds after which no more is tried; what is returned is then compared with others and reported.
+        None: there is no limit.
     workers: trials side by side; 0: one after the other in this process, without Ray. address: of a running Ray.
     calibration_records: the most that are used.
     keep: the search's folder stays, with every trial and package.
@@ -251,24 +255,21 @@ class _Search:
             self.say,
             request.key,
         )
-        with self._phase("uncompressed artifact"):
+        pace = Pace(Store(request.out / WORK / "pace"), setting.key, self.limit, self.fan_out.width)
+        with self._phase("uncompressed artifact"), pace.clocked("package"):
             baseline = builder.built(())
-            cost = time.monotonic() - began
-        until = self.limit - RESERVE * cost if self.limit != float("inf") else float("inf")
-        lab = Laboratory(setting, self.store, self.fan_out, until, self.say)
-        model = lab.model
-        asked = HeldOut(evaluation, model, held_out, request.seed)
+        lab = Laboratory(setting, self.store, self.fan_out, pace, self.say)
+        asked = HeldOut(evaluation, lab.model, held_out, request.seed)
         with self._phase("held-out data"):
             self.say("asking the held-out data about the uncompressed model")
-            base = asked.base(shard_run(baseline, setting))
+            with pace.clocked("look"):
+                base = asked.base(shard_run(baseline, setting))
         allowed = request.max_drop.allowed(base.value)
         with self._phase("search"):
-            mixing, drop = self._mixing(lab, evaluation, calibration, allowed)
-        bench = Bench(lab, builder, asked, baseline, base, allowed, self.limit)
-        with self._phase("compiling mixes"):
-            time_points(lab, mixing, _finalists(mixing, allowed))
+            mixing = self._mixing(lab, evaluation, calibration, allowed)
+        bench = Bench(lab, builder, asked, baseline, base, allowed)
         with self._phase("held-out data"):
-            verdict = choose(bench, mixing, drop, self.say)
+            verdict = choose(bench, mixing, self.say)
         with self._phase("report"):
             self.say(f"writing: {verdict.reason}")
             folder = adopted(verdict.folder, request.out)
@@ -292,29 +293,23 @@ class _Search:
             builder.calibration.unlink(missing_ok=True)
         return report
 
-    def _mixing(
-        self, lab: Laboratory, evaluation: Evaluation, calibration: Records, allowed: float
-    ) -> tuple[Mixing, Callable[[Judged], Interval]]:
-        base = lab.judged([()], "the uncompressed model on calibration data").get(())
-        if base is None:
-            return Mixing(()), lambda _: Interval(0, 0, 0, CALIBRATION_LEVEL)
+    def _mixing(self, lab: Laboratory, evaluation: Evaluation, calibration: Records, allowed: float) -> Mixing:
+        found = lab.judged([()], "the uncompressed model on calibration data", times_of(lab).wholes)
+        base = found.get((), Judged(np.empty(0)))
         if base.problem:
             raise InvalidRequest(base.problem)
-        answers = base.answers
 
         def drop(judged: Judged) -> Interval:
             return evaluation.drop(
-                judged.answers, answers, calibration, level=CALIBRATION_LEVEL, seed=self.request.seed
+                judged.answers, base.answers, calibration, level=CALIBRATION_LEVEL, seed=self.request.seed
             )
 
-        self.say("finding what may be done to which layers")
-        model = fresh_model(self.setting)
-        context = context_of(self.setting, model)
-        groups = find_groups(model.module, self.treatments, context, most=MOST_GROUPS)
-        return explore(lab, groups, drop, allowed), drop
-
-
-def _finalists(mixing: Mixing, allowed: float) -> list[Point]:
-    """Points that keep the budget on calibration data and promise the most, to be compiled and timed."""
-    fitting = [point for point in mixing.points.values() if point.recipe and point.drop.high <= allowed]
-    return sorted(fitting, key=mixing.cost)[:FINALISTS]
+        mixing = Mixing((), drop, allowed, self.request.objective.timed)
+        if found:
+            self.say("finding what may be done to which layers")
+            model = fresh_model(self.setting)
+            context = context_of(self.setting, model)
+            mixing.groups = find_groups(model.module, self.treatments, context, most=MOST_GROUPS)
+            explore(lab, mixing, base, [item.name for item in self.treatments])
+        mixing.needed_s = lab.pace.costs.whole + lab.pace.costs.final
+        return mixing

@@ -1,7 +1,7 @@
 """Which of the points that kept the budget on calibration data is returned: the held-out data say."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -10,11 +10,17 @@ from compressor.bootstrap import Interval
 from compressor.search.builder import Builder
 from compressor.search.finals import HeldOut, artifact_seconds, shard_run
 from compressor.search.laboratory import Laboratory
-from compressor.search.mixing import Drop, Mixing, Point, judge_mix, repair, time_points
+from compressor.search.mixing import Mixing, Point, judge_mix, repair, time_points
+from compressor.search.pace import MARGIN
 from compressor.search.trial import timed_inputs
+from compressor.search.wholes import NO_TIME
 from worker.errors import ShardlineError
 
 MOST_LOOKS: Final = 4
+LEAD: Final = 1.02
+"""So many times as fast as one treatment of the whole model, or more, a mix must be: clocks are not exact."""
+SURE: Final = 0.5
+"""Of the budget. What lost no more on calibration data is likely to be proven on held-out data."""
 STEADY: Final = 1.03
 """Where size or memory is the objective, so much slower than uncompressed counts as no slower: clocks are not exact."""
 
@@ -40,56 +46,71 @@ class Bench:
     baseline: Path
     base: Interval
     allowed: float
-    until: float
 
 
-def choose(bench: Bench, mixing: Mixing, drop: Drop, say: Callable[[str], None]) -> Verdict:
+def choose(bench: Bench, mixing: Mixing, say: Callable[[str], None]) -> Verdict:
     """Asks the held-out data about the best point, then about what follows, until one keeps the budget.
 
     A point that fails is repaired, and the milder mix takes its place in the row. A point that passes is returned only
-    if its artifact is really faster than the uncompressed one.
+    if its artifact is really faster than the uncompressed one. The first is asked whatever the time: its share of the
+    limit was kept free.
     """
-    waiting = worthy(mixing, bench)
+    pace = bench.lab.pace
+    waiting = worthy(mixing)
     if not waiting:
-        return _baseline(bench, _why_none(mixing, bench.allowed))
+        return _baseline(bench, why_none(mixing))
     costs: list[float] = []
     while waiting and bench.held_out.looks < MOST_LOOKS:
-        left = bench.until - time.monotonic()
-        if costs and left < max(costs):
-            return _baseline(bench, "the time limit ended before any mix was proven on held-out data")
+        left = pace.limit - time.monotonic()
+        one = max(costs, default=pace.costs.final)
+        if costs and left < one:
+            return _baseline(
+                bench, f"the time limit ended before anything was proven on held-out data ({_tried(mixing)})"
+            )
         began = time.monotonic()
-        point = waiting.pop(0)
+        last = left < 2 * one or bench.held_out.looks == MOST_LOOKS - 1
+        point = next_asked(waiting, mixing.allowed, last=last)
         verdict = _asked(bench, point, say)
         costs.append(time.monotonic() - began)
         if verdict is not None:
             return verdict
         if point.held_out is not None:
-            waiting = _with_repaired(bench, mixing, point, waiting, drop)
-    tried = "; ".join(f"{point.name}: {point.verdict}" for point in mixing.points.values() if point.verdict)
-    return _baseline(bench, f"no mix that keeps the budget was faster and proven on held-out data ({tried})")
+            _repair(bench, mixing, point)
+        waiting = worthy(mixing)
+    return _baseline(bench, f"nothing that keeps the budget was faster and proven on held-out data ({_tried(mixing)})")
 
 
-def worthy(mixing: Mixing, bench: Bench) -> list[Point]:
-    """Points that keep the budget on calibration data and beat the uncompressed model, the best first."""
-    base = mixing.points.get(())
-    if base is None:
-        return []
-    timed = bench.lab.setting.objective.timed
-    found = []
-    for point in mixing.points.values():
-        if not point.recipe or point.drop.high > bench.allowed or point.verdict:
-            continue
-        if timed and (point.seconds is None or base.seconds is None or point.seconds >= base.seconds):
-            continue
-        if not timed and point.bytes >= base.bytes:
-            continue
-        found.append(point)
-    return sorted(found, key=lambda point: ((point.seconds or 0.0) if timed else float(point.bytes), point.name))
+def worthy(mixing: Mixing) -> list[Point]:
+    """Points that keep the budget on calibration data, beat the uncompressed model and were not asked yet, the best
+    first. A mix comes before one treatment of the whole model only if it is clearly better.
+    """
+
+    def rank(point: Point) -> tuple[float, str]:
+        return (mixing.cost(point) or 0.0) * (LEAD if mixing.timed and not point.whole else 1.0), point.name
+
+    found = [
+        point
+        for point in mixing.points.values()
+        if point.recipe and not point.verdict and point.drop.high <= mixing.allowed and mixing.saved(point) > 0
+    ]
+    return sorted(found, key=rank)
+
+
+def next_asked(waiting: Sequence[Point], allowed: float, *, last: bool) -> Point:
+    """Of points with the best first: the best; and where no other can be asked after it, the best of those that are
+    likely to be proven, or else the likeliest.
+    """
+    if not last:
+        return waiting[0]
+    sure = [point for point in waiting if point.drop.high <= SURE * allowed]
+    return sure[0] if sure else min(waiting, key=lambda point: point.drop.high)
 
 
 def _asked(bench: Bench, point: Point, say: Callable[[str], None]) -> Verdict | None:
+    pace = bench.lab.pace
     try:
-        folder = bench.builder.built(point.recipe)
+        with pace.clocked("package"):
+            folder = bench.builder.built(point.recipe)
     except ShardlineError as error:
         point.verdict = f"cannot be packaged: {error}"
         return None
@@ -112,27 +133,40 @@ def _asked(bench: Bench, point: Point, say: Callable[[str], None]) -> Verdict | 
     return Verdict(point, folder, figure, drop, reason)
 
 
-def _with_repaired(bench: Bench, mixing: Mixing, point: Point, waiting: list[Point], drop: Drop) -> list[Point]:
-    """The row with a milder mix than `point` in it, where there is one that is judged and timed in time."""
-    choices = repair(mixing, point, bench.allowed, 0.0)
-    if choices is not None:
-        made = judge_mix(bench.lab, mixing, choices, drop)
+def _repair(bench: Bench, mixing: Mixing, point: Point) -> None:
+    """Judges and times a milder mix than `point`, where there is one, and time for it and to prove it."""
+    pace = bench.lab.pace
+    until = pace.limit - MARGIN * pace.costs.final
+    choices = repair(mixing, point, 0.0)
+    if choices is not None and time.monotonic() + pace.costs.whole <= until:
+        made = judge_mix(bench.lab, mixing, choices, until)
         if made is not None:
-            time_points(bench.lab, mixing, [made])
-    return [other for other in worthy(mixing, bench) if other.held_out is None]
+            time_points(bench.lab, mixing, [made], until)
 
 
-def _why_none(mixing: Mixing, allowed: float) -> str:
+def _tried(mixing: Mixing) -> str:
+    return "; ".join(f"{point.name}: {point.verdict}" for point in mixing.points.values() if point.verdict)
+
+
+def why_none(mixing: Mixing) -> str:
+    """Why no point is worth to be proven."""
     points = [point for point in mixing.points.values() if point.recipe]
+    left_out = "; ".join(f"{name} everywhere: {why}" for name, why in mixing.left_out.items())
+    told = f" ({left_out})" if left_out else ""
+    if not points and all(why == NO_TIME for why in mixing.left_out.values()):
+        return (
+            "the time limit ended before even one treatment of the whole model was built and judged; from there on, "
+            f"that takes about {mixing.needed_s:.0f} s"
+        )
     if not points:
-        return "no mix could be judged within the time limit"
+        return f"nothing that was tried makes the model faster{told}"
     nearest = min(points, key=lambda point: point.drop.high)
-    if nearest.drop.high > allowed:
+    if nearest.drop.high > mixing.allowed:
         return (
             f"nothing keeps the budget: the most careful mix ({nearest.name}) may lose {nearest.drop.high:.3g} on "
-            f"calibration data, and {allowed:.3g} is allowed"
+            f"calibration data, and {mixing.allowed:.3g} is allowed{told}"
         )
-    return "what keeps the budget is not faster than the uncompressed model, or could not be timed in time"
+    return f"what keeps the budget is not faster than the uncompressed model, or could not be timed in time{told}"
 
 
 def _baseline(bench: Bench, reason: str) -> Verdict:

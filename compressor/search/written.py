@@ -90,6 +90,7 @@ def report_of(
         drop=_figure(verdict.drop),
         recipe=recipe.model_dump(mode="json") if recipe else None,
         points=_points(mixing, timed=asked.objective.timed),
+        left_out=dict(mixing.left_out),
         layers=[
             LayerTold(
                 row.group,
