@@ -63,9 +63,17 @@ def _search_options(group: argparse._ArgumentGroup) -> None:
         help="latency@8x64 (rows x length), throughput@8x64, size or memory (default: %(default)s)",
     )
     group.add_argument("--device", default="cpu", help="that it will run on: cpu, cuda or cuda:N (default: cpu)")
-    group.add_argument("--time-limit", type=duration, metavar="TIME", help="such as 90s, 20m, 2h (default: none)")
     group.add_argument(
-        "--treatments", type=Path, metavar="FILE", help="what may be done to layers: steps (YAML) without layers"
+        "--time-limit",
+        type=duration,
+        metavar="TIME",
+        help="after it nothing more is tried: 90s, 20m, 2h (default: none)",
+    )
+    group.add_argument(
+        "--treatments",
+        type=Path,
+        metavar="FILE",
+        help="what may be done to layers, best guess first: steps (YAML) without layers",
     )
     group.add_argument(
         "--stages",

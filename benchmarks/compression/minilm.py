@@ -93,6 +93,9 @@ def figures_of(report: Report, taken: dict[str, float]) -> dict[str, Any]:
 
     return {
         "found": report.found,
+        "reason": report.reason,
+        "tried": [point.name for point in report.points],
+        "left_out": dict(report.left_out),
         "drop_points": round(report.drop.value, 4),
         "drop_upper_bound": round(report.drop.high, 4),
         "spearman": round(report.figure.value, 3),
