@@ -29,6 +29,7 @@ def _lane(message: control_pb2.LaneReport) -> tuple[Pipeline, Lane]:
         refused=message.refused,
         missed=message.missed_deadline,
         took={bucket: count for bucket, count in message.took.items() if bucket < BUCKETS},
+        refusal_took={bucket: count for bucket, count in message.refusal_took.items() if bucket < BUCKETS},
     )
     pipeline = Pipeline(message.model, int(message.version), message.revision)
     return pipeline, Lane(message.inflight, message.unplaced_rows, counts)

@@ -58,6 +58,8 @@ def _model(controller: Controller, pipeline: Pipeline, reason: str, now: float) 
         p99_ms=rates.p99_s * 1e3,
         failed_per_s=rates.failed_per_s,
         refused_per_s=rates.refused_per_s,
+        refusal_p50_ms=rates.refusal_p50_s * 1e3,
+        refusal_p99_ms=rates.refusal_p99_s * 1e3,
         inflight=controller.traffic.inflight(pipeline, now),
         stages=[_stage(controller, stage, desired[stage]) for stage in sorted(desired) if stage.pipeline == pipeline],
     )

@@ -19,7 +19,9 @@ SILENT_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Requests, except `arrived_rows`. failed: the server's fault. took: answers by bucket of `worker.histogram`."""
+    """Requests, except `arrived_rows`. failed: the server's fault. took, refusal_took: answers, and refusals inside a
+    gateway, by bucket of `worker.histogram`.
+    """
 
     arrived_rows: int = 0
     answered: int = 0
@@ -27,17 +29,18 @@ class Counts:
     refused: int = 0
     missed: int = 0
     took: Mapping[int, int] = field(default_factory=dict)
+    refusal_took: Mapping[int, int] = field(default_factory=dict)
 
     def since(self, before: "Counts") -> "Counts":
         """How much more this is. What did not grow counts as nothing."""
-        took = {bucket: count - before.took.get(bucket, 0) for bucket, count in self.took.items()}
         return Counts(
             arrived_rows=max(0, self.arrived_rows - before.arrived_rows),
             answered=max(0, self.answered - before.answered),
             failed=max(0, self.failed - before.failed),
             refused=max(0, self.refused - before.refused),
             missed=max(0, self.missed - before.missed),
-            took={bucket: count for bucket, count in took.items() if count > 0},
+            took=_grown(before.took, self.took),
+            refusal_took=_grown(before.refusal_took, self.refusal_took),
         )
 
     @property
@@ -51,17 +54,26 @@ class Counts:
 
 def total(counts: Iterable[Counts]) -> Counts:
     known = tuple(counts)
-    took: Counter[int] = Counter()
-    for each in known:
-        took.update(each.took)
     return Counts(
         arrived_rows=sum(each.arrived_rows for each in known),
         answered=sum(each.answered for each in known),
         failed=sum(each.failed for each in known),
         refused=sum(each.refused for each in known),
         missed=sum(each.missed for each in known),
-        took=took,
+        took=_sum(each.took for each in known),
+        refusal_took=_sum(each.refusal_took for each in known),
     )
+
+
+def _grown(before: Mapping[int, int], after: Mapping[int, int]) -> dict[int, int]:
+    return {bucket: count - before.get(bucket, 0) for bucket, count in after.items() if count > before.get(bucket, 0)}
+
+
+def _sum(histograms: Iterable[Mapping[int, int]]) -> Counter[int]:
+    added: Counter[int] = Counter()
+    for histogram in histograms:
+        added.update(histogram)
+    return added
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +104,8 @@ class Rates:
     refused_per_s: float = 0.0
     p50_s: float = 0.0
     p99_s: float = 0.0
+    refusal_p50_s: float = 0.0
+    refusal_p99_s: float = 0.0
 
 
 class Traffic:
@@ -144,6 +158,8 @@ class Traffic:
             refused_per_s=seen.refused / WINDOW_S,
             p50_s=seen.quantile_s(0.5),
             p99_s=seen.quantile_s(0.99),
+            refusal_p50_s=quantile(seen.refusal_took, 0.5),
+            refusal_p99_s=quantile(seen.refusal_took, 0.99),
         )
 
     def keep(self, pipelines: Iterable[Pipeline]) -> None:

@@ -121,8 +121,15 @@ class GatewayReport(_message.Message):
     def __init__(self, gateway: _Optional[str] = ..., generation: _Optional[int] = ..., lanes: _Optional[_Iterable[_Union[LaneReport, _Mapping]]] = ...) -> None: ...
 
 class LaneReport(_message.Message):
-    __slots__ = ("model", "version", "revision", "inflight", "unplaced_rows", "arrived_rows", "answered", "failed", "refused", "missed_deadline", "took")
+    __slots__ = ("model", "version", "revision", "inflight", "unplaced_rows", "arrived_rows", "answered", "failed", "refused", "missed_deadline", "took", "refusal_took")
     class TookEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: int
+        value: int
+        def __init__(self, key: _Optional[int] = ..., value: _Optional[int] = ...) -> None: ...
+    class RefusalTookEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
         VALUE_FIELD_NUMBER: _ClassVar[int]
@@ -140,6 +147,7 @@ class LaneReport(_message.Message):
     REFUSED_FIELD_NUMBER: _ClassVar[int]
     MISSED_DEADLINE_FIELD_NUMBER: _ClassVar[int]
     TOOK_FIELD_NUMBER: _ClassVar[int]
+    REFUSAL_TOOK_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: str
     revision: int
@@ -151,7 +159,8 @@ class LaneReport(_message.Message):
     refused: int
     missed_deadline: int
     took: _containers.ScalarMap[int, int]
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., revision: _Optional[int] = ..., inflight: _Optional[int] = ..., unplaced_rows: _Optional[int] = ..., arrived_rows: _Optional[int] = ..., answered: _Optional[int] = ..., failed: _Optional[int] = ..., refused: _Optional[int] = ..., missed_deadline: _Optional[int] = ..., took: _Optional[_Mapping[int, int]] = ...) -> None: ...
+    refusal_took: _containers.ScalarMap[int, int]
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., revision: _Optional[int] = ..., inflight: _Optional[int] = ..., unplaced_rows: _Optional[int] = ..., arrived_rows: _Optional[int] = ..., answered: _Optional[int] = ..., failed: _Optional[int] = ..., refused: _Optional[int] = ..., missed_deadline: _Optional[int] = ..., took: _Optional[_Mapping[int, int]] = ..., refusal_took: _Optional[_Mapping[int, int]] = ...) -> None: ...
 
 class ReportResponse(_message.Message):
     __slots__ = ()
@@ -213,7 +222,7 @@ class NodeStatus(_message.Message):
     def __init__(self, id: _Optional[str] = ..., address: _Optional[str] = ..., resources: _Optional[_Mapping[str, float]] = ..., taken: _Optional[_Mapping[str, float]] = ..., replicas: _Optional[int] = ..., labels: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class ModelStatus(_message.Message):
-    __slots__ = ("model", "version", "ready", "reason", "stages", "revision", "weight", "requests_per_s", "p50_ms", "p99_ms", "failed_per_s", "refused_per_s", "inflight", "rollout")
+    __slots__ = ("model", "version", "ready", "reason", "stages", "revision", "weight", "requests_per_s", "p50_ms", "p99_ms", "failed_per_s", "refused_per_s", "inflight", "rollout", "refusal_p50_ms", "refusal_p99_ms")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
@@ -228,6 +237,8 @@ class ModelStatus(_message.Message):
     REFUSED_PER_S_FIELD_NUMBER: _ClassVar[int]
     INFLIGHT_FIELD_NUMBER: _ClassVar[int]
     ROLLOUT_FIELD_NUMBER: _ClassVar[int]
+    REFUSAL_P50_MS_FIELD_NUMBER: _ClassVar[int]
+    REFUSAL_P99_MS_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: str
     ready: bool
@@ -242,7 +253,9 @@ class ModelStatus(_message.Message):
     refused_per_s: float
     inflight: int
     rollout: str
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., ready: _Optional[bool] = ..., reason: _Optional[str] = ..., stages: _Optional[_Iterable[_Union[StageStatus, _Mapping]]] = ..., revision: _Optional[int] = ..., weight: _Optional[int] = ..., requests_per_s: _Optional[float] = ..., p50_ms: _Optional[float] = ..., p99_ms: _Optional[float] = ..., failed_per_s: _Optional[float] = ..., refused_per_s: _Optional[float] = ..., inflight: _Optional[int] = ..., rollout: _Optional[str] = ...) -> None: ...
+    refusal_p50_ms: float
+    refusal_p99_ms: float
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., ready: _Optional[bool] = ..., reason: _Optional[str] = ..., stages: _Optional[_Iterable[_Union[StageStatus, _Mapping]]] = ..., revision: _Optional[int] = ..., weight: _Optional[int] = ..., requests_per_s: _Optional[float] = ..., p50_ms: _Optional[float] = ..., p99_ms: _Optional[float] = ..., failed_per_s: _Optional[float] = ..., refused_per_s: _Optional[float] = ..., inflight: _Optional[int] = ..., rollout: _Optional[str] = ..., refusal_p50_ms: _Optional[float] = ..., refusal_p99_ms: _Optional[float] = ...) -> None: ...
 
 class StageStatus(_message.Message):
     __slots__ = ("stage", "desired", "replicas", "queued_rows", "rows_per_s", "busy", "min", "max", "wanted")

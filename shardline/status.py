@@ -95,9 +95,12 @@ def _model(model: control_pb2.ModelStatus) -> Group:
     title.append("ready" if model.ready else "not ready", style="green" if model.ready else "red")
     if model.reason:
         title.append(f": {model.reason}", style="yellow" if model.ready else "red")
+    refused = f"{model.refused_per_s:.1f} refused/s"
+    if model.refusal_p99_ms:
+        refused += f" (p99 {model.refusal_p99_ms:.1f} ms)"
     asked = Text(
         f"{model.requests_per_s:.1f} requests/s  p50 {model.p50_ms:.1f} ms  p99 {model.p99_ms:.1f} ms  "
-        f"{model.inflight} in flight  {model.failed_per_s:.1f} failed/s  {model.refused_per_s:.1f} refused/s"
+        f"{model.inflight} in flight  {model.failed_per_s:.1f} failed/s  {refused}"
     )
     table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="dim")
     for heading in ("stage", "replica", "state", "pid"):

@@ -27,6 +27,18 @@ def test_counts_are_what_grew_since_the_report_before() -> None:
     assert traffic.total(ONE).answered == 30
 
 
+def test_refusals_have_times_of_their_own_over_all_gateways() -> None:
+    traffic = Traffic()
+    for at, refused in ((0.0, 0), (1.0, 10)):
+        for gateway, took_s in (("a", 0.001), ("b", 0.004)):
+            counts = Counts(refused=refused, refusal_took={bucket_of(took_s): refused})
+            traffic.heard(Report(gateway, 1, {ONE: Lane(counts=counts)}), at)
+    rates = traffic.rates(ONE, 1.0)
+    assert (rates.refused_per_s, rates.p99_s) == (20 / WINDOW_S, 0.0)
+    assert 0.0009 < rates.refusal_p50_s < 0.0011
+    assert 0.0036 < rates.refusal_p99_s < 0.0044
+
+
 def test_gateways_add_up_and_one_that_falls_silent_holds_nothing() -> None:
     traffic = Traffic()
     traffic.heard(report(inflight=3, gateway="a"), 0.0)

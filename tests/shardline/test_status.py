@@ -49,6 +49,13 @@ def shown(status: control_pb2.ClusterStatus) -> str:
     return captured.get()
 
 
+def test_people_see_how_fast_refusals_are_where_there_are_any() -> None:
+    status = a_status()
+    assert "0.0 refused/s\n" in shown(status)
+    status.models[0].refused_per_s, status.models[0].refusal_p99_ms = 84.0, 3.25
+    assert "84.0 refused/s (p99 3.2 ms)" in shown(status)
+
+
 def test_people_see_each_replica_and_each_empty_stage() -> None:
     text = shown(a_status())
     assert "minilm/1 ready" in text
