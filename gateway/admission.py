@@ -12,6 +12,10 @@ _NEARLY: Final = 0.95
 """An answer that took this share of what it may take is late for a client that counts the way to us too."""
 
 
+class Refused(Overloaded):
+    """By this process alone: no worker was asked."""
+
+
 class Admission:
     """The bound on what this process holds for one model version: `with admission.request(...):` around the work.
 
@@ -31,7 +35,7 @@ class Admission:
     def request(self, expected_s: float, allowed_s: float) -> "_Request":
         """A request that is expected to take `expected_s` and allowed to take `allowed_s`.
 
-        Entering raises `Overloaded` where the bound is reached or the answer would come too late, and counts nothing
+        Entering raises `Refused` where the bound is reached or the answer would come too late, and counts nothing
         then. Under too much load whatever is computed for a late one would be in vain, and would make others late. One
         that finds nothing in flight comes in whatever is expected: where nothing is asked, nothing is learned either.
         """
@@ -39,9 +43,9 @@ class Admission:
 
     def enter(self, expected_s: float, allowed_s: float) -> None:
         if self.inflight >= self.limit > 0:
-            raise Overloaded(f"{self._label} already has {self.limit} requests in flight here; try again later")
+            raise Refused(f"{self._label} already has {self.limit} requests in flight here; try again later")
         if self.predicts and self.inflight and expected_s > allowed_s * self.margin.share:
-            raise Overloaded(
+            raise Refused(
                 f"{self._label} would answer in about {1e3 * expected_s / self.margin.share:.0f} ms, and the request "
                 f"has {1e3 * allowed_s:.0f} ms; try again later"
             )

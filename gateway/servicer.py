@@ -7,7 +7,7 @@ from typing import Final, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
-from gateway.admission import seconds_allowed
+from gateway.admission import Refused, seconds_allowed
 from gateway.codec import decode, encode, parse_infer, wanted_outputs
 from gateway.health import Health
 from gateway.http2.call import CallContext, Methods, Streaming, Unary
@@ -71,8 +71,10 @@ class Servicer:
                 answer = await served.link.call(work, wait=True)
             answered = perf_counter_ns()
             response = encode(served.route.model, served.route.version, request.id, answer.tensors, wanted)
-        except BaseException:
+        except BaseException as error:
             counters.failed(perf_counter_ns() - began)
+            if isinstance(error, Refused):
+                context.tell_when_written(served.tally.refusal_written)
             raise
         now = perf_counter_ns()
         counters.succeeded(

@@ -14,12 +14,23 @@ class Tally:
     Counts are since the start. A request that was cancelled, or was wrong in itself, is counted only as arrived.
     """
 
-    __slots__ = ("answered", "arrived_rows", "failed", "inflight", "inflight_rows", "missed", "refused", "took")
+    __slots__ = (
+        "answered",
+        "arrived_rows",
+        "failed",
+        "inflight",
+        "inflight_rows",
+        "missed",
+        "refusal_took",
+        "refused",
+        "took",
+    )
 
     def __init__(self) -> None:
         self.arrived_rows = self.inflight = self.inflight_rows = 0
         self.answered = self.failed = self.refused = self.missed = 0
         self.took: dict[int, int] = {}
+        self.refusal_took: dict[int, int] = {}
 
     def request(self, rows: int) -> "_Request":
         return _Request(self, rows)
@@ -27,8 +38,7 @@ class Tally:
     def ended(self, seconds: float, error: BaseException | None) -> None:
         if error is None:
             self.answered += 1
-            bucket = bucket_of(seconds)
-            self.took[bucket] = self.took.get(bucket, 0) + 1
+            _count(self.took, seconds)
         elif isinstance(error, Overloaded):
             self.refused += 1
         elif isinstance(error, DeadlineExceeded):
@@ -37,6 +47,10 @@ class Tally:
             isinstance(error, Exception) and not isinstance(error, ShardlineError)
         ):
             self.failed += 1
+
+    def refusal_written(self, seconds: float) -> None:
+        """A refusal that no worker was asked for was handed to the socket, so long after the request was read."""
+        _count(self.refusal_took, seconds)
 
     def report(self, model: str, version: str, revision: int, *, ready: bool) -> pb.LaneReport:
         return pb.LaneReport(
@@ -51,7 +65,13 @@ class Tally:
             refused=self.refused,
             missed_deadline=self.missed,
             took=self.took,
+            refusal_took=self.refusal_took,
         )
+
+
+def _count(histogram: dict[int, int], seconds: float) -> None:
+    bucket = bucket_of(seconds)
+    histogram[bucket] = histogram.get(bucket, 0) + 1
 
 
 class _Request:

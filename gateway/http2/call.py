@@ -56,6 +56,11 @@ class CallContext(Protocol):
     def time_remaining(self) -> float | None:
         """Seconds until the client's deadline, 0 when it has passed; None: it has none."""
 
+    def tell_when_written(self, told: Callable[[float], None]) -> None:
+        """Has `told` called once the call's end was handed to the socket, with the seconds since its last bytes were
+        read from it. It is not called where the connection ends before.
+        """
+
 
 Unary: TypeAlias = Callable[[bytes, CallContext], Awaitable[bytes]]
 Streaming: TypeAlias = Callable[[AsyncIterator[bytes], CallContext], AsyncGenerator[bytes, None]]

@@ -251,6 +251,7 @@ class Connection(asyncio.Protocol):
         if stream.ended:
             self._reset(stream, Code.STREAM_CLOSED)
             return
+        stream.heard_at = self.heard_at
         data = http2.unpadded(payload, flags) if flags & Flag.PADDED else payload
         self._calls.receive(stream, data, ended=bool(flags & Flag.END_STREAM))
 

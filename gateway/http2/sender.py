@@ -71,6 +71,7 @@ class Sender:
         self._sendable: dict[int, Stream] = {}
         self._paused = False
         self._first_block = EMPTY_TABLE
+        self._watched: list[tuple[Callable[[float], None], float]] = []
 
     def write(self, data: bytes | memoryview) -> None:
         """Whole frames that no window bounds."""
@@ -91,12 +92,16 @@ class Sender:
     def flush(self) -> None:
         out, self._out = self._out, []
         size, self._out_bytes = self._out_bytes, 0
+        watched, self._watched = self._watched, []
         if not out or self._transport.is_closing():
             return
         if size <= JOIN_BYTES:
             self._transport.write(out[0] if len(out) == 1 else b"".join(out))
         else:
             self._transport.writelines(out)
+        now = monotonic() if watched else 0.0
+        for told, heard_at in watched:
+            told(now - heard_at)
 
     def answer(self, stream: Stream, message: bytes) -> None:
         """The whole answer of a call that succeeded."""
@@ -237,6 +242,8 @@ class Sender:
             stream.sent_all.set_result(None)
 
     def _write_tail(self, stream: Stream) -> None:
+        if stream.written is not None:
+            self._watched.append((stream.written, stream.heard_at))
         self.whole_block(stream.id, stream.tail)
         self._finished(stream)
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from time import monotonic
 from typing import Final
 
@@ -21,7 +21,8 @@ class Stream:
     """`ended`: the client has sent all. `window`: bytes that the client lets us send. `tail`: how the call ends;
     set once, before it is sent. `closed`: nothing more is sent. `counted`: bytes that a request takes here while it
     arrives; `held`: bytes of a streaming call's messages that wait to be read. `moved_at`: when some of an answer that
-    waits was last sent, monotonic seconds.
+    waits was last sent, `heard_at`: when the last bytes that came of it were read, monotonic seconds. `written`: who is
+    told once its end was written.
     """
 
     __slots__ = (
@@ -33,6 +34,7 @@ class Stream:
         "counted",
         "ended",
         "head",
+        "heard_at",
         "held",
         "id",
         "inbox",
@@ -45,13 +47,14 @@ class Stream:
         "task",
         "unacknowledged",
         "window",
+        "written",
     )
 
     def __init__(self, stream_id: int, head: Head, window: int) -> None:
         self.id = stream_id
         self.head = head
         self.window = window
-        self.began = self.moved_at = monotonic()
+        self.began = self.moved_at = self.heard_at = monotonic()
         self.ended = False
         self.parts: list[bytes] = []
         self.received = 0
@@ -67,6 +70,7 @@ class Stream:
         self.sent_all: asyncio.Future[None] | None = None
         self.inbox: deque[bytes] = deque()
         self.arrival: asyncio.Future[None] | None = None
+        self.written: Callable[[float], None] | None = None
 
     @property
     def metadata(self) -> Mapping[str, str]:
@@ -76,6 +80,9 @@ class Stream:
         if self.head.timeout_s is None:
             return None
         return max(0.0, self.began + self.head.timeout_s - monotonic())
+
+    def tell_when_written(self, told: Callable[[float], None]) -> None:
+        self.written = told
 
     def take(self, data: bytes, max_bytes: int) -> None:
         """Keeps a piece of the message.

@@ -7,7 +7,7 @@ is answered, or refused with a clear status; what reaches the worker keeps the m
 import asyncio
 import gc
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from math import prod
 from types import MappingProxyType, SimpleNamespace
 from typing import Any
@@ -70,6 +70,9 @@ class QuietContext:
     metadata: Mapping[str, str] = MappingProxyType({"user-agent": "fuzz"})
 
     def time_remaining(self) -> None:
+        return None
+
+    def tell_when_written(self, told: Callable[[float], None]) -> None:
         return None
 
 

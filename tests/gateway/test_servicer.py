@@ -295,6 +295,29 @@ async def test_what_would_be_answered_too_late_is_refused_before_it_is_sent() ->
         await asyncio.gather(first, patient)
 
 
+async def test_a_refusal_of_ours_is_counted_with_how_long_it_took_and_a_workers_is_not() -> None:
+    gate = Gate()
+
+    async def full(_: Work) -> Answer:
+        raise Overloaded("the replica's queue is full")
+
+    async with running(served(max_inflight=1), serve=gate.serve) as one, channel(one.address) as raw:
+        held = asyncio.create_task(infer(raw))
+        await gate.until(entered=1)
+        for _ in range(3):
+            with pytest.raises(grpc.aio.AioRpcError, match="already has 1 requests in flight"):
+                await infer(raw)
+        gate.open()
+        await held
+        (ours,) = one.gateway.routes.report("me").lanes
+    async with running(serve=full) as one, channel(one.address) as raw:
+        with pytest.raises(grpc.aio.AioRpcError, match="queue is full"):
+            await infer(raw)
+        (theirs,) = one.gateway.routes.report("me").lanes
+    assert (ours.refused, sum(ours.refusal_took.values())) == (3, 3)
+    assert (theirs.refused, sum(theirs.refusal_took.values())) == (1, 0)
+
+
 async def test_calls_over_the_processs_bound_are_told_so_at_once() -> None:
     gate = Gate()
     limits = ServerLimits(max_calls=1)

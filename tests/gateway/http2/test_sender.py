@@ -44,6 +44,24 @@ async def test_a_frame_is_never_larger_than_ours_however_large_a_client_allows()
         assert max(len(frame.payload) for frame in client.seen) == FRAME_BYTES
 
 
+async def test_who_asks_is_told_when_a_calls_end_was_written_and_not_before() -> None:
+    took: list[float] = []
+
+    async def large(_: bytes, context: CallContext) -> bytes:
+        context.tell_when_written(took.append)
+        return bytes(100)
+
+    async with bare(large) as one, raw_client(one.address, CLOSED_WINDOW) as client:
+        began = monotonic()
+        client.send(call(1), call(3))
+        await seen_by_server(client)
+        assert took == []
+        client.send(http2.window_update(1, 1000))
+        await client.answer(1)
+        assert len(took) == 1
+        assert 0 < took[0] < monotonic() - began
+
+
 async def test_a_frame_of_settings_costs_little_however_many_answers_wait() -> None:
     name = http2.Setting.INITIAL_WINDOW_SIZE
     entries = b"".join(
