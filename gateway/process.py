@@ -60,7 +60,6 @@ def _version() -> str:
 def main() -> None:
     settings = ProcessSettings.from_json(sys.argv[1])
     logging.basicConfig(level=settings.log_level, format=LOG_FORMAT)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches the whole group; the supervisor decides
     die_with_parent(settings.supervisor)
     uvloop.run(serve(settings))
 

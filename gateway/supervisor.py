@@ -91,6 +91,7 @@ class Supervisor:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             pass_fds=(self._statistics_file,),
+            start_new_session=True,  # Linux shares the processor out by sessions: not with what started us (autogroup)
         )
         self._children[process] = child
         if child.stdout is None:

@@ -111,6 +111,13 @@ async def test_a_process_that_dies_is_started_again_and_the_other_serves_meanwhi
         assert await one.ended() == 0
 
 
+async def test_each_process_has_a_session_of_its_own(tmp_path: Path) -> None:
+    async with started(tmp_path, "--processes", "2") as one:
+        assert [os.getsid(child.pid) for child in one.children()] == [child.pid for child in one.children()]
+        one.process.send_signal(signal.SIGTERM)
+        assert await one.ended() == 0
+
+
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 async def test_a_signal_drains_and_loses_nothing(tmp_path: Path, how: signal.Signals) -> None:
     gate = Gate()
