@@ -2,7 +2,8 @@
 
 The same model is served twice: with admission by predicted finish (the default), and with a plain queue. Each
 is measured alone: what it can do (closed loop), then an open loop at three times that, then at half of it. Goodput is
-what was answered inside the deadline.
+what was answered inside the deadline. A refusal's time is told twice: as the gateway measures it, from the read of the
+request's last bytes to the write of the refusal, and as its client sees it, who waits for the processor too.
 
     python -m benchmarks.overload [--seconds 8] [--deadline 1] [--stages 2] [--json]
 """
@@ -55,16 +56,27 @@ class Layers(torch.nn.Module):
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
-    """capacity: answers a second of the closed loop. grew_mb: of the gateway and the workers during the overload.
+class Inside:
+    """Refusals as the gateway measures them, over the last ten seconds."""
 
+    p50_ms: float
+    p99_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """capacity: answers a second of the closed loop. overload, inside: each the worse of two.
+
+    grew_mb, grew_again_mb: the gateway and the workers, by the first overload and by the second.
     recovered_s: from the end of the overload until everything is answered in time again.
     """
 
     capacity: float
     overload: Fates
     after: Fates
+    inside: Inside
     grew_mb: float
+    grew_again_mb: float
     recovered_s: float
 
     @property
@@ -88,14 +100,23 @@ def make_request(name: str) -> bytes:
 
 
 def measure(target: str, state_dir: Path, requests: Path, seconds: float, deadline_s: float) -> Result:
+    """`requests`: a file that is named after the model."""
     capacity = run_load(target, requests, callers=32, seconds=max(3.0, seconds / 2)).per_second
     before = resident_mb(state_dir)
     (overload,) = run_steps(target, requests, [(TIMES * capacity, seconds)], deadline_s)
+    inside, between = refusals_inside(state_dir, requests.name), resident_mb(state_dir)
     again, after = run_steps(target, requests, [(TIMES * capacity, seconds), (capacity / 2, 4.0)], deadline_s)
+    inside_again, at_last = refusals_inside(state_dir, requests.name), resident_mb(state_dir)
     late = [number for number, share in enumerate(after.in_time_by_bucket) if share < 1.0]
     recovered_s = (late[-1] + 1) * BUCKET_S if late else 0.0
     worse = min(overload, again, key=lambda one: one.goodput)
-    return Result(capacity, worse, after, resident_mb(state_dir) - before, recovered_s)
+    slower = max(inside, inside_again, key=lambda one: one.p99_ms)
+    return Result(capacity, worse, after, slower, between - before, at_last - between, recovered_s)
+
+
+def refusals_inside(state_dir: Path, model: str) -> Inside:
+    (told,) = (one for one in servers.status(state_dir)["models"] if one["model"] == model)
+    return Inside(round(told["refusal_p50_ms"], 2), round(told["refusal_p99_ms"], 2))
 
 
 def resident_mb(state_dir: Path) -> float:
@@ -124,9 +145,14 @@ def table(results: dict[str, Result], deadline_s: float) -> Table:
         "refused": lambda one: str(one.overload.refused),
         "late": lambda one: str(one.overload.late),
         "other": lambda one: str(one.overload.other),
-        "a refusal takes, p50 / p99 ms": lambda one: f"{one.overload.refused_p50_ms} / {one.overload.refused_p99_ms}",
-        "an answer takes, p50 / p99 ms": lambda one: f"{one.overload.in_time_p50_ms} / {one.overload.in_time_p99_ms}",
-        "memory grew by, MB": lambda one: f"{one.grew_mb:.0f}",
+        "refusal, in the gateway, p50 / p99 ms": lambda one: f"{one.inside.p50_ms} / {one.inside.p99_ms}",
+        "refusal, at its client, p50 / p99 ms": lambda one: (
+            f"{one.overload.refused_p50_ms} / {one.overload.refused_p99_ms}"
+        ),
+        "answer, at its client, p50 / p99 ms": lambda one: (
+            f"{one.overload.in_time_p50_ms} / {one.overload.in_time_p99_ms}"
+        ),
+        "memory grew by, then by, MB": lambda one: f"{one.grew_mb:.0f}, {one.grew_again_mb:.0f}",
         "all in time again after, s": lambda one: f"{one.recovered_s:g}",
     }
     for name, tell in rows.items():
@@ -139,10 +165,13 @@ def as_json(results: dict[str, Result]) -> dict[str, float]:
     for kind, one in results.items():
         found |= {
             f"{kind}_goodput_share": round(one.goodput_share, 3),
+            f"{kind}_refused_inside_p50_ms": one.inside.p50_ms,
+            f"{kind}_refused_inside_p99_ms": one.inside.p99_ms,
             f"{kind}_refused_p50_ms": one.overload.refused_p50_ms,
             f"{kind}_refused_p99_ms": one.overload.refused_p99_ms,
             f"{kind}_late": one.overload.late,
             f"{kind}_grew_mb": round(one.grew_mb, 1),
+            f"{kind}_grew_again_mb": round(one.grew_again_mb, 1),
             f"{kind}_recovered_s": one.recovered_s,
         }
     return found
