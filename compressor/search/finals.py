@@ -28,7 +28,8 @@ TIMING_S: Final = 60.0
 
 def shard_run(folder: Path, setting: Setting) -> Run:
     """Runs an artifact as a worker would: as one stage, in the runtime that was found the fastest."""
-    return load_shard(load_artifact(folder), stage=0, stages=1, device=setting.device).run
+    artifact = load_artifact(folder)
+    return load_shard(artifact, stage=0, stages=1, device=setting.device, key=setting.machine_key).run
 
 
 def artifact_seconds(

@@ -32,6 +32,7 @@ from worker.errors import ShardlineError
 from worker.program import Program
 from worker.pt2 import read_program
 from worker.runtime import Aot, Eager, Runtime, keep_freed_memory
+from worker.seal import DEFAULT_KEY
 
 MOST_REFERENCE_BYTES: Final = 2**28
 """Of the uncompressed model's outputs that are kept to compare with; what comes after is judged by the figure alone."""
@@ -47,6 +48,7 @@ class Setting:
     runtime: "eager": compile nothing, and time uncompiled programs.
     inputs: batches of calibration data, for steps that look at activations.
     import_from: folders in which sources and functions stand.
+    machine_key: vouches for compiled packages; without it an artifact runs uncompiled.
     """
 
     source: str | Path | Model
@@ -59,6 +61,7 @@ class Setting:
     key: str = ""
     import_from: tuple[str, ...] = ()
     inputs: tuple[tuple[torch.Tensor, ...], ...] = ()
+    machine_key: Path = DEFAULT_KEY
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Setting) and self.key == other.key

@@ -209,6 +209,7 @@ def _setting(
         key=key,
         import_from=tuple(os.path.abspath(place) for place in sys.path if place in {"", os.getcwd()}),
         inputs=read_calibration(str(path), model, MOST_ROWS) if needed else (),
+        machine_key=request.key,
     )
 
 
