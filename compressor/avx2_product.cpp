@@ -10,8 +10,8 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstdlib>
 #include <memory>
+#include <new>
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
@@ -24,19 +24,29 @@ constexpr int64_t kBlockBytes = 256 << 10;  // of rows in 16 bits: half of a sec
 
 // Sums are variables of their own, and the order of instructions is written down: compilers would move the instructions
 // apart until sums no longer fit into registers, and keep an array of sums in memory.
-#define SHARDLINE_ADD(row, left, right)                                                                            \
-    if constexpr (R > row)                                                                                         \
-        asm("vpbroadcastd %[a], %[x]\n\t"                                                                          \
-            "vpmaddwd %[b0], %[x], %[y]\n\t"                                                                       \
-            "vpaddd %[y], %[s0], %[s0]\n\t"                                                                        \
-            "vpmaddwd %[b1], %[x], %[x]\n\t"                                                                       \
-            "vpaddd %[x], %[s1], %[s1]"                                                                            \
-            : [s0] "+x"(left), [s1] "+x"(right), [x] "=&x"(x), [y] "=&x"(y)                                        \
-            : [a] "m"(*reinterpret_cast<const int32_t*>(rows + row * stride + 2 * pair)), [b0] "x"(b0), [b1] "x"(b1))
-#define SHARDLINE_STORE(row, left, right)                    \
-    if constexpr (R > row) {                                 \
-        store(out + row * out_stride, left, more);           \
-        store(out + row * out_stride + 8, right, more);      \
+#define SHARDLINE_ADD(row, left, right)                                                                        \
+    if constexpr (R > row)                                                                                     \
+        asm("vpbroadcastd %[a], %[x]\n\t"                                                                      \
+            "vpmaddwd %[b0], %[x], %[y]\n\t"                                                                   \
+            "vpaddd %[y], %[s0], %[s0]\n\t"                                                                    \
+            "vpmaddwd %[b1], %[x], %[x]\n\t"                                                                   \
+            "vpaddd %[x], %[s1], %[s1]"                                                                        \
+            : [s0] "+x"(left), [s1] "+x"(right), [x] "=&x"(x), [y] "=&x"(y)                                    \
+            : [a] "m"(rows[row]), [b0] "x"(b0), [b1] "x"(b1))
+#define SHARDLINE_PAIR(place)                                                                                  \
+    {                                                                                                          \
+        const __m256i b0 = _mm256_load_si256(panel + 2 * place), b1 = _mm256_load_si256(panel + 2 * place + 1); \
+        SHARDLINE_ADD(0, s0, s1);                                                                              \
+        SHARDLINE_ADD(1, s2, s3);                                                                              \
+        SHARDLINE_ADD(2, s4, s5);                                                                              \
+        SHARDLINE_ADD(3, s6, s7);                                                                              \
+        SHARDLINE_ADD(4, s8, s9);                                                                              \
+        rows += R;                                                                                             \
+    }
+#define SHARDLINE_STORE(row, left, right)               \
+    if constexpr (R > row) {                            \
+        store(out + row * out_stride, left, more);      \
+        store(out + row * out_stride + 8, right, more); \
     }
 
 inline void store(int32_t* to, __m256i sums, bool more) {
@@ -44,20 +54,14 @@ inline void store(int32_t* to, __m256i sums, bool more) {
     _mm256_storeu_si256(place, more ? _mm256_add_epi32(sums, _mm256_loadu_si256(place)) : sums);
 }
 
-// sums = rows [R, 2 * pairs] times panel [pairs, 16, 2]; added to what is in `out` where `more`.
+// out [R, 16] = rows [pairs, R] times panel [pairs, 16], each number a pair of 16 bits; added to `out` where `more`.
 template <int64_t R>
-inline void tile(const int16_t* rows, int64_t stride, const int16_t* panel, int64_t pairs, int32_t* out,
-                 int64_t out_stride, bool more) {
+inline void tile(const int32_t* rows, const __m256i* panel, int64_t pairs, int32_t* out, int64_t out_stride, bool more) {
     __m256i s0 = _mm256_setzero_si256(), s1 = s0, s2 = s0, s3 = s0, s4 = s0, s5 = s0, s6 = s0, s7 = s0, s8 = s0, s9 = s0;
-    for (int64_t pair = 0; pair < pairs; ++pair) {
-        __m256i x, y;
-        const __m256i b0 = _mm256_load_si256(reinterpret_cast<const __m256i*>(panel + pair * 32));
-        const __m256i b1 = _mm256_load_si256(reinterpret_cast<const __m256i*>(panel + pair * 32 + 16));
-        SHARDLINE_ADD(0, s0, s1);
-        SHARDLINE_ADD(1, s2, s3);
-        SHARDLINE_ADD(2, s4, s5);
-        SHARDLINE_ADD(3, s6, s7);
-        SHARDLINE_ADD(4, s8, s9);
+    __m256i x, y;
+    for (; pairs > 0; pairs -= 2, panel += 4) {
+        SHARDLINE_PAIR(0)
+        SHARDLINE_PAIR(1)
     }
     SHARDLINE_STORE(0, s0, s1)
     SHARDLINE_STORE(1, s2, s3)
@@ -66,33 +70,25 @@ inline void tile(const int16_t* rows, int64_t stride, const int16_t* panel, int6
     SHARDLINE_STORE(4, s8, s9)
 }
 #undef SHARDLINE_ADD
+#undef SHARDLINE_PAIR
 #undef SHARDLINE_STORE
 
-inline void tiles(int64_t count, const int16_t* rows, int64_t stride, const int16_t* panel, int64_t pairs, int32_t* out,
-                  int64_t out_stride, bool more) {
-    for (; count >= kRows; count -= kRows, rows += kRows * stride, out += kRows * out_stride) {
-        tile<kRows>(rows, stride, panel, pairs, out, out_stride, more);
-    }
+// The same for as many rows as are left, up to kRows.
+inline void tile_of(int64_t count, const int32_t* rows, const __m256i* panel, int64_t pairs, int32_t* out,
+                    int64_t out_stride, bool more) {
     switch (count) {
-        case 4: return tile<4>(rows, stride, panel, pairs, out, out_stride, more);
-        case 3: return tile<3>(rows, stride, panel, pairs, out, out_stride, more);
-        case 2: return tile<2>(rows, stride, panel, pairs, out, out_stride, more);
-        case 1: return tile<1>(rows, stride, panel, pairs, out, out_stride, more);
+        case 1: return tile<1>(rows, panel, pairs, out, out_stride, more);
+        case 2: return tile<2>(rows, panel, pairs, out, out_stride, more);
+        case 3: return tile<3>(rows, panel, pairs, out, out_stride, more);
+        case 4: return tile<4>(rows, panel, pairs, out, out_stride, more);
+        default: return tile<kRows>(rows, panel, pairs, out, out_stride, more);
     }
 }
 
-// `count` numbers to 16 bits, with a zero after an odd count.
-inline void widen(const int8_t* from, int64_t count, int16_t* to) {
-    int64_t place = 0;
-    for (; place + 16 <= count; place += 16) {
-        const __m128i narrow = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + place));
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + place), _mm256_cvtepi8_epi16(narrow));
-    }
-    for (; place < count; ++place) {
-        to[place] = from[place];
-    }
-    if (count % 2 != 0) {
-        to[count] = 0;
+// A panel's numbers in 16 bits.
+inline void widen(const int8_t* from, int64_t count, __m256i* to) {
+    for (int64_t place = 0; place < count; place += 16, ++to) {
+        _mm256_store_si256(to, _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + place))));
     }
 }
 
@@ -101,30 +97,60 @@ struct Matrices {
     const int8_t* packed;  // [panels, pairs, 16, 2]
     int32_t* out;          // [rows, columns]
     int64_t rows, columns, depth, x_stride;
+
+    int64_t pairs() const { return (depth + 3) / 4 * 2; }
 };
 
-// Rows from `first` on, `count` of them, times the panels from `panel` to `last`. `wide` holds the rows in 16 bits.
-inline void block(const Matrices& m, int64_t first, int64_t count, int64_t panel, int64_t last, int16_t* wide) {
-    const int64_t pairs = (m.depth + 1) / 2, stride = 2 * pairs;
-    alignas(64) int16_t weights[kPanelPairs * 2 * kColumns];
+inline int32_t pair_of(int8_t low, int8_t high) {
+    return static_cast<int32_t>(static_cast<uint32_t>(static_cast<uint16_t>(low)) | static_cast<uint32_t>(high) << 16);
+}
+
+// Rows from `first` on, `count` of them, as a tile wants them: [pairs, count], each number a pair of 16 bits.
+inline void gather(const Matrices& m, int64_t first, int64_t count, int32_t* to) {
     for (int64_t row = 0; row < count; ++row) {
-        widen(m.x + (first + row) * m.x_stride, m.depth, wide + row * stride);
+        const int8_t* from = m.x + (first + row) * m.x_stride;
+        int64_t pair = 0;
+        for (; pair + 4 <= m.depth / 2; pair += 4) {
+            const __m128i wide = _mm_cvtepi8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from + 2 * pair)));
+            to[pair * count + row] = _mm_cvtsi128_si32(wide);
+            to[(pair + 1) * count + row] = _mm_extract_epi32(wide, 1);
+            to[(pair + 2) * count + row] = _mm_extract_epi32(wide, 2);
+            to[(pair + 3) * count + row] = _mm_extract_epi32(wide, 3);
+        }
+        for (; pair < m.depth / 2; ++pair) {
+            to[pair * count + row] = pair_of(from[2 * pair], from[2 * pair + 1]);
+        }
+        for (; pair < m.pairs(); ++pair) {
+            to[pair * count + row] = 2 * pair < m.depth ? pair_of(from[2 * pair], 0) : 0;
+        }
+    }
+}
+
+// Rows from `first` on, `count` of them, times the panels from `panel` to `last`. `tiles`: room for the rows in 16 bits.
+inline void block(const Matrices& m, int64_t first, int64_t count, int64_t panel, int64_t last, int32_t* tiles) {
+    const int64_t pairs = m.pairs();
+    __m256i weights[kPanelPairs * 2];
+    for (int64_t row = 0; row < count; row += kRows) {
+        gather(m, first + row, std::min(kRows, count - row), tiles + row * pairs);
     }
     for (; panel < last; ++panel) {
         const int64_t left = m.columns - panel * kColumns;
         for (int64_t from = 0; from < pairs; from += kPanelPairs) {
             const int64_t taken = std::min(kPanelPairs, pairs - from);
             widen(m.packed + (panel * pairs + from) * 2 * kColumns, taken * 2 * kColumns, weights);
-            int32_t* out = m.out + first * m.columns + panel * kColumns;
-            if (left >= kColumns) {
-                tiles(count, wide + 2 * from, stride, weights, taken, out, m.columns, from > 0);
-                continue;
-            }
-            for (int64_t row = 0; row < count; ++row, out += m.columns) {
-                alignas(32) int32_t sums[kColumns];
-                tile<1>(wide + row * stride + 2 * from, stride, weights, taken, sums, kColumns, false);
-                for (int64_t column = 0; column < left; ++column) {
-                    out[column] = sums[column] + (from > 0 ? out[column] : 0);
+            for (int64_t row = 0; row < count; row += kRows) {
+                const int64_t high = std::min(kRows, count - row);
+                const int32_t* rows = tiles + row * pairs + from * high;
+                int32_t* out = m.out + (first + row) * m.columns + panel * kColumns;
+                if (left >= kColumns) {
+                    tile_of(high, rows, weights, taken, out, m.columns, from > 0);
+                    continue;
+                }
+                int32_t sums[kRows * kColumns];
+                tile_of(high, rows, weights, taken, sums, kColumns, false);
+                for (int64_t place = 0; place < high * left; ++place) {
+                    int32_t& to = out[place / left * m.columns + place % left];
+                    to = sums[place / left * kColumns + place % left] + (from > 0 ? to : 0);
                 }
             }
         }
@@ -134,9 +160,9 @@ inline void block(const Matrices& m, int64_t first, int64_t count, int64_t panel
 inline int64_t parts(int64_t whole, int64_t part) { return (whole + part - 1) / part; }
 
 inline bool product(const Matrices& m) {
-    const int64_t stride = parts(m.depth, 2) * 2, panels = parts(m.columns, kColumns);
+    const int64_t row_bytes = std::max<int64_t>(4, m.pairs() * 4), panels = parts(m.columns, kColumns);
     const int64_t threads = std::max<int64_t>(1, omp_get_max_threads());
-    const int64_t fitting = std::max(kRows, kBlockBytes / (2 * std::max<int64_t>(stride, 1)) / kRows * kRows);
+    const int64_t fitting = std::max(kRows, kBlockBytes / row_bytes / kRows * kRows);
     const int64_t high = std::min(fitting, std::max(kRows, parts(parts(m.rows, threads), kRows) * kRows));
     const int64_t down = parts(m.rows, high);
     const int64_t wide = parts(panels, std::max<int64_t>(1, std::min(panels, threads / std::max<int64_t>(down, 1))));
@@ -144,17 +170,16 @@ inline bool product(const Matrices& m) {
     bool sound = true;
 #pragma omp parallel num_threads(threads) if (threads > 1 && down * across > 1)
     {
-        const std::unique_ptr<int16_t[], decltype(&std::free)> rows(
-            static_cast<int16_t*>(std::aligned_alloc(64, parts(high * stride * 2, 64) * 64 + 64)), &std::free);
-        if (!rows) {
+        const std::unique_ptr<int32_t[]> tiles(new (std::nothrow) int32_t[high * row_bytes / 4]);
+        if (!tiles) {
 #pragma omp atomic write
             sound = false;
         }
 #pragma omp for
         for (int64_t task = 0; task < down * across; ++task) {
             const int64_t first = task / across * high, panel = task % across * wide;
-            if (rows) {
-                block(m, first, std::min(high, m.rows - first), panel, std::min(panel + wide, panels), rows.get());
+            if (tiles) {
+                block(m, first, std::min(high, m.rows - first), panel, std::min(panel + wide, panels), tiles.get());
             }
         }
     }

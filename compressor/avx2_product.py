@@ -20,7 +20,7 @@ from worker.program import Program, Ref, Step, Value
 CALL: Final = b"aoti_torch_cpu_int8_product"
 """What the generated code calls for a product by this kernel."""
 
-_COLUMNS: Final = 16
+_COLUMNS, _DEPTH = 16, 4
 _SOURCE: Final = Path(__file__).with_suffix(".cpp")
 _TRANSPOSED: Final = frozenset({torch.ops.aten.t.default, torch.ops.aten.permute.default, torch.ops.aten.transpose.int})
 
@@ -38,9 +38,9 @@ def _(x: Tensor, packed: Tensor, columns: int) -> Tensor:
 
 
 def pack(weight: Tensor) -> Tensor:
-    """weight [columns, depth] int8 → [panels of 16 columns, pairs of depth, 16, 2], filled up with zeros."""
+    """weight [columns, depth] int8 → [panels of 16 columns, pairs, 16, 2]; pairs are even, filled up with zeros."""
     columns, depth = weight.shape
-    padded = functional.pad(weight, (0, depth % 2, 0, -columns % _COLUMNS))
+    padded = functional.pad(weight, (0, -depth % _DEPTH, 0, -columns % _COLUMNS))
     return padded.reshape(-1, _COLUMNS, padded.shape[1] // 2, 2).permute(0, 2, 1, 3).contiguous()
 
 
