@@ -160,12 +160,16 @@ inline void block(const Matrices& m, int64_t first, int64_t count, int64_t panel
 inline int64_t parts(int64_t whole, int64_t part) { return (whole + part - 1) / part; }
 
 inline bool product(const Matrices& m) {
-    const int64_t row_bytes = std::max<int64_t>(4, m.pairs() * 4), panels = parts(m.columns, kColumns);
+    if (m.rows == 0 || m.columns == 0 || m.depth == 0) {
+        std::fill_n(m.out, m.rows * m.columns, 0);
+        return true;
+    }
+    const int64_t row_bytes = m.pairs() * 4, panels = parts(m.columns, kColumns);
     const int64_t threads = std::max<int64_t>(1, omp_get_max_threads());
     const int64_t fitting = std::max(kRows, kBlockBytes / row_bytes / kRows * kRows);
     const int64_t high = std::min(fitting, std::max(kRows, parts(parts(m.rows, threads), kRows) * kRows));
     const int64_t down = parts(m.rows, high);
-    const int64_t wide = parts(panels, std::max<int64_t>(1, std::min(panels, threads / std::max<int64_t>(down, 1))));
+    const int64_t wide = parts(panels, std::max<int64_t>(1, std::min(panels, threads / down)));
     const int64_t across = parts(panels, wide);
     bool sound = true;
 #pragma omp parallel num_threads(threads) if (threads > 1 && down * across > 1)
@@ -205,5 +209,9 @@ extern "C" inline AOTITorchError aoti_torch_cpu_int8_product(AtenTensorHandle x,
     const shardline_int8::Matrices matrices{static_cast<const int8_t*>(x_data), static_cast<const int8_t*>(packed_data),
                                             static_cast<int32_t*>(result_data), x_sizes[0], columns, x_sizes[1],
                                             x_strides[0]};
-    return shardline_int8::product(matrices) ? AOTI_TORCH_SUCCESS : AOTI_TORCH_FAILURE;
+    if (!shardline_int8::product(matrices)) {
+        aoti_torch_delete_tensor_object(*result);
+        return AOTI_TORCH_FAILURE;
+    }
+    return AOTI_TORCH_SUCCESS;
 }

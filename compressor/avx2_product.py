@@ -17,15 +17,16 @@ from torch.nn import functional
 from worker.integer_product import integer_product
 from worker.program import Program, Ref, Step, Value
 
-CALL: Final = b"aoti_torch_cpu_int8_product"
-"""What the generated code calls for a product by this kernel."""
+_FUNCTION: Final = "aoti_torch_cpu_int8_product"
+CALL: Final = f"AOTI_TORCH_ERROR_CODE_CHECK({_FUNCTION}(".encode()
+"""What the generated code has where it calls this kernel; the kernel itself is in it in any case."""
 
 _COLUMNS, _DEPTH = 16, 4
 _SOURCE: Final = Path(__file__).with_suffix(".cpp")
 _TRANSPOSED: Final = frozenset({torch.ops.aten.t.default, torch.ops.aten.permute.default, torch.ops.aten.transpose.int})
 
 
-@torch.library.custom_op("shardline::int8_product", mutates_args=())
+@torch.library.custom_op("shardline::int8_product", mutates_args=(), tags=(torch.Tag.needs_contiguous_strides,))
 def int8_product(x: Tensor, packed: Tensor, columns: int) -> Tensor:
     """x [rows, depth] int8 times packed weights (see `pack`) → [rows, columns] int32."""
     return integer_product(x, unpacked(packed, columns, x.shape[1]))
@@ -41,12 +42,13 @@ def pack(weight: Tensor) -> Tensor:
     """weight [columns, depth] int8 → [panels of 16 columns, pairs, 16, 2]; pairs are even, filled up with zeros."""
     columns, depth = weight.shape
     padded = functional.pad(weight, (0, -depth % _DEPTH, 0, -columns % _COLUMNS))
-    return padded.reshape(-1, _COLUMNS, padded.shape[1] // 2, 2).permute(0, 2, 1, 3).contiguous()
+    panels = padded.reshape(padded.shape[0] // _COLUMNS, _COLUMNS, padded.shape[1] // 2, 2)
+    return panels.permute(0, 2, 1, 3).contiguous()
 
 
 def unpacked(packed: Tensor, columns: int, depth: int) -> Tensor:
     """What was packed, as [depth, columns]."""
-    return packed.permute(1, 3, 0, 2).reshape(packed.shape[1] * 2, -1)[:depth, :columns]
+    return packed.permute(1, 3, 0, 2).reshape(packed.shape[1] * 2, packed.shape[0] * _COLUMNS)[:depth, :columns]
 
 
 def with_kernel(stage: Program) -> Program:
@@ -83,7 +85,7 @@ def options() -> dict[str, Any]:
     """What AOTInductor is told, so that the generated code has the kernel and calls it directly."""
     source = _SOURCE.read_text(encoding="utf-8")
     declaration = (
-        f"AOTITorchError {CALL.decode()}(AtenTensorHandle x, AtenTensorHandle packed, int64_t columns, "
+        f"AOTITorchError {_FUNCTION}(AtenTensorHandle x, AtenTensorHandle packed, int64_t columns, "
         "AtenTensorHandle* result)"
     )
     # Each of these is written after `extern` in a block of C linkage: the first leaves that linkage for the C++ source.

@@ -21,7 +21,7 @@ from worker.expression import Size, solve
 from worker.processor import lacks_int8_products_here
 from worker.program import Program, ProgramModule
 
-INT8_CALLS: Final = (b"_int_mm", avx2_product.CALL)
+INT8_CALLS: Final = (b"_int_mm_out(", avx2_product.CALL)
 """What the generated code calls for an int8 matrix product: PyTorch's, or our kernel."""
 INT8_CONVOLUTION_CALLS: Final = (b"_qconv",)
 """What the generated code calls for an int8 convolution: its name begins so in every form."""
@@ -64,7 +64,6 @@ def compile_stage(
     quantized = int8_layers(stage) > 0
     own_kernel = quantized and device == "cpu" and (lacks_int8_products_here() if own_kernel is None else own_kernel)
     prepared = rewrite(stage) if quantized else stage  # in fp32, oneDNN fuses the GELU into the layer
-    placed = (avx2_product.with_kernel(prepared) if own_kernel else prepared).on(device)
     examples = tuple(tensor.to(device) for tensor in example_inputs(stage, sizes))
     options = {"freezing": frozen, "cpp.dynamic_threads": True} | (INT8_OPTIONS if quantized else {})
     options |= avx2_product.options() if own_kernel else {}
@@ -73,6 +72,7 @@ def compile_stage(
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            placed = (avx2_product.with_kernel(prepared) if own_kernel else prepared).on(device)
             shapes = dynamic_shapes(stage)
             # The program was captured without guards on its sizes: those that a second capture finds (that a size of at
             # least 1 times 384 is at least 384) are truths that it cannot prove.

@@ -11,7 +11,7 @@ from compressor.model import Model
 from compressor.static_graph import quantize_convolutions
 from compressor.static_linear import Int8StaticLinear, input_ranges
 from compressor.step import Change, Context, GraphStep, Step, replace_layer_, stored_bytes
-from worker.processor import lacks_int8_products_here
+from worker.processor import saturates_int8_here
 
 
 class Int8Static(GraphStep):
@@ -29,7 +29,7 @@ class Int8Static(GraphStep):
     takes: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear, nn.Conv2d)
     devices: ClassVar[frozenset[str]] = frozenset({"cpu"})
     kind: Literal["int8_static"] = "int8_static"
-    activation_bits: Literal[7, 8] = Field(default_factory=lambda: 7 if lacks_int8_products_here() else 8)
+    activation_bits: Literal[7, 8] = Field(default_factory=lambda: 7 if saturates_int8_here() else 8)
 
     def problem(self, model: nn.Module, steps: Sequence[Step]) -> str | None:
         return super().problem(model, steps) or claimed_twice(self, model, steps)

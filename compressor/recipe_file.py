@@ -123,7 +123,14 @@ def _of_manifest(path: Path, document: Any) -> Any:
         raise InvalidRequest(
             f"recipe {str(path)!r}: not the manifest of a compressed artifact; expected recipe.compression"
         )
-    return {key: found[key] for key in found if key in RecipeFile.model_fields}
+    known = {key: found[key] for key in found if key in RecipeFile.model_fields}
+    return known | {"steps": [_as_made(step) for step in known.get("steps") or ()]}
+
+
+def _as_made(step: Any) -> Any:
+    """A manifest's step with what its version did where it does not say: it is not this machine's choice."""
+    early = isinstance(step, dict) and step.get("kind") == "int8_static"
+    return {"activation_bits": 8} | step if early else step
 
 
 def read_calibration(source: str, model: Model, rows: int) -> tuple[tuple[Tensor, ...], ...]:

@@ -60,6 +60,7 @@ def _version() -> str:
 def main() -> None:
     settings = ProcessSettings.from_json(sys.argv[1])
     logging.basicConfig(level=settings.log_level, format=LOG_FORMAT)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor decides, and says so by SIGTERM
     die_with_parent(settings.supervisor)
     uvloop.run(serve(settings))
 

@@ -17,10 +17,11 @@ _EXACT_DEPTH: Final = (1 << 24) // (128 * 128)
 
 def integer_product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """x [rows, depth] int8, weight [depth, columns] int8 → [rows, columns] int32, exactly, by way of fp32."""
-    result = torch.zeros(x.shape[0], weight.shape[1], dtype=torch.int32)
-    for start in range(0, x.shape[1], _EXACT_DEPTH):
-        part = slice(start, start + _EXACT_DEPTH)
-        result += (x[:, part].float() @ weight[part].float()).to(torch.int32)
+    result = x.new_zeros((x.shape[0], weight.shape[1]), dtype=torch.int32)
+    with torch.autocast(x.device.type, enabled=False):  # which would multiply in 16 bits
+        for start in range(0, x.shape[1], _EXACT_DEPTH):
+            part = slice(start, start + _EXACT_DEPTH)
+            result += (x[:, part].float() @ weight[part].float()).to(torch.int32)
     return result
 
 

@@ -24,18 +24,29 @@ def vector_flags() -> tuple[str, ...]:
     return ()
 
 
-def lacks_int8_products(flags: tuple[str, ...], capability: str) -> bool:
+def saturates_int8(flags: tuple[str, ...]) -> bool:
     """Whether a processor with these flags is an x86 one without instructions that add up products of int8 numbers.
 
-    There PyTorch multiplies int8 matrices with plain loops, and oneDNN's int8 convolutions add two products up in 16
-    bits, which saturate. capability: as `torch.backends.cpu.get_cpu_capability` says.
+    oneDNN's int8 convolutions add two products up in 16 bits there, which saturate.
     """
-    return "avx2" in flags and capability == "AVX2" and not any(map(_INT8_PRODUCTS.fullmatch, flags))
+    return "avx2" in flags and not any(map(_INT8_PRODUCTS.fullmatch, flags))
+
+
+def lacks_int8_products(flags: tuple[str, ...], capability: str) -> bool:
+    """Whether PyTorch multiplies int8 matrices with plain loops on a processor with these flags.
+
+    capability: as `torch.backends.cpu.get_cpu_capability` says.
+    """
+    return saturates_int8(flags) and capability == "AVX2"
+
+
+@cache
+def saturates_int8_here() -> bool:
+    """The same of this machine."""
+    return platform.machine() == "x86_64" and saturates_int8(vector_flags())
 
 
 @cache
 def lacks_int8_products_here() -> bool:
     """The same of this machine."""
-    return platform.machine() == "x86_64" and lacks_int8_products(
-        vector_flags(), torch.backends.cpu.get_cpu_capability()
-    )
+    return saturates_int8_here() and lacks_int8_products(vector_flags(), torch.backends.cpu.get_cpu_capability())

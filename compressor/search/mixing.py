@@ -74,7 +74,7 @@ class Mixing:
     drop: of a judged recipe, from the uncompressed model, on calibration data. allowed: the most.
     points: the baseline first.
     wholes: seconds of the model in one treatment. left_out: why a treatment of the whole model has no point.
-    needed_s: what one takes, from being built to the last word.
+    needed_s: what one takes, from being built to the last word. named: how many mixes have a name.
     """
 
     groups: tuple[Group, ...]
@@ -86,6 +86,7 @@ class Mixing:
     wholes: dict[str, float] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     needed_s: float = 0.0
+    named: int = 0
     costs: list[list[float]] = field(default_factory=list)
     harms: list[list[float]] = field(default_factory=list)
 
@@ -196,7 +197,7 @@ def try_mixes(lab: Laboratory, mixing: Mixing) -> None:
     budget = harm_budget(anchors, mixing.allowed)
     fitting = [best_within(front, budget * share) for share in BUDGET_SHARES]
     wanted = [*(mix.choices for mix in fitting if mix), *(mix.choices for mix in spread(front, SPREAD))]
-    until = times_of(lab).mixes
+    until = times_of(lab).judged
     _judge(lab, mixing, [made for made in wanted if mixing.promises(made)], "mixes", until)
     slope = drop_for_harm(anchors)
     for _ in range(REPAIRS):
@@ -209,7 +210,7 @@ def try_mixes(lab: Laboratory, mixing: Mixing) -> None:
         ]
         if not fresh:
             return
-        _judge(lab, mixing, fresh, "repaired mixes", times_of(lab).mixes)
+        _judge(lab, mixing, fresh, "repaired mixes", times_of(lab).judged)
 
 
 def anchors_of(mixing: Mixing) -> list[Anchor]:
@@ -229,9 +230,10 @@ def _judge(lab: Laboratory, mixing: Mixing, wanted: Sequence[Sequence[int]], wha
     recipes = {recipe_of(mixing.groups, choices): choices for choices in wanted}
     fresh = [recipe for recipe in recipes if recipe not in mixing.points]
     named = {
-        recipe: (f"mix {len(mixing.points) + place}", treatments_of(mixing.groups, recipes[recipe]))
-        for place, recipe in enumerate(fresh)
+        recipe: (f"mix {mixing.named + place}", treatments_of(mixing.groups, recipes[recipe]))
+        for place, recipe in enumerate(fresh, 1)
     }
+    mixing.named += len(named)
     judge_recipes(lab, mixing, named, what, until)
 
 

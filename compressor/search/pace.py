@@ -45,6 +45,8 @@ class Times:
 
     wholes: float
     parts: float
+    judged: float
+    """When mixes are judged no more: what is left until `mixes` is for compiling and timing the best of them."""
     mixes: float
 
 
@@ -54,8 +56,10 @@ def times(limit: float, costs: Costs, *, width: int, mixes: int, finalists: int)
     width: trials side by side. mixes, finalists: so many are to be judged, and built, after single layers were.
     """
     final = MARGIN * costs.final
-    last = math.ceil(mixes / width) * costs.judge + math.ceil(finalists / width) * costs.build + costs.timing
-    return Times(wholes=limit - final, parts=limit - 2 * final - MARGIN * last, mixes=limit - 2 * final)
+    judging = MARGIN * math.ceil(mixes / width) * costs.judge
+    finishing = MARGIN * (math.ceil(finalists / width) * costs.build + costs.timing)
+    ends = limit - 2 * final
+    return Times(wholes=limit - final, parts=ends - finishing - judging, judged=ends - finishing, mixes=ends)
 
 
 def next_wholes(waiting: int, left: float, one: float, width: int, *, first: bool) -> int:

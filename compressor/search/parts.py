@@ -66,7 +66,9 @@ def _gains(groups: Sequence[Group], took: Mapping[Place, float], mixing: Mixing,
         if (group.name, "") in took and (group.name, name) in took
     }
     baseline = mixing.points[()].seconds
-    return scaled_gains(raw, mixing.wholes, baseline) if baseline else raw
+    # What the whole saves is shared out among all its groups, or not at all: time may have ended among them.
+    wholes = mixing.wholes if len(raw) == len(groups) else {}
+    return scaled_gains(raw, wholes, baseline) if baseline else raw
 
 
 def _working(

@@ -222,7 +222,7 @@ def _code_digest() -> str:
     """Changes with the code that makes programs: what older code measured is not this code's."""
     digest = hashlib.sha256()
     here = Path(__file__).parent.parent
-    for path in sorted([*here.glob("*.py"), *(here.parent / "worker").glob("*.py")]):
+    for path in sorted([*here.glob("*.py"), *here.glob("*.cpp"), *(here.parent / "worker").glob("*.py")]):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

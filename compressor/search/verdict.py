@@ -62,7 +62,7 @@ def choose(bench: Bench, mixing: Mixing, say: Callable[[str], None]) -> Verdict:
     costs: list[float] = []
     while waiting and bench.held_out.looks < MOST_LOOKS:
         left = pace.limit - time.monotonic()
-        one = max(costs, default=pace.costs.final)
+        one = max(pace.costs.final, *costs, 0.0)
         if costs and left < one:
             return _baseline(
                 bench, f"the time limit ended before anything was proven on held-out data ({_tried(mixing)})"

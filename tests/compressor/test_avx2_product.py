@@ -70,3 +70,26 @@ def test_the_compiled_kernel_is_exact_for_every_rest_of_rows_columns_and_depth(t
         x[0] = -128
         for found, expected in zip(compiled.run((x,)), plain.run((x,)), strict=True):
             assert torch.equal(found, expected)
+
+
+@pytest.mark.skipif("avx2" not in vector_flags(), reason="the kernel's instructions are not in this processor")
+@pytest.mark.skipif(bool(compiler_problem()), reason="there is no C++ compiler")
+def test_rows_that_lie_across_are_taken(tmp_path: Path) -> None:
+    class Across(Products):
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+            return super().forward(x.t())
+
+    item = Input("x", torch.zeros(6, 3, dtype=torch.int8), (None, "batch"))
+    program = capture(Model(Across(6, 5), (item,)), tmp_path / "program.pt2")
+    compile_stage(program, tmp_path / "compiled.pt2", frozen=True, own_kernel=True)
+    compiled, plain = Aot(tmp_path / "compiled.pt2"), Eager(program)
+    for rows in (1, 4):
+        x = torch.randint(-128, 128, (6, rows), dtype=torch.int8)
+        assert torch.equal(compiled.run((x,))[0], plain.run((x,))[0])
+
+
+@pytest.mark.parametrize(("columns", "depth"), [(0, 3), (3, 0), (0, 0)])
+def test_empty_weights_can_be_packed(columns: int, depth: int) -> None:
+    packed = pack(torch.zeros(columns, depth, dtype=torch.int8))
+    x = torch.ones(2, depth, dtype=torch.int8)
+    assert int8_product(x, packed, columns).tolist() == [[0] * columns] * 2

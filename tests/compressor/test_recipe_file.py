@@ -1,3 +1,4 @@
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -116,6 +117,12 @@ def test_a_recipe_is_replayed_from_its_manifest_to_the_same_bytes(tmp_path: Path
         ["embedding"],
         ["out", "up", "down"],
     ]
+
+
+def test_a_manifest_of_before_activation_bits_is_replayed_with_eight(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps({"recipe": {"compression": {"steps": [{"kind": "int8_static"}], "seed": 1}}}))
+    assert read_recipe(path).steps == (Int8Static(activation_bits=8),)
 
 
 def test_the_same_recipe_is_found_and_another_is_not(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.integer_product import integer_product
-from worker.processor import lacks_int8_products
+from worker.processor import lacks_int8_products, saturates_int8
 
 
 @given(st.integers(0, 5), st.integers(0, 2100), st.integers(1, 5), st.integers(0, 2**32))
@@ -30,15 +30,18 @@ def test_pytorchs_own_product_refuses_what_does_not_fit() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "capability", "lacks"),
+    ("flags", "capability", "lacks", "saturates"),
     [
-        (("avx", "avx2", "fma"), "AVX2", True),
-        (("avx", "avx2", "avx_vnni"), "AVX2", False),
-        (("avx2", "avx512_vnni", "avx512f"), "AVX512", False),
-        (("avx2", "avx512f"), "AVX512", False),
-        (("avx",), "DEFAULT", False),
-        ((), "DEFAULT", False),
+        (("avx", "avx2", "fma"), "AVX2", True, True),
+        (("avx", "avx2", "avx_vnni"), "AVX2", False, False),
+        (("avx2", "avx512_vnni", "avx512f"), "AVX512", False, False),
+        (("avx2", "avx512f"), "AVX512", False, True),
+        (("avx",), "DEFAULT", False, False),
+        ((), "DEFAULT", False, False),
     ],
 )
-def test_which_processors_lack_int8_products(flags: tuple[str, ...], capability: str, lacks: bool) -> None:
+def test_which_processors_lack_int8_products(
+    flags: tuple[str, ...], capability: str, lacks: bool, saturates: bool
+) -> None:
     assert lacks_int8_products(flags, capability) is lacks
+    assert saturates_int8(flags) is saturates

@@ -14,7 +14,8 @@ def test_a_last_word_is_kept_free_from_the_beginning_and_two_while_mixes_are_loo
     final = MARGIN * (40 + 5 + 20)
     assert found.wholes == pytest.approx(1000 - final)
     assert found.mixes == pytest.approx(1000 - 2 * final)
-    assert found.parts == pytest.approx(found.mixes - MARGIN * (4 * 10 + 2 * 30 + 5))
+    assert found.judged == pytest.approx(found.mixes - MARGIN * (2 * 30 + 5))
+    assert found.parts == pytest.approx(found.judged - MARGIN * 4 * 10)
 
 
 def test_without_a_limit_no_phase_ends() -> None:
