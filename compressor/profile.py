@@ -18,7 +18,7 @@ from worker.errors import InvalidRequest
 from worker.expression import Size, evaluate, parse
 from worker.nouns import BATCH, Signature, TensorSpec
 from worker.operators import is_view
-from worker.processor import CPU_INFO
+from worker.processor import cpu_info
 from worker.profile import (
     CutProfile,
     DeviceProfile,
@@ -356,8 +356,4 @@ def _others(folder: Path) -> dict[str, DeviceProfile]:
 def _machine(device: str) -> str:
     if device != "cpu":
         return torch.cuda.get_device_name(torch.device(device))
-    if CPU_INFO.is_file():
-        for line in CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return cpu_info("model name") or platform.processor() or platform.machine()

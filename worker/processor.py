@@ -1,6 +1,5 @@
-"""What this machine's processor can: its vector instructions, as far as code is chosen by them."""
+"""What this machine's processor is and can: its vector instructions, as far as code is chosen by them."""
 
-import platform
 import re
 from functools import cache
 from pathlib import Path
@@ -13,15 +12,20 @@ _VECTOR_FLAGS: Final = re.compile(r"(avx|amx|sse|fma|f16c|bmi|gfni|vaes|vpcl|asi
 _INT8_PRODUCTS: Final = re.compile(r"avx512_?vnni|avx_vnni|amx_int8", re.ASCII)
 
 
-@cache
-def vector_flags() -> tuple[str, ...]:
-    """The processor's vector instruction sets by their names in /proc/cpuinfo, sorted; none where that is not there."""
+def cpu_info(*keys: str) -> str:
+    """What /proc/cpuinfo says first under one of the keys; "" where it says nothing, or is not there."""
     if CPU_INFO.is_file():
         for line in CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines():
             key, _, value = line.partition(":")
-            if key.strip() in {"flags", "Features"}:
-                return tuple(sorted(flag for flag in value.split() if _VECTOR_FLAGS.fullmatch(flag)))
-    return ()
+            if key.strip() in keys:
+                return value.strip()
+    return ""
+
+
+@cache
+def vector_flags() -> tuple[str, ...]:
+    """The processor's vector instruction sets by their names in /proc/cpuinfo, sorted; none where that is not there."""
+    return tuple(sorted(flag for flag in cpu_info("flags", "Features").split() if _VECTOR_FLAGS.fullmatch(flag)))
 
 
 def saturates_int8(flags: tuple[str, ...]) -> bool:
@@ -40,13 +44,11 @@ def lacks_int8_products(flags: tuple[str, ...], capability: str) -> bool:
     return saturates_int8(flags) and capability == "AVX2"
 
 
-@cache
 def saturates_int8_here() -> bool:
-    """The same of this machine."""
-    return platform.machine() == "x86_64" and saturates_int8(vector_flags())
+    """`saturates_int8` of this machine."""
+    return saturates_int8(vector_flags())
 
 
-@cache
 def lacks_int8_products_here() -> bool:
-    """The same of this machine."""
-    return saturates_int8_here() and lacks_int8_products(vector_flags(), torch.backends.cpu.get_cpu_capability())
+    """`lacks_int8_products` of this machine."""
+    return lacks_int8_products(vector_flags(), torch.backends.cpu.get_cpu_capability())
