@@ -1,7 +1,7 @@
 """The step that puts linear layers and convolutions into int8 with scales found beforehand."""
 
-from collections.abc import Sequence
-from typing import ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import nn
@@ -28,6 +28,7 @@ class Int8Static(GraphStep):
 
     takes: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear, nn.Conv2d)
     devices: ClassVar[frozenset[str]] = frozenset({"cpu"})
+    unsaid: ClassVar[Mapping[str, Any]] = {"activation_bits": 8}
     kind: Literal["int8_static"] = "int8_static"
     activation_bits: Literal[7, 8] = Field(default_factory=lambda: 7 if saturates_int8_here() else 8)
 

@@ -25,7 +25,7 @@ from compressor.model import Model
 from compressor.records import read_records
 from compressor.sources import read_source
 from compressor.step import Context, Step, Training, nearest
-from compressor.steps import read_steps
+from compressor.steps import as_made, read_steps
 from compressor.training_data import Rows
 from worker.errors import InvalidRequest
 
@@ -124,13 +124,8 @@ def _of_manifest(path: Path, document: Any) -> Any:
             f"recipe {str(path)!r}: not the manifest of a compressed artifact; expected recipe.compression"
         )
     known = {key: found[key] for key in found if key in RecipeFile.model_fields}
-    return known | {"steps": [_as_made(step) for step in known.get("steps") or ()]}
-
-
-def _as_made(step: Any) -> Any:
-    """A manifest's step with what its version did where it does not say: it is not this machine's choice."""
-    early = isinstance(step, dict) and step.get("kind") == "int8_static"
-    return {"activation_bits": 8} | step if early else step
+    steps = known.get("steps")
+    return known | {"steps": [as_made(step) for step in steps]} if isinstance(steps, list) else known
 
 
 def read_calibration(source: str, model: Model, rows: int) -> tuple[tuple[Tensor, ...], ...]:

@@ -137,6 +137,8 @@ class Step(BaseModel):
     """The types of layers that it can change, themselves and no subclasses; empty: it finds its layers itself."""
     devices: ClassVar[frozenset[str]] = frozenset({"cpu", "cuda"})
     """The kinds of devices on which what it makes can run."""
+    unsaid: ClassVar[Mapping[str, Any]] = {}
+    """What a manifest means that does not name these fields: they are newer than it."""
 
     kind: str
     layers: tuple[str, ...] = ("*",)

@@ -46,6 +46,13 @@ KINDS: Final[Mapping[str, type[Step]]] = _kinds()
 """Every kind of step by its name in recipes."""
 
 
+def as_made(described: Any) -> Any:
+    """A manifest's step with what was done where it does not say: that is not this version's or machine's choice."""
+    name = described.get("kind") if isinstance(described, dict) else None
+    kind = KINDS.get(name) if isinstance(name, str) else None
+    return {**kind.unsaid, **described} if kind else described
+
+
 def read_steps(described: Sequence[Mapping[str, Any]], *, place: str = "steps") -> tuple[Step, ...]:
     """The steps that a recipe's mappings describe.
 
