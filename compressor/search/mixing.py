@@ -103,6 +103,10 @@ class Mixing:
         cost, base = self.cost(point), self.cost(self.points[()])
         return base - cost if cost is not None and base is not None else 0.0
 
+    def pays(self, point: Point) -> bool:
+        """Whether the point keeps the budget on calibration data and costs less than the uncompressed model."""
+        return point.drop.high <= self.allowed and self.saved(point) > 0
+
     def expected(self, choices: Sequence[int]) -> float:
         """What a mix should cost, by its parts."""
         base = self.cost(self.points[()]) or 0.0
@@ -110,11 +114,7 @@ class Mixing:
 
     def best_whole(self) -> Point | None:
         """The treatment of the whole model that keeps the budget on calibration data and saves the most."""
-        found = [
-            point
-            for point in self.points.values()
-            if point.whole and point.drop.high <= self.allowed and self.saved(point) > 0
-        ]
+        found = [point for point in self.points.values() if point.whole and self.pays(point)]
         return max(found, key=self.saved, default=None)
 
     def promises(self, choices: Sequence[int]) -> bool:

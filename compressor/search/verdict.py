@@ -62,7 +62,7 @@ def choose(bench: Bench, mixing: Mixing, say: Callable[[str], None]) -> Verdict:
     costs: list[float] = []
     while waiting and bench.held_out.looks < MOST_LOOKS:
         left = pace.limit - time.monotonic()
-        one = max(pace.costs.final, *costs, 0.0)
+        one = max([pace.costs.final, *costs])
         if costs and left < one:
             return _baseline(
                 bench, f"the time limit ended before anything was proven on held-out data ({_tried(mixing)})"
@@ -88,11 +88,7 @@ def worthy(mixing: Mixing) -> list[Point]:
     def rank(point: Point) -> tuple[float, str]:
         return (mixing.cost(point) or 0.0) * (LEAD if mixing.timed and not point.whole else 1.0), point.name
 
-    found = [
-        point
-        for point in mixing.points.values()
-        if point.recipe and not point.verdict and point.drop.high <= mixing.allowed and mixing.saved(point) > 0
-    ]
+    found = [point for point in mixing.points.values() if point.recipe and not point.verdict and mixing.pays(point)]
     return sorted(found, key=rank)
 
 
