@@ -11,12 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from torch._export.serde.schema import SCHEMA_VERSION
-from torch._export.serde.serialize import (
-    _SERIALIZE_TO_TORCH_DTYPE,
-    _SERIALIZE_TO_TORCH_LAYOUT,
-    _SERIALIZE_TO_TORCH_MEMORY_FORMAT,
-)
+from torch._export.serde.schema import SCHEMA_VERSION, Layout, MemoryFormat, ScalarType
 
 from worker.archive import Archive, ProgramError
 from worker.expression import ExpressionError, Size, parse
@@ -24,6 +19,45 @@ from worker.operators import ASSERTIONS, OperatorError, resolve
 from worker.program import Program, Ref, SizeRef, Step, Value
 
 _IDENTIFIER: Final = re.compile(r"[A-Za-z_]\w{0,254}", re.ASCII)
+# PyTorch has these tables in `torch._export.serde.serialize`, which brings its compiler along: seconds for each worker.
+DTYPES: Final[Mapping[int, torch.dtype]] = {
+    ScalarType.BYTE: torch.uint8,
+    ScalarType.CHAR: torch.int8,
+    ScalarType.SHORT: torch.int16,
+    ScalarType.INT: torch.int32,
+    ScalarType.LONG: torch.int64,
+    ScalarType.HALF: torch.float16,
+    ScalarType.FLOAT: torch.float32,
+    ScalarType.DOUBLE: torch.float64,
+    ScalarType.COMPLEXHALF: torch.complex32,
+    ScalarType.COMPLEXFLOAT: torch.complex64,
+    ScalarType.COMPLEXDOUBLE: torch.complex128,
+    ScalarType.BOOL: torch.bool,
+    ScalarType.BFLOAT16: torch.bfloat16,
+    ScalarType.UINT16: torch.uint16,
+    ScalarType.FLOAT8E4M3FN: torch.float8_e4m3fn,
+    ScalarType.FLOAT8E5M2: torch.float8_e5m2,
+    ScalarType.FLOAT8E4M3FNUZ: torch.float8_e4m3fnuz,
+    ScalarType.FLOAT8E5M2FNUZ: torch.float8_e5m2fnuz,
+    ScalarType.FLOAT8E8M0FNU: torch.float8_e8m0fnu,
+    ScalarType.UINT32: torch.uint32,
+    ScalarType.UINT64: torch.uint64,
+}
+LAYOUTS: Final[Mapping[int, torch.layout]] = {
+    Layout.SparseCoo: torch.sparse_coo,
+    Layout.SparseCsr: torch.sparse_csr,
+    Layout.SparseCsc: torch.sparse_csc,
+    Layout.SparseBsr: torch.sparse_bsr,
+    Layout.SparseBsc: torch.sparse_bsc,
+    Layout._mkldnn: torch._mkldnn,  # type: ignore[attr-defined]
+    Layout.Strided: torch.strided,
+}
+MEMORY_FORMATS: Final[Mapping[int, torch.memory_format]] = {
+    MemoryFormat.ContiguousFormat: torch.contiguous_format,
+    MemoryFormat.ChannelsLast: torch.channels_last,
+    MemoryFormat.ChannelsLast3d: torch.channels_last_3d,
+    MemoryFormat.PreserveFormat: torch.preserve_format,
+}
 _CONSTANTS: Final = frozenset({"as_none", "as_int", "as_float", "as_bool", "as_string"})
 
 
@@ -87,13 +121,13 @@ class _Reader:
         raise ProgramError(f"a size is described as {str(described)[:120]}")
 
     def _value(self, meta: Mapping[str, Any]) -> Value:
-        if _SERIALIZE_TO_TORCH_LAYOUT[meta["layout"]] is not torch.strided:
+        if LAYOUTS[meta["layout"]] is not torch.strided:
             raise ProgramError("a tensor is sparse; only dense tensors are taken")
         shape = tuple(self._size(size) for size in meta["sizes"])
         strides = tuple(self._size(size) for size in meta["strides"])
         if len(shape) != len(strides):
             raise ProgramError("a tensor has as many strides as dimensions")
-        return Value(_SERIALIZE_TO_TORCH_DTYPE[meta["dtype"]], shape, strides)
+        return Value(DTYPES[meta["dtype"]], shape, strides)
 
     def _inputs(
         self, signature: Mapping[str, Any], arguments: list[Any], values: dict[str, Value]
@@ -216,11 +250,11 @@ class _Reader:
             case "as_sym_ints":
                 return [self._size_argument(item) for item in value]
             case "as_scalar_type":
-                return _SERIALIZE_TO_TORCH_DTYPE[value]
+                return DTYPES[value]
             case "as_memory_format":
-                return _SERIALIZE_TO_TORCH_MEMORY_FORMAT[value]
+                return MEMORY_FORMATS[value]
             case "as_layout":
-                return _SERIALIZE_TO_TORCH_LAYOUT[value]
+                return LAYOUTS[value]
             case "as_device":
                 return torch.device("cpu") if value["type"] == "cpu" else torch.device(value["type"], value["index"])
         raise ProgramError(f"an argument of the kind {kind[:40]!r} is not supported")

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch._export.serde import serialize
 
 from compressor.capture import capture
 from tests import models
 from worker.archive import ProgramError
-from worker.pt2 import read_program
+from worker.pt2 import DTYPES, LAYOUTS, MEMORY_FORMATS, read_program
 from worker.runtime import Eager
 
 GRAPH = "models/model.json"
@@ -30,6 +31,12 @@ class Touches:
 
     def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
         return Path.touch, (self.path,)
+
+
+def test_types_and_layouts_are_numbered_as_pytorch_numbers_them() -> None:
+    assert serialize._SERIALIZE_TO_TORCH_DTYPE == DTYPES
+    assert serialize._SERIALIZE_TO_TORCH_LAYOUT == LAYOUTS
+    assert serialize._SERIALIZE_TO_TORCH_MEMORY_FORMAT == MEMORY_FORMATS
 
 
 @pytest.fixture(scope="session")

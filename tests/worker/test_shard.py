@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -70,6 +72,25 @@ def test_an_uncompiled_stage_says_how_to_mend_that(toy_folder: Path) -> None:
     assert shard.runtime == "eager"
     assert "`shardline compile`" in shard.note
     assert load_shard(load_artifact(toy_folder), stage=0, stages=2, runtime="eager").note == ""
+
+
+HOST = """
+import sys, torch
+from pathlib import Path
+from worker.artifact import load_artifact
+from worker.shard import load_shard
+shard = load_shard(load_artifact(Path(sys.argv[1])), stage=0, stages=2, key=Path(sys.argv[2]))
+ids = torch.ones((3, 7), dtype=torch.int64)
+shard.run((ids, ids))
+print(shard.runtime, *sorted({"torch._dynamo", "torch._inductor"} & set(sys.modules)))
+"""
+
+
+def test_a_stage_is_hosted_without_the_compiler_s_modules(always_compiled: Artifact, machine_key: Path) -> None:
+    """They take seconds to load, and every worker would wait for them before it can serve."""
+    hosting = [sys.executable, "-c", HOST, str(always_compiled.folder), str(machine_key)]
+    done = subprocess.run(hosting, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == ["aotinductor"]
 
 
 @pytest.mark.parametrize("stages", [1, 2, 3, 4])
