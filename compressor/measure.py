@@ -103,18 +103,25 @@ def step_seconds(program: Program, inputs: Sequence[torch.Tensor], *, rounds: in
     return tuple(statistics.median(taken[1:]) for taken in samples)
 
 
-def run_seconds(
-    runtime: Runtime, inputs: Sequence[torch.Tensor], *, clock: Clock, rounds: int = 7, most_s: float = 3.0
-) -> float:
-    """Least seconds of a run, of `rounds` or as many as fit into `most_s`: other work only ever adds."""
-    runtime.run(inputs)
-    taken: list[float] = []
-    began = time.perf_counter()
-    while len(taken) < rounds and (not taken or time.perf_counter() - began < most_s):
-        started = clock()
+def seconds_in_turns(
+    runtimes: Sequence[Runtime], inputs: Sequence[torch.Tensor], *, clock: Clock, rounds: int = 7, most_s: float = 3.0
+) -> tuple[float, ...]:
+    """Least seconds of a run of each, of `rounds` or as many as fit into `most_s` a runtime: other work only ever adds.
+
+    They run in turns, so that a slow moment of the machine meets all of them.
+    """
+    for runtime in runtimes:
         runtime.run(inputs)
-        taken.append(clock() - started)
-    return min(taken)
+    least = [float("inf")] * len(runtimes)
+    began = time.perf_counter()
+    for number in range(rounds):
+        if number and time.perf_counter() - began > most_s * len(runtimes):
+            break
+        for place, runtime in enumerate(runtimes):
+            started = clock()
+            runtime.run(inputs)
+            least[place] = min(least[place], clock() - started)
+    return tuple(least)
 
 
 def distance(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> float:

@@ -4,7 +4,7 @@ sparse layers as dense ones.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -12,7 +12,7 @@ import torch
 
 from compressor.compile import CompileError, compile_stage
 from compressor.decoded import decoded
-from compressor.measure import Clock, clock_of, distance, run_seconds, threads
+from compressor.measure import Clock, clock_of, distance, seconds_in_turns, threads
 from compressor.quantize import int8_convolutions, int8_layers
 from worker.manifest import FigureEntry
 from worker.program import Program
@@ -54,32 +54,38 @@ def choose_runtime(
     """
     eager = Eager(stage.on(device), device)
     expected = {label: eager.run(tensors) for label, tensors in inputs.items()}
-    clock = clock_of(device)
-    figures = [
-        _measure(eager, FigureEntry(runtime="eager", seconds={}), inputs, expected, tolerance=math.inf, clock=clock)
-    ]
-    packages: dict[int, Path] = {}
+    ways = [_Way(eager, None, FigureEntry(runtime="eager", seconds={}))]
     problem = ""
     for form, told, suffix in _forms(stage):
-        if told.frozen is False and len(figures) > 1 and _good(figures[-1], figures[0]):
+        if told.frozen is False and len(ways) > 1 and _best(ways) is ways[-1]:
             continue
         path = folder / f"{name}{suffix}.pt2"
         try:
             compile_stage(form, path, frozen=told.frozen, device=device)
-            figure = _measure(Aot(path, device), told, inputs, expected, tolerance=tolerance(stage), clock=clock)
+            way = _checked(Aot(path, device), path, told, inputs, expected, tolerance=tolerance(stage))
         except CompileError as error:
             problem = str(error)
             path.unlink(missing_ok=True)
             continue
-        packages[len(figures)] = path
-        figures.append(figure)
-    best = min(
-        (place for place, figure in enumerate(figures) if figure.correct), key=lambda place: _score(figures[place])
-    )
-    for place, path in packages.items():
-        if place != best:
-            path.unlink()
-    return Chosen(packages.get(best), tuple(figures), problem)
+        ways = _timed([*ways, way], inputs, clock_of(device))
+    ways = ways if len(ways) > 1 else _timed(ways, inputs, clock_of(device))
+    best = _best(ways)
+    for way in ways:
+        if way.package is not None and way is not best:
+            way.package.unlink()
+    return Chosen(best.package, tuple(way.figure for way in ways), problem)
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """One way to run the stage, and what is known of it. `package`: its file, where it is compiled.
+
+    `runtime` None: it is out of the race, and what it held is let go.
+    """
+
+    runtime: Runtime | None
+    package: Path | None
+    figure: FigureEntry
 
 
 SUFFIXES: Final = ("", "-unfrozen", "-decoded")
@@ -96,10 +102,6 @@ def _forms(stage: Program) -> Iterator[tuple[Program, FigureEntry, str]]:
         yield dense, FigureEntry(runtime="aotinductor", frozen=True, decoded=True, seconds={}), "-decoded"
 
 
-def _good(figure: FigureEntry, eager: FigureEntry) -> bool:
-    return figure.correct and _score(figure) < _score(eager)
-
-
 def tolerance(stage: Program) -> float:
     """How far a compiled stage may be from the uncompiled one."""
     if int8_layers(stage) or int8_convolutions(stage):
@@ -108,23 +110,44 @@ def tolerance(stage: Program) -> float:
     return HALF_TOLERANCE if kinds & {torch.float16, torch.bfloat16} else TOLERANCE
 
 
-def _measure(
+def _checked(
     runtime: Runtime,
+    package: Path,
     told: FigureEntry,
     inputs: Mapping[str, Sequence[torch.Tensor]],
     expected: Mapping[str, Sequence[torch.Tensor]],
     *,
     tolerance: float,
-    clock: Clock,
-) -> FigureEntry:
-    """`told`, with what was measured."""
+) -> _Way:
+    """With how far it is from what is expected."""
     with threads(1):
         error = max(distance(runtime.run(tensors), expected[label]) for label, tensors in inputs.items())
-        correct = error <= tolerance
-        seconds = (
-            {label: run_seconds(runtime, tensors, clock=clock) for label, tensors in inputs.items()} if correct else {}
-        )
-    return told.model_copy(update={"seconds": seconds, "error": min(error, 1e30), "correct": correct})
+    return _Way(runtime, package, told.model_copy(update={"error": min(error, 1e30), "correct": error <= tolerance}))
+
+
+def _timed(ways: Sequence[_Way], inputs: Mapping[str, Sequence[torch.Tensor]], clock: Clock) -> list[_Way]:
+    """The same ways; those that are correct are timed, in turns. Of the compiled ones only the fastest stays in the
+    race.
+    """
+    racing = {place: way.runtime for place, way in enumerate(ways) if way.runtime is not None and way.figure.correct}
+    seconds: dict[int, dict[str, float]] = {place: {} for place in racing}
+    with threads(1):
+        for label, tensors in inputs.items():
+            found = seconds_in_turns(tuple(racing.values()), tensors, clock=clock)
+            for place, value in zip(racing, found, strict=True):
+                seconds[place][label] = value
+    timed = [
+        replace(way, figure=way.figure.model_copy(update={"seconds": seconds[place]})) if place in seconds else way
+        for place, way in enumerate(ways)
+    ]
+    kept = _best(timed[1:]) if any(way.figure.correct for way in timed[1:]) else None
+    return [way if way is kept or way.package is None else replace(way, runtime=None) for way in timed]
+
+
+def _best(ways: Sequence[_Way]) -> _Way:
+    """The fastest correct one that is still in the race; the uncompiled one always is."""
+    racing = [way for way in ways if way.figure.correct and way.runtime is not None]
+    return min(racing, key=lambda way: _score(way.figure))
 
 
 def _score(figure: FigureEntry) -> float:
