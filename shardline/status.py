@@ -18,7 +18,7 @@ from rich.text import Text
 from protos import control_pb2
 from shardline import exits
 from shardline.running import answers, controller_of
-from worker.errors import Unavailable
+from worker.errors import DeadlineExceeded, Unavailable
 
 SHOWN_DECISIONS = 8
 EVERY_S = 1.0
@@ -45,24 +45,34 @@ def run(folder: Path, *, as_json: bool, watch: bool) -> int:
 
 
 def _watch(folder: Path, *, as_json: bool) -> None:
-    """A controller that dies and comes back is followed: what it said last stays, with a note."""
-    last = Group()
-    with nullcontext() if as_json else Live(refresh_per_second=4) as live:
+    """A controller that dies and comes back is followed: what it said last stays, with a note.
+
+    What is not a terminal (a log) gets one status after the other.
+    """
+    console, last = Console(), Group()
+    on_screen = sys.stdout.isatty() and not console.is_dumb_terminal and not as_json
+    with Live(console=console, refresh_per_second=4) if on_screen else nullcontext() as live:
         while True:
             try:
                 with controller_of(folder) as client:
                     while True:
                         status = client.status()
-                        if live is None:
-                            sys.stdout.write(as_line(status) + "\n")
-                            sys.stdout.flush()
-                        else:
+                        if live is not None:
                             last = rendered(status)
                             live.update(last)
+                        elif as_json:
+                            sys.stdout.write(as_line(status) + "\n")
+                        else:
+                            console.print(rendered(status), width=PLAIN_WIDTH, highlight=False)
+                        sys.stdout.flush()
                         time.sleep(EVERY_S)
-            except Unavailable as error:
+            except (DeadlineExceeded, Unavailable) as error:
+                note = Text(f"{error}; trying again", style="red")
                 if live is not None:
-                    live.update(Group(last, Text(f"{error}; trying again", style="red")))
+                    live.update(Group(note, last))
+                elif not as_json:
+                    console.print(note, width=PLAIN_WIDTH)
+                    sys.stdout.flush()
             time.sleep(EVERY_S)
 
 
@@ -86,7 +96,8 @@ def _plain_value(value: Any) -> Any:
 
 
 def rendered(status: control_pb2.ClusterStatus) -> Group:
-    return Group(*(_model(model) for model in status.models), _decisions(status), _nodes(status))
+    """Decisions come last, the newest first: where a terminal has too few lines, the oldest are not seen."""
+    return Group(*(_model(model) for model in status.models), _nodes(status), _decisions(status))
 
 
 def _model(model: control_pb2.ModelStatus) -> Group:
@@ -159,7 +170,7 @@ def _cells(replica: control_pb2.ReplicaStatus) -> list[str]:
 
 
 def _decisions(status: control_pb2.ClusterStatus) -> Group:
-    shown = status.decisions[-SHOWN_DECISIONS:]
+    shown = reversed(status.decisions[-SHOWN_DECISIONS:])
     lines = [
         Text(
             f"{datetime.fromtimestamp(decision.unix_s).astimezone():%H:%M:%S}  {decision.what}, because {decision.why}"

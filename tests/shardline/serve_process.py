@@ -17,6 +17,9 @@ import psutil
 import pytest
 import tritonclient.grpc as triton
 
+from shardline.running import controller_of
+from shardline.status import as_line
+
 WITHIN_S = 90.0
 COMMAND = (sys.executable, "-m", "shardline.cli")
 
@@ -57,9 +60,10 @@ class ServeProcess:
         self.url = url
 
     def status(self) -> dict[str, Any]:
-        done = shardline("status", "--json", "--state-dir", self.state_dir)
-        status: dict[str, Any] = json.loads(done.stdout)
-        return status
+        """What `shardline status --json` says, without a process for each look."""
+        with controller_of(self.state_dir) as client:
+            status: dict[str, Any] = json.loads(as_line(client.status()))
+            return status
 
     def replicas(self, stage: int, state: str = "ready") -> list[dict[str, Any]]:
         stages = self.status()["models"][0]["stages"]

@@ -1,4 +1,6 @@
-"""Scaling from zero, and roll-outs of another cut and another version under load: real processes, an embedded Ray."""
+"""Several versions at once, scaling from zero, and roll-outs of another cut and another version under load: real
+processes, an embedded Ray.
+"""
 
 import json
 from collections.abc import Iterator
@@ -25,6 +27,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "sleeper" / "model.yaml").write_text(
         "{cpus: 0.1, runtime: eager, autoscaling: {min: 0, max: 2, down_delay_s: 2, from_zero_wait_s: 60}}"
     )
+    for source in ("tests.models:identity", "tests.models:chain"):
+        package(source, folder / "twins", stages=(1,), runtime="eager")
+    (folder / "twins" / "model.yaml").write_text("{versions: [1, 2], cpus: 0.1, runtime: eager}")
     return folder
 
 
@@ -38,8 +43,12 @@ def of(cluster: ServeProcess, model: str) -> list[dict[str, Any]]:
     return [one for one in cluster.status()["models"] if one["model"] == model]
 
 
+def replicas_of(pipeline: dict[str, Any]) -> int:
+    return sum(len(stage["replicas"]) for stage in pipeline["stages"])
+
+
 def replicas(cluster: ServeProcess, model: str) -> int:
-    return sum(len(stage["replicas"]) for one in of(cluster, model) for stage in one["stages"])
+    return sum(replicas_of(one) for one in of(cluster, model))
 
 
 def history(cluster: ServeProcess) -> list[tuple[int, str]]:
@@ -59,6 +68,25 @@ def test_the_first_request_to_a_model_without_replicas_waits_for_one_and_is_answ
     decisions = cluster.status()["decisions"]
     assert any(one["what"] == "want 1 replicas of sleeper/1, not 0" for one in decisions)
     wait_for("it sleeps again", lambda: replicas(cluster, "sleeper") == 0)
+
+
+def test_versions_that_are_served_side_by_side_are_asked_for_by_number_and_the_newest_without(
+    cluster: ServeProcess,
+) -> None:
+    with triton.InferenceServerClient(cluster.url) as client:
+        wait_for("both versions are ready", lambda: all(client.is_model_ready("twins", one) for one in ("1", "2")))
+        assert client.get_model_metadata("twins").versions == ["1", "2"]
+        values = np.arange(6, dtype=np.float32).reshape(2, 3)
+        given = triton.InferInput("input", values.shape, "FP32")
+        given.set_data_from_numpy(values)
+        expected = {"1": values, "2": 16 * values + 15, "": 16 * values + 15}
+        for version, answer in expected.items():
+            found = client.infer("twins", [given], model_version=version, client_timeout=30)
+            np.testing.assert_array_equal(found.as_numpy("output"), answer)
+            assert found.get_response().model_version == (version or "2")
+        with pytest.raises(triton.InferenceServerException, match="'twins' has no version '3'; its versions are 1, 2"):
+            client.infer("twins", [given], model_version="3", client_timeout=30)
+    assert [(one["version"], replicas_of(one)) for one in of(cluster, "twins")] == [("1", 1), ("2", 1)]
 
 
 def test_another_cut_and_back_under_load_lose_nothing(cluster: ServeProcess, models: Path) -> None:

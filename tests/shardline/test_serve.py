@@ -1,6 +1,9 @@
 """The whole product on this machine: real processes, an embedded Ray, a stock client."""
 
+import json
 import signal
+import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +13,9 @@ import pytest
 import tritonclient.grpc as triton
 
 from compressor.package import package
-from tests.shardline.serve_process import Load, ServeProcess, alive, infer, kill, serve, shardline, wait_for
+from tests.shardline.serve_process import COMMAND, Load, ServeProcess, alive, infer, kill, serve, shardline, wait_for
+from tests.shardline.terminal import CTRL_C, Terminal
+from worker.errors import DeadlineExceeded, Unavailable
 from worker.model_yaml import ModelYaml, write_model_yaml
 
 
@@ -49,9 +54,41 @@ def test_status_shows_every_replica_and_why_it_was_started(cluster: ServeProcess
             assert replica["resident_bytes"] > 0
     assert len([one for one in status["decisions"] if one["what"].startswith("start ")]) == 4
     assert status["nodes"][0]["resources"]["CPU"] == 2.0
+    for_machines = shardline("status", "--json", "--state-dir", cluster.state_dir)
+    assert json.loads(for_machines.stdout)["models"][0]["model"] == "chain"
     for_people = shardline("status", "--state-dir", cluster.state_dir)
     assert for_people.returncode == 0
     assert "chain/1 ready" in for_people.stdout
+
+
+def test_status_on_a_terminal_follows_what_happens_until_ctrl_c(cluster: ServeProcess) -> None:
+    watching = Terminal(*COMMAND, "status", "--watch", "--state-dir", str(cluster.state_dir))
+    with watching, Load(cluster.url):
+        watching.wait_for(r"chain/1 ready")
+        watching.wait_for(r"[1-9]\d*\.\d requests/s  p50 \d+\.\d ms")
+        watching.wait_for(r"node \S+ \S+: 4 replicas take 1 of 2 CPU")
+        watching.press(CTRL_C)
+        assert watching.ended() == 0
+    assert "Traceback" not in watching.seen
+
+
+def test_status_that_is_watched_by_a_program_comes_again_and_again(cluster: ServeProcess) -> None:
+    command = [*COMMAND, "status", "--watch", "--state-dir", str(cluster.state_dir)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watching:
+        assert watching.stdout is not None
+        patience = threading.Timer(60, watching.kill)
+        patience.start()
+        try:
+            seen = 0
+            for line in watching.stdout:
+                seen += line.startswith("chain/1 ready")
+                if seen == 2:
+                    watching.send_signal(signal.SIGINT)
+                    break
+            watching.stdout.read()
+            assert watching.wait(10) == 0
+        finally:
+            patience.cancel()
 
 
 def test_infer_from_the_command_line(cluster: ServeProcess, tmp_path: Path) -> None:
@@ -161,7 +198,11 @@ def test_a_killed_controller_comes_back_to_the_same_workers_while_gateways_serve
 
 
 def cluster_answers(cluster: ServeProcess) -> bool:
-    return shardline("status", "--json", "--state-dir", cluster.state_dir).returncode == 0
+    try:
+        cluster.status()
+    except (DeadlineExceeded, Unavailable):
+        return False
+    return True
 
 
 def test_a_killed_gateway_is_started_again_on_the_same_port(cluster: ServeProcess) -> None:

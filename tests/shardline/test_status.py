@@ -28,7 +28,12 @@ def a_status(*, ready: bool = True, reason: str = "") -> control_pb2.ClusterStat
     return control_pb2.ClusterStatus(
         generation=2**40,
         models=[control_pb2.ModelStatus(model="minilm", version="1", ready=ready, reason=reason, stages=stages)],
-        decisions=[control_pb2.Decision(unix_s=1.7e9, what="start minilm/1/0/a1b2c3", why="it has 0 of 2")],
+        decisions=[
+            control_pb2.Decision(unix_s=1.7e9 + number, what=what, why=why)
+            for number, (what, why) in enumerate(
+                [("start minilm/1/0/a1b2c3", "it has 0 of 2"), ("publish route table 1", "minilm/1 is ready")]
+            )
+        ],
         nodes=[
             control_pb2.NodeStatus(
                 id="n",
@@ -64,6 +69,11 @@ def test_people_see_each_replica_and_each_empty_stage() -> None:
     assert any(line.split() == ["1", "(0/1)", "none"] for line in text.splitlines())
     assert "start minilm/1/0/a1b2c3, because it has 0 of 2" in text
     assert "node n 127.0.0.1: 2 replicas take 1.5 of 2 CPU [zone=east]" in text
+
+
+def test_where_lines_are_few_the_oldest_decisions_are_not_seen() -> None:
+    text = shown(a_status())
+    assert text.index("node n 127.0.0.1") < text.index("publish route table 1") < text.index("start minilm/1/0/a1b2c3")
 
 
 def test_people_see_why_a_model_is_not_ready_or_lacks_replicas() -> None:
