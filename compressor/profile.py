@@ -2,24 +2,28 @@
 
 import os
 import platform
+import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Final, Literal
 
 import torch
 
 from compressor.measure import example_inputs, step_seconds, threads
+from compressor.road_seconds import road_seconds
 from compressor.stage_profile import Measured, Request, crowded, measure_stage
 from worker.artifact import Artifact, ArtifactError, load_artifact
 from worker.collate import TORCH_TYPES, Collator
 from worker.cut import travel
-from worker.errors import InvalidRequest
+from worker.errors import InvalidRequest, ShardlineError
 from worker.expression import Size, evaluate, parse
 from worker.nouns import BATCH, Signature, TensorSpec
 from worker.operators import is_view
 from worker.processor import cpu_info
 from worker.profile import (
+    LONGEST_ROAD_S,
     CutProfile,
     DeviceProfile,
     Living,
@@ -58,6 +62,7 @@ def profile_artifact(
     thread_counts: Sequence[int] | None = None,
     runtime: Literal["fastest", "eager"] = "fastest",
     key: Path = DEFAULT_KEY,
+    turns: int = 3,
     progress: Progress = lambda _: None,
 ) -> Profile:
     """Measures the artifact in `folder` on `device` and writes the profile beside its manifest.
@@ -67,6 +72,7 @@ def profile_artifact(
         rows, lengths: the sizes to measure: every pair, up to those that take too long.
         thread_counts: threads to measure each stage with; None: 1 and, doubling, up to the machine's cores.
         runtime: as in `model.yaml`.
+        turns: so often each stage is measured, a little each time: what makes the machine slower for a while meets all.
 
     Returns:
         The profile, other devices' measurements included where they are of the same artifact.
@@ -78,11 +84,15 @@ def profile_artifact(
     device = check_device(device)
     if not rows or not lengths or min(*rows, *lengths) < 1:
         raise InvalidRequest("rows and lengths: expected whole numbers from 1")
+    if turns < 1:
+        raise InvalidRequest(f"turns: expected a whole number from 1, got {turns}")
     artifact = load_artifact(folder)
     program = load_program(artifact)
     names = axis_names(program, artifact.manifest)
     within = _lengths_within(program, names, lengths)
     kind = device.partition(":")[0]
+    progress("measuring what carrying a request costs")
+    road_s = _road_seconds()
     progress("measuring each step")
     steps = _steps(program, names, (min(rows), max(1, min(8, max(rows)))), (within[0], within[-1]))
     measured, process_bytes = _stages(
@@ -92,6 +102,7 @@ def profile_artifact(
         thread_counts=[1] if kind != "cpu" else list(thread_counts or doubling(cores())),
         runtime=runtime,
         key=key,
+        turns=turns,
         progress=progress,
     )
     crowd = 1.0
@@ -107,6 +118,7 @@ def profile_artifact(
         torch=torch.__version__,
         process_bytes=process_bytes,
         crowded=crowd,
+        road_s=road_s,
         steps=steps,
         stages=measured,
     )
@@ -126,6 +138,15 @@ def profile_artifact(
     )
     write_profile(folder, profile)
     return profile
+
+
+def _road_seconds() -> float | None:
+    """None on a machine that is too busy to tell: the planner then takes the road to be as it knows it."""
+    try:
+        found = road_seconds()
+    except ShardlineError:
+        return None
+    return found if 0 < found <= LONGEST_ROAD_S else None
 
 
 def doubling(most: int) -> Iterator[int]:
@@ -212,25 +233,29 @@ def _stages(
     thread_counts: Sequence[int],
     runtime: Literal["fastest", "eager"],
     key: Path,
+    turns: int,
     progress: Progress,
 ) -> tuple[tuple[StageProfile, ...], int]:
     """Every stage of every packaged cut (and the whole, where no cut is packaged), and a bare process's bytes."""
     count = len(artifact.manifest.profile.seconds)
-    found: list[StageProfile] = []
-    process_bytes: list[int] = []
-    for stages, points in sorted(_packaged(artifact).items()):
-        edges = [0, *points, count]
-        for stage in range(stages):
-            for number in thread_counts:
-                progress(f"measuring stage {stage + 1} of {stages}, {number} thread{'s' * (number > 1)}")
-                several = tuple(sizes if number == 1 else _fewer(sizes))
-                request = Request(
-                    str(artifact.folder), stage, stages, device, number, runtime, key=str(key), sizes=several
-                )
-                told = measure_stage(request)
-                process_bytes.append(told.process_bytes)
-                found.append(_stage(edges[stage], edges[stage + 1], number, told))
-    return tuple(found), min(process_bytes)
+    places = [
+        (low, high, stage, stages, number)
+        for stages, points in sorted(_packaged(artifact).items())
+        for stage, (low, high) in enumerate(pairwise((0, *points, count)))
+        for number in thread_counts
+    ]
+    told: list[list[Measured]] = [[] for _ in places]
+    for turn in range(turns):
+        for known, (_, _, stage, stages, number) in zip(told, places, strict=True):
+            which = f"stage {stage + 1} of {stages}, {number} thread{'s' * (number > 1)}"
+            progress(f"measuring {which}, turn {turn + 1} of {turns}")
+            several = tuple(sizes if number == 1 else _fewer(sizes))
+            request = Request(str(artifact.folder), stage, stages, device, number, runtime, key=str(key), sizes=several)
+            known.append(measure_stage(request))
+    found = tuple(
+        of_turns(low, high, number, known) for known, (low, high, _, _, number) in zip(told, places, strict=True)
+    )
+    return found, min(one.process_bytes for known in told for one in known)
 
 
 def _packaged(artifact: Artifact) -> dict[int, tuple[int, ...]]:
@@ -249,15 +274,22 @@ def _fewer(sizes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     return [size for size in sizes if size[0] in rows and size[1] in lengths]
 
 
-def _stage(low: int, high: int, number: int, told: Measured) -> StageProfile:
+def of_turns(low: int, high: int, number: int, turns: Sequence[Measured]) -> StageProfile:
+    """What is known of steps `low` up to `high` with `number` threads, which were measured in so many turns."""
+    taken: dict[tuple[int, int], list[float]] = {}
+    for turn in turns:
+        for size, seconds in turn.seconds.items():
+            taken.setdefault(size, []).extend(seconds)
+    # The median of one thread's own time; the least of the wall-clock's, to which other work only ever adds.
+    typical = statistics.median if number == 1 else min
     return StageProfile(
         low=low,
         high=high,
-        runtime=told.runtime,
+        runtime=turns[0].runtime,
         threads=number,
-        seconds=tuple(Timed(rows=rows, length=length, seconds=value) for rows, length, value in told.seconds),
-        loaded_bytes=told.loaded_bytes,
-        peak_bytes=told.peak_bytes,
+        seconds=tuple(Timed(rows=rows, length=length, seconds=typical(of)) for (rows, length), of in taken.items()),
+        loaded_bytes=max(turn.loaded_bytes for turn in turns),
+        peak_bytes=max(turn.peak_bytes for turn in turns),
     )
 
 

@@ -6,32 +6,41 @@
 """
 
 import json
+import math
+import random
 import statistics
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
 from worker.errors import Internal
 
-ENOUGH_S: Final = 0.25
-"""A size is measured until this much time is spent on it, in at least `LEAST_ROUNDS` rounds, seconds."""
-LEAST_ROUNDS: Final = 3
-MOST_ROUNDS: Final = 25
+ENOUGH_S: Final = 0.1
+"""For each size so much time is spent on measuring all of them, in at least `LEAST_ROUNDS` rounds, seconds."""
+LEAST_ROUNDS: Final = 2
+MOST_ROUNDS: Final = 10
 TOO_LONG_S: Final = 2.0
 """Where one run takes longer than this, larger sizes are left out, seconds."""
 LOAD_WITHIN_S: Final = 300.0
-CROWD_S: Final = 2.0
+CROWD_S: Final = 0.7
+CROWD_TURNS: Final = 7
 _GO: Final = "go\n"
+
+Size = tuple[int, int]
+"""Rows, and the length of every other axis."""
+Run = Callable[[], float]
+"""Runs once, and tells the seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """sizes: (rows, length) in the order in which they are measured. wait: runs the first for a while, when told."""
+    """sizes: (rows, length), measured in this order. wait: runs the first for a while, whenever it is told to."""
 
     folder: str
     stage: int
@@ -46,13 +55,13 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """seconds: of each size that was measured. loaded_bytes, peak_bytes: as in `worker.profile.StageProfile`."""
+    """seconds: of several runs of each size that was measured. loaded_bytes, peak_bytes: as in `StageProfile`."""
 
     runtime: Literal["eager", "aotinductor"]
     process_bytes: int
     loaded_bytes: int
     peak_bytes: int
-    seconds: tuple[tuple[int, int, float], ...]
+    seconds: Mapping[Size, Sequence[float]]
     note: str = ""
 
 
@@ -68,41 +77,56 @@ def measure_stage(request: Request) -> Measured:
     if done.returncode != 0:
         raise Internal(f"stage {request.stage} of {request.stages} could not be measured: {_last(done.stderr)}")
     told = json.loads(done.stdout.splitlines()[-1])
-    return Measured(**told | {"seconds": tuple((rows, length, value) for rows, length, value in told["seconds"])})
+    return Measured(**told | {"seconds": {(rows, length): taken for rows, length, taken in told["seconds"]}})
 
 
 def crowded(request: Request, processes: int) -> float:
-    """Seconds of a run while `processes` processes compute at once, over those of one alone.
+    """Seconds of a run while `processes` processes compute at once, over those of one alone; measured in turns.
 
     Raises `Internal` as `measure_stage` does.
     """
-    alone = statistics.median(_together(request, 1))
-    return max(1.0, statistics.median(_together(request, processes)) / alone) if processes > 1 else 1.0
-
-
-def _together(request: Request, processes: int) -> list[float]:
-    """Seconds of a run in each of so many processes that run at the same time."""
+    if processes < 2:
+        return 1.0
     command = [sys.executable, "-m", "compressor.stage_profile", json.dumps(asdict(request) | {"wait": True})]
     with ExitStack() as stack:
-        children = [
-            stack.enter_context(
-                subprocess.Popen(
-                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-                )
+        children = []
+        for _ in range(processes):
+            child = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
             )
-            for _ in range(processes)
-        ]
-        for child in children:
+            stack.enter_context(child)
             stack.callback(child.kill)
+            children.append(child)
         for child in children:
-            if child.stdout is None or child.stdout.readline() != "ready\n":
+            if _told(child) != "ready":
                 raise Internal(f"the stage could not be measured: {_last(child.stderr.read() if child.stderr else '')}")
-        for child in children:
-            if child.stdin is not None:
-                child.stdin.write(_GO)
-                child.stdin.flush()
-        outputs = [child.communicate(timeout=LOAD_WITHIN_S)[0] for child in children]
-        return [float(output.splitlines()[-1]) for output in outputs]
+        ratios = []
+        for turn in range(CROWD_TURNS):
+            (alone,) = _together([children[turn % processes]])
+            ratios.append(statistics.median(_together(children)) / alone)
+    return max(1.0, statistics.median(ratios))
+
+
+def _together(children: Sequence["subprocess.Popen[str]"]) -> list[float]:
+    """Seconds of a run in each of them, while all of them run."""
+    for child in children:
+        if child.stdin is not None:
+            child.stdin.write(_GO)
+            child.stdin.flush()
+    said = [_told(child) for child in children]
+    if not all(said):
+        raise Internal("the stage could not be measured: a process that ran it has ended")
+    return [float(line) for line in said]
+
+
+def _told(child: "subprocess.Popen[str]") -> str:
+    """The next line of what it says; "" where it has ended, or says nothing in time and is ended for that."""
+    late = threading.Timer(LOAD_WITHIN_S, child.kill)
+    late.start()
+    try:
+        return child.stdout.readline().strip() if child.stdout is not None else ""
+    finally:
+        late.cancel()
 
 
 def _last(words: str) -> str:
@@ -116,7 +140,9 @@ def main(arguments: Sequence[str]) -> None:
     if request.wait:
         _run_when_told(request)
     else:
-        sys.stdout.write(json.dumps(asdict(_measure(request))) + "\n")
+        found = _measure(request)
+        seconds = [(*size, taken) for size, taken in found.seconds.items()]
+        sys.stdout.write(json.dumps(asdict(replace(found, seconds={})) | {"seconds": seconds}) + "\n")
 
 
 def _set_up(request: Request) -> None:
@@ -132,38 +158,58 @@ def _measure(request: Request) -> Measured:
     shard = _load(request)
     loaded = resident_bytes()
     _forget_peak()
-    seconds: list[tuple[int, int, float]] = []
+    runs: dict[Size, Run] = {}
     too_large: int | None = None
     for rows, length in request.sizes:
         if too_large is not None and rows * length >= too_large:
             continue
-        taken = _typical(_rounds(shard, request, rows, length), request.threads)
-        seconds.append((rows, length, taken))
-        if taken > TOO_LONG_S:
+        run = prepared(shard, request, rows, length)
+        run()  # pays for what is done but once
+        runs[rows, length] = run
+        if run() > TOO_LONG_S:
             too_large = rows * length
+    seconds = in_turns(runs, enough_s=ENOUGH_S * len(runs))
     return Measured(
         shard.runtime,
         bare,
         max(0, loaded - bare),
         max(0, _peak_bytes() - loaded),
-        tuple(seconds),
+        seconds,
         shard.note,
     )
 
 
+def in_turns(runs: Mapping[Size, Run], *, enough_s: float) -> dict[Size, list[float]]:
+    """Seconds of several runs of each, in rounds, each in another order.
+
+    In serving, too, a batch follows one of another size: it finds other things in the caches than its own. And what
+    makes the machine slower for a while makes every size slower, not one.
+    """
+    taken: dict[Size, list[float]] = {size: [] for size in runs}
+    order, chance = list(runs), random.Random(0)
+    began = time.perf_counter()
+    for number in range(MOST_ROUNDS):
+        if number >= LEAST_ROUNDS and time.perf_counter() - began > enough_s:
+            break
+        chance.shuffle(order)
+        for size in order:
+            taken[size].append(runs[size]())
+    return taken
+
+
 def _run_when_told(request: Request) -> None:
-    shard = _load(request)
-    rows, length = request.sizes[0]
-    _rounds(shard, request, rows, length)
+    run = prepared(_load(request), request, *request.sizes[0])
+    for _ in range(LEAST_ROUNDS):
+        run()
     sys.stdout.write("ready\n")
     sys.stdout.flush()
-    if sys.stdin.readline() != _GO:
-        return
-    taken: list[float] = []
-    until = time.perf_counter() + CROWD_S
-    while time.perf_counter() < until:
-        taken += _rounds(shard, request, rows, length)
-    sys.stdout.write(f"{statistics.median(taken)}\n")
+    while sys.stdin.readline() == _GO:
+        taken: list[float] = []
+        until = time.perf_counter() + CROWD_S
+        while not taken or time.perf_counter() < until:
+            taken.append(run())
+        sys.stdout.write(f"{statistics.median(taken)}\n")
+        sys.stdout.flush()
 
 
 def _load(request: Request):  # type: ignore[no-untyped-def]
@@ -180,26 +226,33 @@ def _load(request: Request):  # type: ignore[no-untyped-def]
     )
 
 
-def _rounds(shard, request: Request, rows: int, length: int) -> list[float]:  # type: ignore[no-untyped-def]
-    """Seconds of several runs: of this thread's own work where there is but one, so that other work does not count."""
+def prepared(shard, request: Request, rows: int, length: int) -> Run:  # type: ignore[no-untyped-def]
+    """Does what a worker's compute thread does with a batch of so many requests: put together, run, take the bytes.
+
+    The seconds are of this thread's own work where there is but one, so that other work does not count.
+    """
+    import torch  # noqa: PLC0415
+
     from compressor.measure import clock_of  # noqa: PLC0415
     from compressor.profile import example_tensors  # noqa: PLC0415
+    from worker.collate import Collator, to_tensors  # noqa: PLC0415
+    from worker.nouns import Work  # noqa: PLC0415
 
     clock = clock_of(request.device) if request.threads == 1 else time.perf_counter
-    inputs = example_tensors(shard.signature, rows, length)
-    shard.run(inputs)
-    taken: list[float] = []
-    began = time.perf_counter()
-    while len(taken) < LEAST_ROUNDS or (len(taken) < MOST_ROUNDS and time.perf_counter() - began < ENOUGH_S):
+    signature = shard.signature
+    collator = Collator(signature.inputs, signature.outputs)
+
+    def run() -> float:
+        batch = example_tensors(signature, rows, length)
+        # The first stage gets requests, the others the batch of the one before.
+        single = request.stage == 0 and signature.batched
+        parts = zip(*(torch.split(tensor, 1) for tensor in batch), strict=True) if single else [batch]
+        works = [Work(to_tensors(part, signature.inputs), deadline=math.inf) for part in parts]
         started = clock()
-        shard.run(inputs)
-        taken.append(clock() - started)
-    return taken
+        to_tensors(shard.run(collator.stack(works)), signature.outputs)
+        return clock() - started
 
-
-def _typical(taken: Sequence[float], threads: int) -> float:
-    """The median of one thread's own time; the least of the wall-clock's, to which other work only ever adds."""
-    return statistics.median(taken) if threads == 1 else min(taken)
+    return run
 
 
 def _forget_peak() -> None:

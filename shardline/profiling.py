@@ -64,10 +64,11 @@ def run(
 def show(profile: Profile, device: str, console: Console) -> None:
     """Tables of the stages, the costliest steps, and the cuts over which the least travels."""
     measured = profile.devices[device]
+    road = f"; a small request's way takes {1e6 * measured.road_s:.0f} microseconds of CPU" if measured.road_s else ""
     console.print(
         f"{device}: {measured.machine}, {measured.cores} cores; a bare worker takes "
         f"{measured.process_bytes / 2**20:.0f} MiB; "
-        f"with every core busy a stage takes {measured.crowded:.2f} times as long",
+        f"with every core busy a stage takes {measured.crowded:.2f} times as long{road}",
         highlight=False,
     )
     console.print(_stages(profile, measured))

@@ -18,6 +18,8 @@ from worker.manifest import MANIFEST, PROFILE
 FORMAT: Final = 1
 MAX_PROFILE_BYTES: Final = 256 * 2**20
 
+LONGEST_ROAD_S: Final = 1.0
+
 _Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Count = Annotated[int, Field(ge=0)]
 _Positive = Annotated[int, Field(ge=1)]
@@ -99,6 +101,7 @@ class DeviceProfile(_Entry):
     process_bytes: resident memory of a worker's process before it loads a stage.
     crowded: seconds of a stage while every core computes one, over its seconds alone; 1 where they do not disturb each
       other.
+    road_s: CPU seconds of a small request's way to a worker and back (`compressor.road_seconds`); None: not measured.
     """
 
     machine: str
@@ -107,6 +110,7 @@ class DeviceProfile(_Entry):
     torch: str
     process_bytes: _Count
     crowded: Annotated[float, Field(ge=1, le=1000)] = 1.0
+    road_s: Annotated[float, Field(gt=0, le=LONGEST_ROAD_S)] | None = None
     steps: tuple[StepsTimed, ...]
     stages: tuple[StageProfile, ...]
 

@@ -7,10 +7,25 @@ from pathlib import Path
 import pytest
 
 from cluster.planning.costs import Costs
-from compressor.profile import profile_artifact
+from compressor.profile import of_turns, profile_artifact
+from compressor.stage_profile import Measured
 from shardline.cli import main
 from worker.errors import InvalidRequest, Unsupported
 from worker.profile import read_profile
+
+
+def test_of_several_turns_the_middle_run_counts_and_the_most_memory() -> None:
+    def turn(seconds: list[float], loaded: int, peak: int) -> Measured:
+        return Measured("eager", 100, loaded, peak, {(1, 4): seconds})
+
+    turns = [turn([0.010, 0.011], 5, 9), turn([0.030, 0.031], 6, 8), turn([0.012, 0.013], 4, 7)]
+    one = of_turns(0, 3, 1, turns)
+    (timed,) = one.seconds
+    assert (timed.rows, timed.length) == (1, 4)
+    assert timed.seconds == pytest.approx(0.0125)
+    assert (one.loaded_bytes, one.peak_bytes) == (6, 9)
+    # Seconds by the wall's clock have other work in them: there the least counts.
+    assert of_turns(0, 3, 2, turns).seconds[0].seconds == 0.010
 
 
 def test_a_profile_holds_every_stage_and_a_plan_follows_from_it(
@@ -20,9 +35,11 @@ def test_a_profile_holds_every_stage_and_a_plan_follows_from_it(
     shutil.copytree(toy_folder, folder)
     with pytest.raises(InvalidRequest, match="rows and lengths"):
         profile_artifact(folder, rows=[0])
+    with pytest.raises(InvalidRequest, match="turns: expected a whole number from 1, got 0"):
+        profile_artifact(folder, turns=0)
     with pytest.raises(Unsupported):
         profile_artifact(folder, device="tpu")
-    found = profile_artifact(folder, rows=[1, 2], lengths=[4, 8], thread_counts=[1])
+    found = profile_artifact(folder, rows=[1, 2], lengths=[4, 8], thread_counts=[1], turns=1)
     assert read_profile(folder) == found
     costs = Costs(found)
     point = found.packaged[1][0]
