@@ -6,6 +6,7 @@ each is slower by what the profile measured (`crowded`).
 
 import heapq
 import itertools
+import math
 from collections import deque
 from collections.abc import Callable
 from typing import Final
@@ -39,55 +40,79 @@ class Clock:
             action()
 
 
+class _Rank:
+    """Tasks that have their cores before, or after, the others; among themselves they share evenly."""
+
+    __slots__ = ("rate", "running", "wanted", "worked")
+
+    def __init__(self) -> None:
+        self.running: list[tuple[float, int, float, Action]] = []
+        self.wanted = 0.0
+        self.worked = 0.0
+        self.rate = 1.0
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until the first of them is done."""
+        if not self.running or self.rate <= 0:
+            return math.inf
+        return max(0.0, self.running[0][0] - self.worked) / self.rate
+
+
 class Host:
-    """A machine's cores."""
+    """A machine's cores. Urgent tasks have theirs first: Ray's workers run with a niceness of 15, gateways do not."""
 
     def __init__(self, clock: Clock, cores: float, *, crowded: float = 1.0, speed: float = 1.0) -> None:
         self._clock = clock
         self._cores = cores
         self._crowded = crowded
         self._speed = speed
-        self._running: list[tuple[float, int, float, Action]] = []
+        self._ranks = (_Rank(), _Rank())
         self._order = itertools.count()
-        self._wanted = 0.0
-        self._worked = 0.0
         self._since = 0.0
-        self._rate = speed
         self._newest = 0
         self.busy_s = 0.0
 
-    def compute(self, seconds: float, width: float, done: Action) -> None:
+    def compute(self, seconds: float, width: float, done: Action, *, urgent: bool = False) -> None:
         """Calls `done` after `seconds` of work on `width` cores."""
         self._advance()
-        heapq.heappush(self._running, (self._worked + max(seconds, _LEAST_S), next(self._order), width, done))
-        self._wanted += width
+        rank = self._ranks[0 if urgent else 1]
+        heapq.heappush(rank.running, (rank.worked + max(seconds, _LEAST_S), next(self._order), width, done))
+        rank.wanted += width
         self._plan_next()
+
+    def _busy(self) -> float:
+        return min(sum(rank.wanted for rank in self._ranks), self._cores)
 
     def _advance(self) -> None:
         passed = self._clock.now - self._since
-        self._worked += passed * self._rate
-        self.busy_s += passed * min(self._wanted, self._cores)
+        for rank in self._ranks:
+            rank.worked += passed * rank.rate
+        self.busy_s += passed * self._busy()
         self._since = self._clock.now
 
     def _plan_next(self) -> None:
-        if not self._running:
-            return
-        busy = min(self._wanted, self._cores)
+        busy = self._busy()
         slower = 1.0
         if self._cores > 1 and busy > 1:
             slower += (self._crowded - 1) * (busy - 1) / (self._cores - 1)
-        self._rate = self._speed * min(1.0, self._cores / self._wanted) / slower
+        free = self._cores
+        for rank in self._ranks:
+            rank.rate = self._speed * min(1.0, free / rank.wanted) / slower if rank.wanted else 0.0
+            free = max(0.0, free - rank.wanted)
+        first = min(self._ranks, key=lambda rank: rank.left_s)
+        if not first.running:
+            return
         self._newest += 1
         token = self._newest
-        left = max(0.0, self._running[0][0] - self._worked) / self._rate
-        self._clock.at(self._clock.now + left, lambda: self._finish(token))
+        self._clock.at(self._clock.now + first.left_s, lambda: self._finish(token, first))
 
-    def _finish(self, token: int) -> None:
+    def _finish(self, token: int, rank: _Rank) -> None:
         if token != self._newest:
             return
         self._advance()
-        _, _, width, done = heapq.heappop(self._running)
-        self._wanted = max(0.0, self._wanted - width) if self._running else 0.0
+        _, _, width, done = heapq.heappop(rank.running)
+        rank.wanted = max(0.0, rank.wanted - width) if rank.running else 0.0
         self._newest += 1
         self._plan_next()
         done()
@@ -96,16 +121,19 @@ class Host:
 class Thread:
     """Does one thing after the other on its host; `host` None: on a core of its own that nobody else uses.
 
-    wake: seconds that it takes to begin again after it had nothing to do.
+    wake: seconds that it takes to begin again after it had nothing to do. urgent: as in `Host.compute`.
     """
 
-    __slots__ = ("_busy", "_clock", "_host", "_tasks", "_wake", "_width", "busy_s")
+    __slots__ = ("_busy", "_clock", "_host", "_tasks", "_urgent", "_wake", "_width", "busy_s")
 
-    def __init__(self, clock: Clock, host: Host | None, width: float = 1.0, wake: float = 0.0) -> None:
+    def __init__(
+        self, clock: Clock, host: Host | None, width: float = 1.0, wake: float = 0.0, *, urgent: bool = False
+    ) -> None:
         self._clock = clock
         self._host = host
         self._width = width
         self._wake = wake
+        self._urgent = urgent
         self._tasks: deque[tuple[float, Action]] = deque()
         self._busy = False
         self.busy_s = 0.0
@@ -134,4 +162,4 @@ class Thread:
         if self._host is None:
             self._clock.after(max(seconds, _LEAST_S), finished)
         else:
-            self._host.compute(seconds, self._width, finished)
+            self._host.compute(seconds, self._width, finished, urgent=self._urgent)

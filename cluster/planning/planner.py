@@ -19,7 +19,7 @@ from cluster.planning.machines import Node
 from cluster.planning.replicas import NoRoom
 from cluster.planning.road import Road
 from cluster.planning.shapes import Limits, Shape, shapes
-from cluster.planning.simulator import Setting
+from cluster.planning.simulator import Setting, road_for
 from cluster.planning.why import why_no_shape, why_nothing
 from worker.errors import InvalidRequest
 
@@ -54,12 +54,14 @@ def plan(
     """
     _check(demands, nodes)
     limits = limits or Limits()
-    road = (setting or Setting(nodes)).road
-    judge = Judge(demands, nodes, objective, replace(setting or Setting(nodes), nodes=tuple(nodes)))
+    setting = replace(setting or Setting(nodes), nodes=tuple(nodes))
+    road = setting.road or road_for(demands, nodes)
+    setting = replace(setting, road=road)
+    judge = Judge(demands, nodes, objective, setting)
     found = {demand.model: _ranked(demand, nodes, limits, road) for demand in demands}
     for demand in demands:
         if not found[demand.model]:
-            raise NothingFits(why_no_shape(demand, nodes, limits))
+            raise NothingFits(why_no_shape(demand, nodes, limits, road))
     bound = most_rounds(demands, nodes, limits.max_rows)
     tried: list[Tried] = []
     reasons: list[str] = []

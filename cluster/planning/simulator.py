@@ -11,7 +11,7 @@ from cluster.planning.deployment import Demand, ModelPlan, Prediction, StagePlan
 from cluster.planning.host import Action, Clock, Host, Thread
 from cluster.planning.load import Closed, Load, percentile
 from cluster.planning.machines import Node
-from cluster.planning.road import DEFAULT_ROAD, Road
+from cluster.planning.road import Road, road_on
 from cluster.planning.simulated_worker import MAX_INFLIGHT, Caller, Item, Replica
 from worker.batcher import Batching
 from worker.link import STAGE_LINK
@@ -21,13 +21,14 @@ from worker.link import STAGE_LINK
 class Setting:
     """Where and how a simulation runs.
 
+    road: what carrying a request costs; None: as on the machines that the models were profiled on.
     gateways: for each gateway process the node it runs on; None: on a machine of its own.
     client: the node that the clients run on; None: each model's on a machine of its own.
     seconds: simulated time that is counted, after `warm_up_s`.
     """
 
     nodes: Sequence[Node]
-    road: Road = DEFAULT_ROAD
+    road: Road | None = None
     gateways: tuple[str | None, ...] = (None,)
     client: str | None = None
     seconds: float = 10.0
@@ -46,6 +47,7 @@ class _Client:
         thread: Thread,
         *,
         setting: Setting,
+        road: Road,
         chance: random.Random,
         pads: bool,
     ) -> None:
@@ -53,7 +55,7 @@ class _Client:
         self._demand = demand
         self._gateways = gateways
         self._thread = thread
-        self._road = setting.road
+        self._road = road
         self._chance = chance
         self._pads = pads
         self._from = setting.warm_up_s
@@ -138,21 +140,28 @@ def simulate(
     clock = Clock()
     chance = random.Random(setting.seed)
     nodes = {node.name: node for node in setting.nodes}
-    road = setting.road
+    road = setting.road or road_for(demands, setting.nodes)
     crowded = _crowded(demands)
     hosts = {
-        node.name: Host(clock, node.cpus, crowded=crowded.get(node.device, 1.0), speed=node.speed)
+        node.name: Host(clock, _cores(node, setting, road), crowded=crowded.get(node.device, 1.0), speed=node.speed)
         for node in setting.nodes
     }
     processes = [(nodes[name] if name else None, _gateway(clock, hosts, name, road)) for name in setting.gateways]
-    client_thread = Thread(clock, hosts[setting.client], wake=road.client_wake) if setting.client else None
+    client_thread = Thread(clock, hosts[setting.client], wake=road.client_wake, urgent=True) if setting.client else None
     clients, pipelines = [], []
     for demand, plan, load in zip(demands, plans, loads, strict=True):
-        pipeline = _pipeline(clock, demand, plan, nodes, hosts, setting=setting, chance=chance)
+        pipeline = _pipeline(clock, demand, plan, nodes, hosts, road=road, chance=chance)
         gateways = [(thread, Caller(clock, node, pipeline[0], MAX_INFLIGHT, chance)) for node, thread in processes]
         thread = client_thread or Thread(clock, None)
         client = _Client(
-            clock, demand, gateways, thread, setting=setting, chance=chance, pads=demand.costs.profile.paddable
+            clock,
+            demand,
+            gateways,
+            thread,
+            setting=setting,
+            road=road,
+            chance=chance,
+            pads=demand.costs.profile.paddable,
         )
         client.begin(load)
         clients.append(client)
@@ -167,8 +176,18 @@ def simulate(
     return tuple(_outcome(client, setting, shares) for client, shares in zip(clients, busy, strict=True))
 
 
+def road_for(demands: Sequence[Demand], nodes: Sequence[Node]) -> Road:
+    """What carrying a request costs on these nodes."""
+    return road_on((demand.costs.profile for demand in demands), {node.device for node in nodes})
+
+
+def _cores(node: Node, setting: Setting, road: Road) -> float:
+    """What is left of the node's cores for workers, gateways and clients."""
+    return max(0.1, node.cpus - (road.head if node.name in setting.gateways[:1] else 0.0))
+
+
 def _gateway(clock: Clock, hosts: Mapping[str, Host], name: str | None, road: Road) -> Thread:
-    return Thread(clock, hosts[name] if name else None, wake=road.gateway_wake)
+    return Thread(clock, hosts[name] if name else None, wake=road.gateway_wake, urgent=True)
 
 
 def _crowded(demands: Sequence[Demand]) -> Mapping[str, float]:
@@ -187,7 +206,7 @@ def _pipeline(
     nodes: Mapping[str, Node],
     hosts: Mapping[str, Host],
     *,
-    setting: Setting,
+    road: Road,
     chance: random.Random,
 ) -> list[list[Replica]]:
     costs = demand.costs
@@ -205,7 +224,7 @@ def _pipeline(
                     batching=batching,
                     seconds=_seconds(costs, stage, nodes[name]),
                     out_bytes=partial(costs.travels, stage.high),
-                    road=setting.road,
+                    road=road,
                 )
                 for name in stage.nodes
             ]

@@ -7,11 +7,11 @@ from itertools import pairwise
 from cluster.planning.deployment import Demand
 from cluster.planning.judge import Tried
 from cluster.planning.machines import GIB, Node, total
-from cluster.planning.road import DEFAULT_ROAD
+from cluster.planning.road import Road
 from cluster.planning.shapes import Limits, shapes
 
 
-def why_no_shape(demand: Demand, nodes: Sequence[Node], limits: Limits) -> str:
+def why_no_shape(demand: Demand, nodes: Sequence[Node], limits: Limits, road: Road) -> str:
     """Why no node can hold any stage of the model, or none is fast enough."""
     costs = demand.costs
     known = {node.device for node in nodes} | {node.gpu_device for node in nodes if node.gpus}
@@ -21,7 +21,7 @@ def why_no_shape(demand: Demand, nodes: Sequence[Node], limits: Limits) -> str:
             "profile it on one of those, or name their device in the nodes file"
         )
     free = replace(demand, p99_s=None)
-    alone = [shape.alone_s for shape in shapes(free, nodes, limits, DEFAULT_ROAD)]
+    alone = [shape.alone_s for shape in shapes(free, nodes, limits, road)]
     if alone:
         asked = 1e3 * (demand.p99_s or 0)
         return (
@@ -29,7 +29,7 @@ def why_no_shape(demand: Demand, nodes: Sequence[Node], limits: Limits) -> str:
             "allow more, shorten the requests (--lengths), or use faster nodes"
         )
     largest = max(max(node.memory, node.gpu_memory) for node in nodes) / GIB
-    finer = [] if limits.any_cut else list(shapes(free, nodes, replace(limits, any_cut=True), DEFAULT_ROAD))
+    finer = [] if limits.any_cut else list(shapes(free, nodes, replace(limits, any_cut=True), road))
     if finer:
         least = min(len(shape.stages) for shape in finer)
         return (

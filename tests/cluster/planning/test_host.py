@@ -34,6 +34,17 @@ def test_crowded_cores_are_slower_until_one_is_alone() -> None:
     assert finished(2, [(1.0, 1), (2.0, 1)], crowded=2.0) == pytest.approx([2.0, 3.0])
 
 
+def test_what_is_urgent_has_its_core_first() -> None:
+    clock = Clock()
+    host = Host(clock, 1)
+    ends: list[tuple[str, float]] = []
+    host.compute(3.0, 1, lambda: ends.append(("worker", clock.now)))
+    clock.at(1.0, lambda: host.compute(0.5, 1, lambda: ends.append(("gateway", clock.now)), urgent=True))
+    clock.run(float("inf"))
+    assert [name for name, _ in ends] == ["gateway", "worker"]
+    assert [when for _, when in ends] == pytest.approx([1.5, 3.5])
+
+
 @settings(deadline=None)
 @given(
     st.integers(1, 4),

@@ -15,7 +15,7 @@ from cluster.planning.road import Road
 from cluster.planning.simulator import Outcome, Setting, simulate
 from tests.cluster.planning.profiles import chain
 
-FREE = Road(*([0.0] * 13))
+FREE = Road(*([0.0] * 14))
 """A road that costs nothing."""
 
 
