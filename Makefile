@@ -19,7 +19,7 @@ run: $(VENV)/.stamp-demo
 	@$(BIN)/python -m shardline.demo $(if $(RUN_ONCE),--once)
 
 test: lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadscope --no-loadscope-reorder
 
 test-slow: $(VENV)/.stamp-dev-demo
 	$(BIN)/python -m pytest -m slow

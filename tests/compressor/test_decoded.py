@@ -79,6 +79,7 @@ def test_a_stage_without_sparse_layers_is_left_alone(steps: tuple[Step, ...], tm
     assert decoded(program) is None
 
 
+@pytest.mark.slow
 def test_a_compiled_stage_is_sparse_or_dense_by_what_was_measured_and_the_manifest_says_which(
     tmp_path: Path, machine_key: Path
 ) -> None:
