@@ -27,7 +27,7 @@ class Refused(Exception):
 class Sizes:
     """requests: at least so many in a case. before, after: of them, answered before the harm, sent after it healed."""
 
-    rate: float = 250.0
+    rate: float = 150.0
     requests: int = 5000
     before: int = 500
     after: int = 500
