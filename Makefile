@@ -19,7 +19,8 @@ run: $(VENV)/.stamp-demo
 	@$(BIN)/python -m shardline.demo $(if $(RUN_ONCE),--once)
 
 test: lint
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadscope --no-loadscope-reorder
+	$(BIN)/python -m pytest -m "not slow and not cluster" -n 2 --dist loadscope
+	$(BIN)/python -m pytest -m "not slow and cluster"
 
 test-slow: $(VENV)/.stamp-dev-demo
 	$(BIN)/python -m pytest -m slow

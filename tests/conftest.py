@@ -17,12 +17,15 @@ from tests import models
 from worker.artifact import Artifact, load_artifact
 
 signal.signal(signal.SIGTERM, signal.default_int_handler)  # what tests started is stopped, also where a test run is
+signal.signal(
+    signal.SIGINT, signal.default_int_handler
+)  # a shell's background job ignores it, and so would what it starts
 
 START_RAY = (
     *("tests/chaos/", "tests/cluster/", "tests/shardline/", "tests/worker/test_local_ray.py"),
     *("tests/compressor/test_train_ray.py", "tests/compressor/search/test_fan_out.py"),
 )
-"""Tests that start Ray, or wait for much that goes on by itself: they run in one process, one after the other."""
+"""Tests that start Ray, or wait for much that goes on by itself: marked `cluster`, they run one after the other."""
 USE_COMPILED = ("tests/compressor/test_package.py", "tests/worker/test_shard.py")
 """Tests that use the artifact `compiled`, which takes long to make: once is enough."""
 
@@ -32,27 +35,20 @@ settings.load_profile("shardline")
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Shares the tests out to processes: a file's tests stay together, so do those that share what takes long to make,
-    and all that start Ray.
-    """
-
+    """A file's tests stay together, and so do those that share what takes long to make."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
-            if starts_ray(nodeid):
-                return "ray"
             return "compiled" if nodeid.startswith(USE_COMPILED) else nodeid.partition("::")[0]
 
     return ByFile(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: not starts_ray(item.nodeid))  # together these take longest
-
-
-def starts_ray(nodeid: str) -> bool:
-    return nodeid.startswith(START_RAY) and not nodeid.startswith("tests/cluster/planning/")
+    for item in items:
+        if item.nodeid.startswith(START_RAY) and not item.nodeid.startswith("tests/cluster/planning/"):
+            item.add_marker("cluster")
 
 
 @pytest.fixture(scope="session")

@@ -154,7 +154,10 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost(cluster: ServeProcess, 
         load.wait_for_more(100)
         kill(victim)
         load.wait_for_more(100)
-        wait_for("two ready replicas again", lambda: len(cluster.replicas(stage)) == 2)
+        wait_for(
+            "two ready replicas again",
+            lambda: len(pids := {one["pid"] for one in cluster.replicas(stage)}) == 2 and victim not in pids,
+        )
         load.wait_for_more(100)
     assert load.failed == []
     after = cluster.pids()
