@@ -12,7 +12,6 @@ import torch
 from worker.expression import evaluate
 from worker.nouns import BATCH
 from worker.program import Interpreter, Program
-from worker.runtime import Runtime
 
 ROWS: Final = (1, 8)
 """Rows of the batches that are measured."""
@@ -104,24 +103,31 @@ def step_seconds(program: Program, inputs: Sequence[torch.Tensor], *, rounds: in
 
 
 def seconds_in_turns(
-    runtimes: Sequence[Runtime], inputs: Sequence[torch.Tensor], *, clock: Clock, rounds: int = 7, most_s: float = 3.0
-) -> tuple[float, ...]:
-    """Least seconds of a run of each, of `rounds` or as many as fit into `most_s` a runtime: other work only ever adds.
+    runs: Sequence[Callable[[Sequence[torch.Tensor]], object]],
+    inputs: Sequence[torch.Tensor],
+    *,
+    clock: Clock,
+    rounds: int,
+    least_rounds: int,
+    enough_s: float,
+) -> list[list[float]]:
+    """Seconds of each run in each round. They take turns, so that a slow moment of the machine meets all of them.
 
-    They run in turns, so that a slow moment of the machine meets all of them.
+    After `least_rounds` no round begins once `enough_s` seconds have passed, a first run of each included, which is not
+    counted.
     """
-    for runtime in runtimes:
-        runtime.run(inputs)
-    least = [float("inf")] * len(runtimes)
-    began = time.perf_counter()
+    taken: list[list[float]] = [[] for _ in runs]
+    until = time.monotonic() + enough_s
+    for run in runs:
+        run(inputs)
     for number in range(rounds):
-        if number and time.perf_counter() - began > most_s * len(runtimes):
+        if number >= least_rounds and time.monotonic() > until:
             break
-        for place, runtime in enumerate(runtimes):
+        for run, seconds in zip(runs, taken, strict=True):
             started = clock()
-            runtime.run(inputs)
-            least[place] = min(least[place], clock() - started)
-    return tuple(least)
+            run(inputs)
+            seconds.append(clock() - started)
+    return taken
 
 
 def distance(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> float:

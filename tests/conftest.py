@@ -17,9 +17,8 @@ from tests import models
 from worker.artifact import Artifact, load_artifact
 
 signal.signal(signal.SIGTERM, signal.default_int_handler)  # what tests started is stopped, also where a test run is
-signal.signal(
-    signal.SIGINT, signal.default_int_handler
-)  # a shell's background job ignores it, and so would what it starts
+# A shell's background job ignores Ctrl-C, and so would what it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 START_RAY = (
     *("tests/chaos/", "tests/cluster/", "tests/shardline/", "tests/worker/test_local_ray.py"),

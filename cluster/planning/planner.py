@@ -54,10 +54,9 @@ def plan(
     """
     _check(demands, nodes)
     limits = limits or Limits()
-    setting = replace(setting or Setting(nodes), nodes=tuple(nodes))
+    setting = setting or Setting(nodes)
     road = setting.road or road_for(demands, nodes)
-    setting = replace(setting, road=road)
-    judge = Judge(demands, nodes, objective, setting)
+    judge = Judge(demands, nodes, objective, replace(setting, nodes=tuple(nodes), road=road))
     found = {demand.model: _ranked(demand, nodes, limits, road) for demand in demands}
     for demand in demands:
         if not found[demand.model]:

@@ -1,7 +1,6 @@
 """The last word: artifacts as they would be served, on held-out data and on the clock."""
 
 import statistics
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -10,7 +9,7 @@ import torch
 
 from compressor.bootstrap import Floats, Interval
 from compressor.evaluation import Evaluation, Run
-from compressor.measure import clock_of, threads
+from compressor.measure import clock_of, seconds_in_turns, threads
 from compressor.model import Model
 from compressor.records import Records
 from compressor.search.budget import level_of_look
@@ -37,28 +36,24 @@ def artifact_seconds(
 ) -> dict[str, list[float]]:
     """By batch: median seconds of each artifact's one stage, on one thread, taken in turns."""
     keep_freed_memory()
-    return seconds_in_turns({str(folder): shard_run(folder, setting) for folder in folders}, batches, setting.device)
+    return median_seconds({str(folder): shard_run(folder, setting) for folder in folders}, batches, setting.device)
 
 
-def seconds_in_turns(
+def median_seconds(
     runs: Mapping[str, Run], batches: Mapping[str, Sequence[torch.Tensor]], device: str
 ) -> dict[str, list[float]]:
-    """By batch: median seconds of each run on one thread, taken in turns so that a slow moment hits all alike."""
-    clock = clock_of(device)
+    """By batch: median seconds of each run on one thread."""
     found: dict[str, list[float]] = {}
     with threads(1):
         for label, inputs in batches.items():
-            taken: list[list[float]] = [[] for _ in runs]
-            until = time.monotonic() + TIMING_S / len(batches)
-            for run in runs.values():
-                run(inputs)
-            for turn in range(ROUNDS):
-                if turn >= 5 and time.monotonic() > until:
-                    break
-                for place, run in enumerate(runs.values()):
-                    started = clock()
-                    run(inputs)
-                    taken[place].append(clock() - started)
+            taken = seconds_in_turns(
+                tuple(runs.values()),
+                inputs,
+                clock=clock_of(device),
+                rounds=ROUNDS,
+                least_rounds=5,
+                enough_s=TIMING_S / len(batches),
+            )
             found[label] = [statistics.median(each) for each in taken]
     return found
 
@@ -82,7 +77,7 @@ def compare(
             problems[ONNX] = "not installed"
         except RuntimeError as error:
             problems[ONNX] = str(error)
-    found = seconds_in_turns(runs, batches, setting.device)
+    found = median_seconds(runs, batches, setting.device)
     seconds = {name: {label: found[label][place] for label in batches} for place, name in enumerate(runs)}
     return {"seconds": seconds, "problems": problems}
 
