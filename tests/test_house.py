@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 ORDER = ["protos", "worker", "compressor", "cluster", "gateway", "shardline"]
 MAY_IMPORT_RAY = (
     *("worker/actor.py", "worker/local_ray.py", "cluster/", "shardline/demo.py"),
-    *("compressor/search/fan_out.py", "compressor/train_ray.py"),
+    *("compressor/search/fan_out.py", "compressor/training/train_ray.py"),
 )
 TORCH_FREE = ["worker.link", "worker.stream_server", "worker.model_yaml", "gateway.server", "shardline.cli"]
 
