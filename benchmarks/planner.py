@@ -38,10 +38,10 @@ from cluster.planning.machines import Node, this_machine
 from cluster.planning.planner import plan
 from cluster.planning.shapes import Limits
 from cluster.planning.simulator import Setting, simulate
-from compressor.measure import threads
 from compressor.package import package
-from compressor.profile import profile_artifact
-from compressor.stage_profile import Request, in_turns, prepared
+from compressor.profiling.measure import threads
+from compressor.profiling.profile import profile_artifact
+from compressor.profiling.stage_profile import Request, in_turns, prepared
 from protos import inference_pb2 as pb
 from shardline.demo import weights
 from worker.artifact import ArtifactError, load_artifact, versions

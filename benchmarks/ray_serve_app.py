@@ -47,7 +47,7 @@ class MiniLM:
     def __init__(self, threads: int) -> None:
         import torch
 
-        from compressor.huggingface import read_folder
+        from compressor.sources.huggingface import read_folder
         from shardline.demo import weights
 
         torch.set_num_threads(threads)

@@ -26,10 +26,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from compressor.measure import cosine
 from compressor.package import package
+from compressor.profiling.measure import cosine
 from compressor.recipe import Recipe, find_packaged
-from compressor.sources import read_source
+from compressor.sources.sources import read_source
 from worker.artifact import load_artifact
 from worker.nouns import Tensor
 from worker.shard import load_shard

@@ -9,7 +9,7 @@ from typing import Final
 import torch
 from torch import nn
 
-from compressor.sources import weights_digest
+from compressor.sources.sources import weights_digest
 from compressor.step import Change, Context, GraphStep, Phase, Step, stored_bytes
 from worker.errors import InvalidRequest
 

@@ -10,21 +10,21 @@ from typing import Literal
 import torch
 
 from compressor.capture import Flat, capture
-from compressor.compile import compiler_problem
 from compressor.compress import Compression, compress_
-from compressor.describe import describe
-from compressor.formats import Int8Dynamic
-from compressor.int8_static import Int8Static
-from compressor.kept_trainings import KeptTrainings
-from compressor.measure import cosine, example_inputs, measured_sizes, step_seconds, threads
 from compressor.model import Model
-from compressor.padding import padding_error, two_requests
-from compressor.quantize import int8_convolutions, int8_layers
+from compressor.packaging.compile import compiler_problem
+from compressor.packaging.describe import describe
+from compressor.packaging.padding import padding_error, two_requests
+from compressor.packaging.stage_runtime import SUFFIXES, choose_runtime, tolerance
+from compressor.profiling.measure import cosine, example_inputs, measured_sizes, step_seconds, threads
+from compressor.quantization.formats import Int8Dynamic
+from compressor.quantization.int8_static import Int8Static
+from compressor.quantization.quantize import int8_convolutions, int8_layers
 from compressor.recipe import Recipe
 from compressor.recipe_file import RecipeFile
-from compressor.sources import read_source
-from compressor.stage_runtime import SUFFIXES, choose_runtime, tolerance
+from compressor.sources.sources import read_source
 from compressor.step import Context
+from compressor.training.kept_trainings import KeptTrainings
 from worker.artifact import file_entry, load_artifact, write_artifact
 from worker.cut import cut, part, travel
 from worker.cut_points import choose_points
@@ -70,7 +70,7 @@ def package(
     A training on data from a file that is interrupted is kept under `out`, and goes on when the same is packaged again.
 
     Args:
-        source: see `compressor.sources`; a `Model`'s module is changed by compression.
+        source: see `compressor.sources.sources`; a `Model`'s module is changed by compression.
         quantize: "int8": linear layers with 8-bit weights and activations; short for a recipe of that one step.
         compression: the steps that make it smaller and faster.
         context: gives what the steps may use; None: what `compression` names.

@@ -10,11 +10,11 @@ from typing import Final, Literal
 
 import torch
 
-from compressor.compile import compiler_problem
-from compressor.formats import Int8Dynamic
 from compressor.model import Model
+from compressor.packaging.compile import compiler_problem
+from compressor.quantization.formats import Int8Dynamic
 from compressor.recipe_file import RecipeFile
-from compressor.sources import read_source, weights_digest
+from compressor.sources.sources import read_source, weights_digest
 from worker.artifact import ArtifactError, read_manifest, versions
 from worker.manifest import FORMAT, Manifest
 from worker.runtime import check_device, instruction_set
@@ -25,7 +25,10 @@ _KEY_VERSION: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """The arguments of `compressor.package.package` that decide what comes out. Sources: see `compressor.sources`."""
+    """The arguments of `compressor.package.package` that decide what comes out.
+
+    Sources: see `compressor.sources.sources`.
+    """
 
     source: str | Path | Model
     quantize: Literal["int8"] | None = None
@@ -114,7 +117,7 @@ def _identity(source: str | Path | Model, model: Model | None) -> str:
         return source.identity or _of_model(source)
     path = Path(source)
     if path.is_dir():
-        from compressor.huggingface import folder_identity  # noqa: PLC0415
+        from compressor.sources.huggingface import folder_identity  # noqa: PLC0415
 
         return folder_identity(path)
     if path.suffix == ".pt2" and path.is_file():

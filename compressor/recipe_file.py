@@ -20,13 +20,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator
 from torch import Tensor
 
-from compressor.evaluation import batches
+from compressor.evaluation.evaluation import batches
+from compressor.evaluation.records import read_records
 from compressor.model import Model
-from compressor.records import read_records
-from compressor.sources import read_source
+from compressor.sources.sources import read_source
 from compressor.step import Context, Step, Training, nearest
 from compressor.steps import as_made, read_steps
-from compressor.training_data import Rows
+from compressor.training.training_data import Rows
 from worker.errors import InvalidRequest
 
 _FUNCTION: Final = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_]\w*)", re.ASCII)

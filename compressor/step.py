@@ -21,7 +21,7 @@ from worker.errors import InvalidRequest
 from worker.nouns import Axis
 
 if TYPE_CHECKING:
-    from compressor.train import Trainer
+    from compressor.training.train import Trainer
 
 
 class Phase(IntEnum):

@@ -5,19 +5,19 @@ from typing import Any, Final, Literal, get_args, get_origin
 
 from pydantic import ValidationError
 
-from compressor.formats import FORMATS
-from compressor.int8_static import Int8Static
-from compressor.low_rank import LOW_RANK
-from compressor.prune_heads import HEAD_PRUNING
-from compressor.prune_layers import LAYER_PRUNING
-from compressor.prune_training import PRUNING_TRAINING
-from compressor.prune_units import UNIT_PRUNING
-from compressor.prune_weights import WEIGHT_PRUNING
-from compressor.share import SHARING
-from compressor.sparse import SPARSE
-from compressor.sparse_gpu import SPARSE_GPU
+from compressor.pruning.prune_heads import HEAD_PRUNING
+from compressor.pruning.prune_layers import LAYER_PRUNING
+from compressor.pruning.prune_units import UNIT_PRUNING
+from compressor.pruning.prune_weights import WEIGHT_PRUNING
+from compressor.quantization.formats import FORMATS
+from compressor.quantization.int8_static import Int8Static
+from compressor.sparsity.sparse import SPARSE
+from compressor.sparsity.sparse_gpu import SPARSE_GPU
 from compressor.step import Step, nearest
-from compressor.training_steps import TRAINING
+from compressor.training.prune_training import PRUNING_TRAINING
+from compressor.training.training_steps import TRAINING
+from compressor.weights.low_rank import LOW_RANK
+from compressor.weights.share import SHARING
 from worker.errors import InvalidRequest
 
 FAMILIES: Final[Mapping[str, tuple[type[Step], ...]]] = {

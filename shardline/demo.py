@@ -84,8 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def prepare(models: Path) -> None:
     """Packages the model, unless that was done before, and writes how to serve it. Raises ShardlineError."""
     with steps("looking for the packaged model") as begin:
-        from compressor.compile import compiler_problem  # noqa: PLC0415 -- torch takes seconds: the port comes first
         from compressor.package import package  # noqa: PLC0415
+        from compressor.packaging.compile import compiler_problem  # noqa: PLC0415 -- torch takes seconds: the port comes first
         from compressor.recipe import Recipe, find_packaged  # noqa: PLC0415
 
         source = weights()

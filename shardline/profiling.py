@@ -42,7 +42,7 @@ def run(
 ) -> int:
     version = version_folder(folder)
     with steps(f"loading {version}") as begin:
-        from compressor import profile as measuring  # noqa: PLC0415 -- torch takes seconds
+        from compressor.profiling import profile as measuring  # noqa: PLC0415 -- torch takes seconds
 
         found = measuring.profile_artifact(
             version,

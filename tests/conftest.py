@@ -22,7 +22,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 START_RAY = (
     *("tests/chaos/", "tests/cluster/", "tests/shardline/", "tests/worker/test_local_ray.py"),
-    *("tests/compressor/test_train_ray.py", "tests/compressor/search/test_fan_out.py"),
+    *("tests/compressor/training/test_train_ray.py", "tests/compressor/search/test_fan_out.py"),
 )
 """Tests that start Ray, or wait for much that goes on by itself: marked `cluster`, they run one after the other."""
 USE_COMPILED = ("tests/compressor/test_package.py", "tests/worker/test_shard.py")
@@ -65,7 +65,7 @@ def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory: pytest.TempPathFactory, machine_key: Path) -> Artifact:
     """`tests.models.attention` in int8, cut into two, each stage compiled for this machine."""
-    from compressor.compile import compiler_problem
+    from compressor.packaging.compile import compiler_problem
 
     problem = compiler_problem()
     if problem:

@@ -11,9 +11,16 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ORDER = ["protos", "worker", "compressor", "cluster", "gateway", "shardline"]
+ROOMS = [
+    *("profiling", "weights", "sources", "evaluation", "quantization", "pruning", "sparsity", "training", "packaging"),
+    "search",
+]
+"""The compressor's, in the order in which they may import each other."""
+BELOW_ROOMS = ["model", "step", "capture"]
+"""The compressor's modules that every room may import; the search, its last one, may import all."""
 MAY_IMPORT_RAY = (
     *("worker/actor.py", "worker/local_ray.py", "cluster/", "shardline/demo.py"),
-    *("compressor/search/fan_out.py", "compressor/train_ray.py"),
+    *("compressor/search/fan_out.py", "compressor/training/train_ray.py"),
 )
 TORCH_FREE = ["worker.link", "worker.stream_server", "worker.model_yaml", "gateway.server", "shardline.cli"]
 
@@ -41,6 +48,20 @@ def test_imports_run_one_way(path: Path) -> None:
         top = module.partition(".")[0]
         assert top not in ORDER or top in allowed, f"{package} may not import {module}"
         assert top not in {"tests", "benchmarks"}, f"{module} is not part of the product"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_the_compressors_rooms_import_one_way(room: str) -> None:
+    allowed = [*BELOW_ROOMS, *ROOMS[: ROOMS.index(room) + 1]]
+    for path in sorted((ROOT / "compressor" / room).glob("*.py")):
+        for module in imported(path):
+            top, _, rest = module.partition(".")
+            if top == "compressor" and room != "search":
+                assert rest.partition(".")[0] in allowed, f"{path.relative_to(ROOT)} may not import {module}"
+
+
+def test_every_folder_of_the_compressor_is_one_of_its_rooms() -> None:
+    assert {path.parent.name for path in (ROOT / "compressor").glob("*/*.py")} == set(ROOMS)
 
 
 def test_ray_is_imported_only_where_it_places_and_supervises() -> None:

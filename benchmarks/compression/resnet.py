@@ -27,10 +27,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.compression import cifar
 from benchmarks.compression.resnet_students import SEED, WORK, resnet56, trained
 from benchmarks.compression.ways import Run, compiled, eager, milliseconds
-from compressor.bootstrap import Floats, Interval, Statistic, interval, paired_difference
-from compressor.int8_static import Int8Static
-from compressor.measure import threads
+from compressor.evaluation.bootstrap import Floats, Interval, Statistic, interval, paired_difference
 from compressor.model import Model
+from compressor.profiling.measure import threads
+from compressor.quantization.int8_static import Int8Static
 from compressor.recipe_file import RecipeFile
 from compressor.step import Context
 

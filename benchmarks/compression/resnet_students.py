@@ -15,16 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.compression import cifar
-from compressor.checkpoint import FileCheckpoint
 from compressor.compress import compress_
-from compressor.measure import threads
 from compressor.model import Input, Model
-from compressor.prune_layers import PruneLayers
-from compressor.prune_units import PruneChannels
+from compressor.profiling.measure import threads
+from compressor.pruning.prune_layers import PruneLayers
+from compressor.pruning.prune_units import PruneChannels
 from compressor.step import Context, Step
-from compressor.train import train_
-from compressor.training_data import Rows
-from compressor.training_steps import Distill, FineTune
+from compressor.training.checkpoint import FileCheckpoint
+from compressor.training.train import train_
+from compressor.training.training_data import Rows
+from compressor.training.training_steps import Distill, FineTune
 from tests.models import CIFAR, CifarResNet
 from worker.nouns import Axis
 

@@ -22,9 +22,9 @@ from rich.table import Table
 from benchmarks.compression.sst2_models import DATA, SEED, WORK, records, student, teacher
 from benchmarks.compression.ways import compiled, eager, milliseconds
 from benchmarks.shard import minilm
-from compressor.evaluation import Accuracy
-from compressor.formats import Int8Dynamic
-from compressor.measure import threads
+from compressor.evaluation.evaluation import Accuracy
+from compressor.profiling.measure import threads
+from compressor.quantization.formats import Int8Dynamic
 from compressor.recipe_file import RecipeFile
 
 SHAPES: Final = ((1, 32), (32, 32))

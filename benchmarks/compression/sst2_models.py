@@ -9,18 +9,18 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from compressor.checkpoint import FileCheckpoint
 from compressor.compress import compress_
-from compressor.measure import threads
+from compressor.evaluation.records import Records, read_records
+from compressor.evaluation.text_inputs import TextInputs
 from compressor.model import Model
-from compressor.prune_layers import PruneLayers
-from compressor.records import Records, read_records
-from compressor.sources import read_source
+from compressor.profiling.measure import threads
+from compressor.pruning.prune_layers import PruneLayers
+from compressor.sources.sources import read_source
 from compressor.step import Context, Step, seeded
-from compressor.text_inputs import TextInputs
-from compressor.train import train_
-from compressor.training_data import classes
-from compressor.training_steps import Distill, FineTune
+from compressor.training.checkpoint import FileCheckpoint
+from compressor.training.train import train_
+from compressor.training.training_data import classes
+from compressor.training.training_steps import Distill, FineTune
 
 WORK: Final = Path("build/benchmarks/sst2")
 DATA: Final = Path(__file__).parents[3] / "shared" / "data" / "sst2"

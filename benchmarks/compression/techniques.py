@@ -32,17 +32,17 @@ from benchmarks.compression import cifar
 from benchmarks.compression.resnet_students import augmented, model_of
 from benchmarks.compression.technique_rows import MINILM, RESNET, Row, rows
 from benchmarks.compression.ways import Run, Way, milliseconds
-from compressor.evaluation import Accuracy, Evaluation, Spearman, batches
-from compressor.measure import threads
+from compressor.evaluation.evaluation import Accuracy, Evaluation, Spearman, batches
+from compressor.evaluation.records import Records, read_records, sample
 from compressor.model import Model
 from compressor.package import package
+from compressor.profiling.measure import threads
+from compressor.profiling.resident import resident_bytes
 from compressor.recipe_file import RecipeFile
-from compressor.records import Records, read_records, sample
-from compressor.resident import resident_bytes
-from compressor.sources import read_source
+from compressor.sources.sources import read_source
 from compressor.step import Context
 from compressor.steps import read_steps
-from compressor.training_data import Rows
+from compressor.training.training_data import Rows
 from shardline.demo import weights
 from tests.models import resnet20
 from worker.artifact import load_artifact, read_manifest

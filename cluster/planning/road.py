@@ -43,8 +43,8 @@ class Road:
 DEFAULT_ROAD: Final = Road()
 
 MEASURED_WITH_S: Final = 1.1e-4
-"""What `compressor.road_seconds` gives where a road is as long as `Road` says: found on a machine where a road took 1.6
-times that, and this 1.75e-4."""
+"""What `compressor.profiling.road_seconds` gives where a road is as long as `Road` says: found on a machine where a
+road took 1.6 times that, and this 1.75e-4."""
 
 
 def road_on(profiles: Iterable[Profile], devices: Set[str]) -> Road:

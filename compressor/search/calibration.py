@@ -8,9 +8,9 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from compressor.evaluation import Evaluation
+from compressor.evaluation.evaluation import Evaluation
+from compressor.evaluation.records import Records, sample
 from compressor.model import Model
-from compressor.records import Records, sample
 from compressor.search.trial import module_run
 from worker.errors import InvalidRequest
 

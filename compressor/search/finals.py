@@ -7,11 +7,11 @@ from typing import Any, Final
 
 import torch
 
-from compressor.bootstrap import Floats, Interval
-from compressor.evaluation import Evaluation, Run
-from compressor.measure import clock_of, seconds_in_turns, threads
+from compressor.evaluation.bootstrap import Floats, Interval
+from compressor.evaluation.evaluation import Evaluation, Run
+from compressor.evaluation.records import Records
 from compressor.model import Model
-from compressor.records import Records
+from compressor.profiling.measure import clock_of, seconds_in_turns, threads
 from compressor.search.budget import level_of_look
 from compressor.search.rivals import ONNX, onnx_int8
 from compressor.search.trial import Setting, fresh_model, module_run

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from compressor.bootstrap import Floats
 from compressor.compress import compress_
-from compressor.measure import tiled
+from compressor.evaluation.bootstrap import Floats
 from compressor.model import Model
+from compressor.profiling.measure import tiled
 from compressor.search.fan_out import FanOut, Job
 from compressor.search.groups import Candidate, Group
 from compressor.search.layer_programs import LayerCall, layer_calls, layer_digest

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from compressor.bootstrap import Interval
+from compressor.evaluation.bootstrap import Interval
 from compressor.search.fit import Anchor, drop_for_harm, harm_budget, repaired
 from compressor.search.groups import Group
 from compressor.search.laboratory import Judged, Laboratory, Recipe

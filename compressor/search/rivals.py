@@ -9,7 +9,7 @@ from typing import Any, Final
 import torch
 
 from compressor.capture import Flat
-from compressor.evaluation import Run
+from compressor.evaluation.evaluation import Run
 from compressor.model import Model
 
 ONNX: Final = "ONNX Runtime int8"

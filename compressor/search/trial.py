@@ -16,16 +16,16 @@ import torch
 from torch import nn
 
 from compressor.capture import Flat, capture
-from compressor.compile import CompileError, compile_stage
 from compressor.compress import compress_
-from compressor.evaluation import Run, find_evaluation, make_importable
-from compressor.measure import clock_of, threads, tiled
+from compressor.evaluation.evaluation import Run, find_evaluation, make_importable
+from compressor.evaluation.records import Records
 from compressor.model import Model
-from compressor.records import Records
+from compressor.packaging.compile import CompileError, compile_stage
+from compressor.profiling.measure import clock_of, threads, tiled
 from compressor.search.layer_programs import LayerCall, layer_model
 from compressor.search.objective import Objective
 from compressor.search.store import Result
-from compressor.sources import read_source
+from compressor.sources.sources import read_source
 from compressor.step import Context, Step, stored_bytes
 from compressor.steps import read_steps
 from worker.errors import ShardlineError

@@ -22,12 +22,12 @@ from typing import Final, Literal
 import numpy as np
 import torch
 
-from compressor.bootstrap import Interval
-from compressor.evaluation import Evaluation, find_evaluation, make_importable
+from compressor.evaluation.bootstrap import Interval
+from compressor.evaluation.evaluation import Evaluation, find_evaluation, make_importable
+from compressor.evaluation.records import Records, read_records, sample, split, without_overlap
 from compressor.model import Model
 from compressor.recipe import Recipe as Packaging
 from compressor.recipe_file import read_calibration
-from compressor.records import Records, read_records, sample, split, without_overlap
 from compressor.search.budget import Budget
 from compressor.search.builder import Builder, adopted
 from compressor.search.calibration import MOST_ROWS, write_calibration
@@ -45,7 +45,7 @@ from compressor.search.treatments import Treatment, steps_for, usual_treatments
 from compressor.search.trial import Setting, context_of, fresh_model
 from compressor.search.verdict import Bench, choose
 from compressor.search.written import Asked, report_of, write_report
-from compressor.sources import read_source
+from compressor.sources.sources import read_source
 from worker.errors import InvalidRequest, Overloaded
 from worker.runtime import check_device
 from worker.seal import DEFAULT_KEY
@@ -66,7 +66,7 @@ class Request:
 
     data: labelled records; what is returned is proven on them. calibration: others, by which the search decides; None:
         a part of `data`, which is then held out no more.
-    evaluate: see `compressor.evaluation.find_evaluation`.
+    evaluate: see `compressor.evaluation.evaluation.find_evaluation`.
     treatments: what may be done to layers, the most promising first; empty: what is usual for the device and the
         objective.
     time_limit_s: seconds after which no more is tried; what is returned is then compared with others and reported.
@@ -222,7 +222,8 @@ def _code_digest() -> str:
     """Changes with the code that makes programs: what older code measured is not this code's."""
     digest = hashlib.sha256()
     here = Path(__file__).parent.parent
-    for path in sorted([*here.glob("*.py"), *here.glob("*.cpp"), *(here.parent / "worker").glob("*.py")]):
+    ours = (path for kind in ("*.py", "*.cpp") for path in here.rglob(kind) if here / "search" not in path.parents)
+    for path in sorted([*ours, *(here.parent / "worker").glob("*.py")]):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

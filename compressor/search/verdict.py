@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from compressor.bootstrap import Interval
+from compressor.evaluation.bootstrap import Interval
 from compressor.search.builder import Builder
 from compressor.search.finals import HeldOut, artifact_seconds, shard_run
 from compressor.search.laboratory import Laboratory

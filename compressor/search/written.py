@@ -10,12 +10,12 @@ import psutil
 import torch
 import yaml
 
-from compressor.bootstrap import Interval
-from compressor.evaluation import Evaluation
+from compressor.evaluation.bootstrap import Interval
+from compressor.evaluation.evaluation import Evaluation
+from compressor.evaluation.records import Records
 from compressor.model import Model
+from compressor.profiling.resident import resident_bytes
 from compressor.recipe_file import RecipeFile
-from compressor.records import Records
-from compressor.resident import resident_bytes
 from compressor.search.finals import EAGER, compare
 from compressor.search.mixing import Mixing, Point
 from compressor.search.objective import Objective

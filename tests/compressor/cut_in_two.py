@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 
 from compressor.capture import Flat
-from compressor.measure import example_inputs
 from compressor.model import Model
 from compressor.package import package
+from compressor.profiling.measure import example_inputs
 from worker.artifact import load_artifact
 from worker.runtime import Eager
 from worker.shard import load_program, load_shard

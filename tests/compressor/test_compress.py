@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 from compressor.compress import compress_, order_problems, problems
-from compressor.formats import Bf16, Binary, Int4WeightOnly, Int8Dynamic
-from compressor.int8_static import Int8Static
 from compressor.model import Input
-from compressor.share import ShareWeights
+from compressor.quantization.formats import Bf16, Binary, Int4WeightOnly, Int8Dynamic
+from compressor.quantization.int8_static import Int8Static
 from compressor.step import Change, Context, Phase, Step, patterns_problem, replace_layer_, seeded, selected
+from compressor.weights.share import ShareWeights
 from worker.errors import InvalidRequest
 
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from compressor.compile import INT8_CALLS, calls, compiler_problem
 from compressor.package import compile_artifact, package
-from compressor.quantize import int8_layers
+from compressor.packaging.compile import INT8_CALLS, calls, compiler_problem
+from compressor.packaging.stage_runtime import INT8_TOLERANCE
+from compressor.quantization.quantize import int8_layers
 from compressor.recipe import Recipe, find_packaged
-from compressor.stage_runtime import INT8_TOLERANCE
 from tests import models
 from worker.artifact import Artifact, load_artifact, versions
 from worker.cut import cut

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from compressor.formats import Binary, Int8Dynamic
-from compressor.int8_static import Int8Static
 from compressor.package import package
+from compressor.quantization.formats import Binary, Int8Dynamic
+from compressor.quantization.int8_static import Int8Static
 from compressor.recipe import Recipe, find_packaged
 from compressor.recipe_file import RecipeFile, read_calibration, read_recipe, read_training, recipe_of
-from compressor.training_data import Rows
+from compressor.training.training_data import Rows
 from tests import models
 from worker.artifact import load_artifact
 from worker.errors import InvalidRequest

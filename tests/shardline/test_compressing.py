@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from compressor.measure import threads
 from compressor.model import Input, Model
+from compressor.profiling.measure import threads
 from shardline import exits
 from shardline.cli import main
 from worker.artifact import load_artifact

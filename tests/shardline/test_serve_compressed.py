@@ -17,17 +17,17 @@ from torch import Tensor
 from cluster.route_table import signature_message
 from compressor.capture import Flat
 from compressor.compress import compress_
-from compressor.measure import tiled
 from compressor.model import Input, Model
 from compressor.package import package
+from compressor.profiling.measure import tiled
 from compressor.recipe_file import RecipeFile, recipe_of
-from compressor.training_data import Rows
+from compressor.training.training_data import Rows
 from gateway.server import Gateway
 from protos import control_pb2 as pb
 from tests import models
-from tests.compressor.test_int8_static import Block
-from tests.compressor.test_prune_heads import decoder
-from tests.compressor.test_prune_layers import stack
+from tests.compressor.pruning.test_prune_heads import decoder
+from tests.compressor.pruning.test_prune_layers import stack
+from tests.compressor.quantization.test_int8_static import Block
 from tests.shardline.serve_process import serve, wait_for
 from worker.artifact import Artifact, load_artifact
 from worker.link import Link

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from compressor.measure import threads
 from compressor.package import package
+from compressor.profiling.measure import threads
 from shardline import exits
 from shardline.cli import main
 from tests.compressor.search.tiny import classifier, small_classifier, write_data

@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from compressor.capture import capture
-from compressor.formats import Int8Dynamic
 from compressor.model import Model
-from compressor.quantize import int8_layers
-from compressor.sources import read_source
+from compressor.quantization.formats import Int8Dynamic
+from compressor.quantization.quantize import int8_layers
+from compressor.sources.sources import read_source
 from compressor.step import Context
 from tests import models
 from worker.cut import cut, part, travel

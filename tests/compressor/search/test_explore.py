@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from compressor.bootstrap import Interval
-from compressor.evaluation import find_evaluation
-from compressor.records import read_records
+from compressor.evaluation.bootstrap import Interval
+from compressor.evaluation.evaluation import find_evaluation
+from compressor.evaluation.records import read_records
 from compressor.search.explore import explore
 from compressor.search.fan_out import Here
 from compressor.search.groups import find_groups

@@ -1,6 +1,6 @@
 import pytest
 
-from compressor.bootstrap import Interval
+from compressor.evaluation.bootstrap import Interval
 from compressor.search.mixing import Mixing, Point
 from compressor.search.verdict import LEAD, next_asked, why_none, worthy
 from compressor.search.wholes import NO_TIME

@@ -1,0 +1,124 @@
+"""Compiles a stage with AOTInductor into a package that needs no Python and no compiler to run."""
+
+import logging
+import warnings
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch._inductor import exc
+from torch._inductor.cpp_builder import get_cpp_compiler
+from torch.export import Dim
+
+from compressor.packaging import avx2_product
+from compressor.packaging.rewrite import rewrite
+from compressor.profiling.measure import example_inputs
+from compressor.quantization.quantize import int8_convolutions, int8_layers
+from worker.errors import Internal
+from worker.expression import Size, solve
+from worker.processor import lacks_int8_products_here
+from worker.program import Program, ProgramModule
+
+INT8_CALLS: Final = (b"_int_mm_out(", avx2_product.CALL)
+"""What the generated code calls for an int8 matrix product: PyTorch's, or our kernel."""
+INT8_CONVOLUTION_CALLS: Final = (b"_qconv",)
+"""What the generated code calls for an int8 convolution: its name begins so in every form."""
+
+INT8_OPTIONS: Final = {
+    # A row is read twice, for its largest value and to scale it: what makes it (GELU) is computed once, and kept.
+    "realize_opcount_threshold": 8,
+    # One rounding less for each a*b + c; int8 rounds far more coarsely.
+    "cpp.enable_floating_point_contract_flag": "fast",
+}
+"""What the compiler is told besides for stages with int8 layers, where it made them faster."""
+
+
+class CompileError(Internal):
+    """A stage that AOTInductor could not compile, or compiled without what makes it fast."""
+
+
+def compiler_problem() -> str:
+    """Why nothing can be compiled here; "" where it can."""
+    try:
+        get_cpp_compiler()
+    except (exc.InvalidCxxCompiler, RuntimeError, OSError) as error:
+        return f"no C++ compiler is found ({type(error).__name__}); install g++ or clang++ and compile later"
+    return ""
+
+
+def compile_stage(
+    stage: Program, path: Path, *, frozen: bool, device: str = "cpu", own_kernel: bool | None = None
+) -> None:
+    """Writes the compiled package of `stage` to `path`.
+
+    Args:
+        frozen: weights become constants of the code, which oneDNN may lay out anew.
+        own_kernel: int8 products by `compressor.packaging.avx2_product`; None: where this processor needs it.
+
+    Raises:
+        CompileError: it cannot be compiled, or its int8 layers are not int8 any more.
+    """
+    sizes = {name: max(2, hint) for name, hint in stage.hints.items()}
+    quantized = int8_layers(stage) > 0
+    own_kernel = quantized and device == "cpu" and (lacks_int8_products_here() if own_kernel is None else own_kernel)
+    prepared = rewrite(stage) if quantized else stage  # in fp32, oneDNN fuses the GELU into the layer
+    examples = tuple(tensor.to(device) for tensor in example_inputs(stage, sizes))
+    options = {"freezing": frozen, "cpp.dynamic_threads": True} | (INT8_OPTIONS if quantized else {})
+    options |= avx2_product.options() if own_kernel else {}
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            placed = (avx2_product.with_kernel(prepared) if own_kernel else prepared).on(device)
+            shapes = dynamic_shapes(stage)
+            # The program was captured without guards on its sizes: those that a second capture finds (that a size of at
+            # least 1 times 384 is at least 384) are truths that it cannot prove.
+            exported = torch.export.export(
+                ProgramModule(placed).eval(),
+                examples,
+                dynamic_shapes=(shapes,),
+                strict=False,
+                prefer_deferred_runtime_asserts_over_guards=True,
+            )
+            torch._inductor.aoti_compile_and_package(exported, package_path=str(path), inductor_configs=options)
+    except Exception as error:  # the compiler raises errors of many unrelated types
+        raise CompileError(f"AOTInductor: {type(error).__name__}: {str(error).strip()[:900]}") from error
+    finally:
+        logging.disable(before)
+    expected = {INT8_CALLS: quantized, INT8_CONVOLUTION_CALLS: frozen and int8_convolutions(stage) > 0}
+    for names, wanted in expected.items():
+        if device == "cpu" and wanted and not calls(path, names):
+            words = " or ".join(name.decode() for name in names)
+            raise CompileError(f"the generated code has no {words}: the stage's int8 layers are lost")
+
+
+def dynamic_shapes(stage: Program) -> tuple[dict[int, Any], ...]:
+    """For each input, the dimensions that vary, in torch.export's terms."""
+    dims: dict[str, Any] = {}
+
+    def dim(size: Size) -> Any:
+        solution = solve(size)
+        if solution is None:
+            return Dim.AUTO
+        symbol, factor, offset = solution
+        if symbol not in dims:
+            minimum, maximum = stage.bounds.get(symbol, (1, None))
+            dims[symbol] = Dim(symbol, min=max(1, minimum), max=maximum)
+        derived = dims[symbol]
+        derived = derived if factor == 1 else factor * derived
+        return derived if offset == 0 else derived + offset
+
+    return tuple(
+        {axis: dim(size) for axis, size in enumerate(stage.values[name].shape) if not isinstance(size, int)}
+        for name in stage.inputs
+    )
+
+
+def calls(package: Path, names: Sequence[bytes]) -> bool:
+    """Whether the generated code in a package calls one of what is named so."""
+    with zipfile.ZipFile(package) as archive:
+        code = [archive.read(entry) for entry in archive.namelist() if entry.endswith(".cpp")]
+    return any(name in text for name in names for text in code)

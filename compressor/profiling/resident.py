@@ -1,0 +1,100 @@
+"""How much memory a model takes: measured in a process of its own, which loads it and runs it once."""
+
+import json
+import multiprocessing
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+import torch
+
+from worker.artifact import load_artifact, read_manifest
+from worker.errors import Internal
+from worker.expression import evaluate, parse, symbols
+from worker.nouns import BATCH
+from worker.program import DATATYPES
+from worker.shard import load_shard
+
+WITHIN_S: Final = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Resident:
+    """Bytes that a process grew by. loaded: by loading the shard. ran: by loading it and running one batch."""
+
+    loaded: int
+    ran: int
+
+
+def resident_bytes(artifacts: Sequence[Path], rows: int, length: int, *, device: str = "cpu") -> list[Resident]:
+    """What a worker's process grows by when it loads each artifact's one stage and computes one batch.
+
+    Args:
+        rows, length: of the batch; sizes of the batch axis and of every other.
+
+    Raises:
+        Internal: a process failed, or they took over `WITHIN_S` seconds.
+    """
+    given = json.dumps(
+        {"artifacts": [str(path) for path in artifacts], "rows": rows, "length": length, "device": device}
+    )
+    command = [sys.executable, "-m", "compressor.profiling.resident", given]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=WITHIN_S, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise Internal(f"measuring memory took over {WITHIN_S:g} s") from error
+    if done.returncode:
+        raise Internal(f"measuring memory failed: {done.stderr.strip()[-500:]}")
+    return [Resident(*item) for item in json.loads(done.stdout.splitlines()[-1])]
+
+
+def signature_inputs(artifact: Path, sizes: Mapping[str, int], other: int) -> tuple[torch.Tensor, ...]:
+    """Ones, in the types and shapes that the artifact takes. `other`: the size of axes that `sizes` does not name."""
+    types = {name: dtype for dtype, name in DATATYPES.items()}
+    manifest = read_manifest(artifact)
+    bounds = {axis.name: axis for axis in manifest.axes}
+    made = []
+    for entry in manifest.inputs:
+        shape = []
+        for size in entry.shape:
+            if isinstance(size, int):
+                shape.append(size)
+                continue
+            parsed = parse(size)
+            known = {}
+            for name in symbols(parsed):
+                wanted, axis = sizes.get(name, other), bounds[name]
+                known[name] = max(axis.minimum, min(wanted, axis.maximum or wanted))
+            shape.append(int(evaluate(parsed, known)))
+        made.append(torch.ones(shape, dtype=types[entry.datatype]))
+    return tuple(made)
+
+
+def _grown(artifact: Path, rows: int, length: int, device: str) -> tuple[int, int]:
+    """Bytes that this process grows by: after loading, and after a batch too."""
+    torch.set_num_threads(1)
+    inputs = signature_inputs(artifact, {BATCH: rows}, length)
+    process = psutil.Process()
+    before = process.memory_info().rss
+    shard = load_shard(load_artifact(artifact), stage=0, stages=1, device=device)
+    loaded = process.memory_info().rss
+    shard.run(inputs)
+    return loaded - before, process.memory_info().rss - before
+
+
+def _main(given: Mapping[str, Any]) -> None:
+    """Each artifact in a process of its own; all begin as this one is now, with the libraries loaded."""
+    context = multiprocessing.get_context("fork" if given["device"] == "cpu" else "spawn")
+    found = []
+    for artifact in given["artifacts"]:
+        with context.Pool(1) as pool:
+            found.append(pool.apply(_grown, (Path(artifact), given["rows"], given["length"], given["device"])))
+    sys.stdout.write(json.dumps(found) + "\n")
+
+
+if __name__ == "__main__":
+    _main(json.loads(sys.argv[1]))

@@ -1,0 +1,226 @@
+"""Steps that give layers another number format, a module at a time: integers, short floats, one or two bits.
+
+A model with a format per layer is several such steps, each with its own layers.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar, Final, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from compressor.quantization.coded import Bits, CodedWeight
+from compressor.quantization.quantize import Int8Linear
+from compressor.quantization.short_floats import Fp8Linear, short
+from compressor.step import Change, Context, Phase, Step, replace_layer_, stored_bytes
+from compressor.weights.stored import STORABLE, stored, unstorable
+from worker.errors import InvalidRequest
+
+
+class Format(Step):
+    """A step that replaces each of its layers by one in another format."""
+
+    phase: ClassVar[Phase] = Phase.QUANTIZE
+
+    def problem(self, model: nn.Module, steps: Sequence[Step]) -> str | None:
+        return super().problem(model, steps) or self._nothing_fits(model) or claimed_twice(self, model, steps)
+
+    def apply_(self, model: nn.Module, context: Context) -> list[Change]:
+        changes = []
+        for name, layer in self.targets(model).items():
+            if self.unfit(layer):
+                continue
+            try:
+                new = self.made(layer)
+            except InvalidRequest as error:
+                raise InvalidRequest(f"{name}: {error}") from error
+            replace_layer_(model, layer, new)
+            changes.append(Change(name, self.kind, stored_bytes(layer), stored_bytes(new)))
+        return changes
+
+    def made(self, layer: nn.Module) -> nn.Module:
+        """What takes the layer's place."""
+        raise NotImplementedError
+
+    def unfit(self, layer: nn.Module) -> str | None:
+        """Why a layer is left as it is."""
+        del layer
+        return None
+
+    def _nothing_fits(self, model: nn.Module) -> str | None:
+        reasons = {name: self.unfit(layer) for name, layer in self.targets(model).items()}
+        named = [name for name, reason in reasons.items() if reason and name in self.layers]
+        told = named or (list(reasons) if all(reasons.values()) else [])
+        return f"{told[0]}: {reasons[told[0]]}" if told else None
+
+
+def claimed_twice(step: Step, model: nn.Module, steps: Sequence[Step]) -> str | None:
+    """Which layer an earlier step gives a format already; None where there is none."""
+    mine = step.targets(model)
+    for other in steps:
+        if other is step:
+            return None
+        both = [name for name in other.targets(model) if name in mine] if other.phase >= Phase.QUANTIZE else []
+        if both:
+            return f'"{other.kind}" takes {both[0]} already; leave it out of one: layers: ["*", "!{both[0]}"]'
+    return None
+
+
+class Int8Dynamic(Format):
+    """Linear layers in int8, weights scaled per output and activations per row at each call.
+
+    Method: `compressor.quantization.quantize`. Saves three quarters of the storage and of resident memory, and on
+    CPUs with VNNI more time than any other format of linear layers. CPU.
+    """
+
+    takes: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear,)
+    devices: ClassVar[frozenset[str]] = frozenset({"cpu"})
+    kind: Literal["int8_dynamic"] = "int8_dynamic"
+
+    def made(self, layer: nn.Module) -> nn.Module:
+        return Int8Linear(layer)  # type: ignore[arg-type]
+
+
+class WeightOnly(Format):
+    """A step that stores weights as codes and a scale, and computes in the layer's own float format.
+
+    Uncompiled, it saves resident memory, and costs the time of decoding at each call. A compiled stage with frozen
+    weights decodes them once: the time and the memory of the dense layer, and the storage of `program.pt2` saved.
+    """
+
+    takes: ClassVar[tuple[type[nn.Module], ...]] = STORABLE
+    bits: ClassVar[Bits]
+    group: int | None = Field(default=None, ge=8)
+    """Columns that share a scale; None: a whole row."""
+
+    def made(self, layer: nn.Module) -> nn.Module:
+        return stored(layer, CodedWeight(_weight(layer), self.bits, self.group))
+
+    def unfit(self, layer: nn.Module) -> str | None:
+        weight = _weight(layer)
+        rows, columns = weight.shape[0], weight[0].numel()
+        groups = -(-columns // min(self.group or columns, columns))
+        before = weight.numel() * weight.element_size()
+        after = rows * (-(-columns * self.bits // 8) + 4 * groups)
+        if after >= before:
+            return f"too small: its {rows} rows of {columns} would take {after} bytes instead of {before}"
+        return unstorable(layer)
+
+
+class Int8WeightOnly(WeightOnly):
+    """Weights rounded to 8 bits, symmetric. Storage a quarter of fp32's; accuracy as good as unchanged. Any device."""
+
+    bits: ClassVar[Bits] = 8
+    kind: Literal["int8_weight_only"] = "int8_weight_only"
+
+
+class Int4WeightOnly(WeightOnly):
+    """Weights rounded to 4 bits, symmetric, each group's range chosen for the least squared error. Storage about a
+    seventh of fp32's. Any device.
+    """
+
+    bits: ClassVar[Bits] = 4
+    kind: Literal["int4_weight_only"] = "int4_weight_only"
+    group: int | None = Field(default=64, ge=8)
+
+
+class Ternary(WeightOnly):
+    """Weights that are -scale, 0 or scale: 2 bits each (Li et al., "Ternary weight networks", 2016).
+
+    Storage a sixteenth of fp32's. Without training most models lose much by it. No kernel computes with two bits here:
+    storage only, in compiled stages. Any device.
+    """
+
+    bits: ClassVar[Bits] = 2
+    kind: Literal["ternary"] = "ternary"
+
+
+class Binary(WeightOnly):
+    """Weights that are -scale or scale: 1 bit each (Rastegari et al., "XNOR-Net", 2016, the weights' half of it).
+
+    Storage a thirty-second of fp32's. Without training most models lose nearly all by it. No kernel computes with one
+    bit here: storage only, in compiled stages. Any device.
+    """
+
+    bits: ClassVar[Bits] = 1
+    kind: Literal["binary"] = "binary"
+
+
+class ShortFloat(Format):
+    """A step that makes layers compute in a 16-bit float format; what stands between them stays as it is."""
+
+    takes: ClassVar[tuple[type[nn.Module], ...]] = STORABLE
+    dtype: ClassVar[torch.dtype]
+
+    def made(self, layer: nn.Module) -> nn.Module:
+        return short(layer, self.dtype)
+
+    def unfit(self, layer: nn.Module) -> str | None:
+        dtype = _weight(layer).dtype
+        if dtype.itemsize <= self.dtype.itemsize:
+            return f"it is {dtype} already"
+        return unstorable(layer)
+
+
+class Bf16(ShortFloat):
+    """Half the storage and resident memory, with fp32's range and 8 bits of precision. Saves time on GPUs, and on CPUs
+    with AMX or AVX512-BF16. Any device.
+    """
+
+    dtype: ClassVar[torch.dtype] = torch.bfloat16
+    kind: Literal["bf16"] = "bf16"
+
+
+class Fp16(ShortFloat):
+    """Half the storage and resident memory, with 11 bits of precision and numbers up to 65504. Saves time on GPUs; on
+    CPUs without AVX512-FP16 it costs time. Any device.
+    """
+
+    dtype: ClassVar[torch.dtype] = torch.float16
+    kind: Literal["fp16"] = "fp16"
+
+
+class Fp8(Format):
+    """Linear layers with e4m3 weights and activations: see `Fp8Linear`. A quarter of the storage and memory, and up to
+    twice bf16's speed. CUDA from compute capability 8.9 on; refused elsewhere.
+    """
+
+    takes: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear,)
+    devices: ClassVar[frozenset[str]] = frozenset({"cuda"})
+    kind: Literal["fp8"] = "fp8"
+
+    def problem(self, model: nn.Module, steps: Sequence[Step]) -> str | None:
+        return super().problem(model, steps) or _fp8_problem()
+
+    def made(self, layer: nn.Module) -> nn.Module:
+        return Fp8Linear(layer)  # type: ignore[arg-type]
+
+    def unfit(self, layer: nn.Module) -> str | None:
+        sizes = _weight(layer).shape
+        return f"its sizes {list(sizes)} are not multiples of 16" if any(size % 16 for size in sizes) else None
+
+
+def _weight(layer: nn.Module) -> torch.Tensor:
+    if not isinstance(layer.weight, torch.Tensor):
+        raise InvalidRequest(f"{type(layer).__name__} has no weight")
+    return layer.weight
+
+
+def _fp8_problem() -> str | None:
+    if not torch.cuda.is_available():
+        return "fp8 is computed on CUDA devices, and there is none here; take int8_dynamic on a CPU"
+    found = torch.cuda.get_device_capability()
+    return f"fp8 needs compute capability 8.9; this device has {found[0]}.{found[1]}" if found < (8, 9) else None
+
+
+FORMATS: Final[tuple[type[Step], ...]] = (
+    Int8Dynamic,
+    Int8WeightOnly,
+    Int4WeightOnly,
+    Bf16,
+    Fp16,
+    Fp8,
+    Ternary,
+    Binary,
+)

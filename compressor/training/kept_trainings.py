@@ -1,0 +1,60 @@
+"""The trainings of a recipe, kept beside the artifact that they are for: one that was interrupted goes on."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+from torch import nn
+
+from compressor.step import Training
+from compressor.training.checkpoint import FileCheckpoint
+from compressor.training.train import Course, Hook, Trained, train_
+
+FOLDER: Final = ".training"
+"""In the model's folder."""
+_PARTS: Final = 10
+"""Of an epoch: so often a training is kept."""
+
+
+class KeptTrainings:
+    """A `compressor.training.train.Trainer`: trains in this process, and keeps the n-th training that it is asked for
+    as n.pt.
+
+    `key`: of all that goes into the artifact; whatever has another key never goes on from here.
+    """
+
+    def __init__(self, model: Path, key: str) -> None:
+        self._folder = model / FOLDER / key[:16]
+        self._count = 0
+
+    def __call__(
+        self,
+        objective: nn.Module,
+        data: Training,
+        course: Course,
+        *,
+        hooks: Sequence[Hook] = (),
+        seed: int = 0,
+        device: str = "cpu",
+        say: Callable[[str], None] = lambda _: None,
+    ) -> Trained:
+        checkpoint = FileCheckpoint(self._folder / f"{self._count}.pt")
+        self._count += 1
+        return train_(
+            objective,
+            data,
+            course,
+            hooks=hooks,
+            seed=seed,
+            device=device,
+            say=say,
+            checkpoint=checkpoint,
+            every=max(1, len(data) // _PARTS),
+        )
+
+    def forget(self) -> None:
+        """Removes what was kept: the artifact is written."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+        if self._folder.parent.is_dir() and not any(self._folder.parent.iterdir()):
+            self._folder.parent.rmdir()

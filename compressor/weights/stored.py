@@ -1,0 +1,130 @@
+"""Layers whose weight is held in another form, and decoded when the layer is used.
+
+Decoding is plain arithmetic on plain tensors, so such a layer is captured, cut and loaded like any other. Uncompiled,
+the dense weight lives only while its layer runs. A stage that is compiled with frozen weights decodes indices and codes
+once, when it is compiled, and then runs (and takes memory) as the dense layer does; sparse layouts are compiled both
+ways, and the faster one is kept (see `compressor.packaging.decoded`).
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from compressor.step import Phase, Step
+from worker.errors import InvalidRequest
+
+STORABLE: Final[tuple[type[nn.Module], ...]] = (nn.Linear, nn.Conv2d, nn.Embedding)
+"""Layers that can hold their weight in another form."""
+
+
+class Store(nn.Module):
+    """Holds a weight and gives it, dense and of its original shape, when called."""
+
+    def forward(self) -> Tensor:
+        raise NotImplementedError
+
+    def rows(self, index: Tensor) -> Tensor:
+        """index INT64 [n] → those rows of the weight, [n, columns]."""
+        weight: Tensor = self()
+        return weight.index_select(0, index)
+
+
+class StoredLinear(nn.Module):
+    """x [..., in] → [..., out]."""
+
+    def __init__(self, layer: nn.Linear, store: Store) -> None:
+        super().__init__()
+        self.store = store
+        self.bias = layer.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self.store(), self.bias)
+
+
+class StoredConv2d(nn.Module):
+    """x [batch, in, height, width] → [batch, out, height', width']."""
+
+    def __init__(self, layer: nn.Conv2d, store: Store) -> None:
+        super().__init__()
+        self.store = store
+        self.bias = layer.bias
+        self._stride, self._padding = layer.stride, layer.padding
+        self._dilation, self._groups = layer.dilation, layer.groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.conv2d(
+            x,
+            self.store(),
+            self.bias,
+            self._stride,
+            self._padding,
+            self._dilation,
+            self._groups,
+        )
+
+
+class StoredEmbedding(nn.Module):
+    """ids INT [...] → [..., width]. Only the rows that are asked for are decoded."""
+
+    def __init__(self, layer: nn.Embedding, store: Store) -> None:
+        super().__init__()
+        self.store = store
+        self._width = layer.embedding_dim
+
+    def forward(self, ids: Tensor) -> Tensor:
+        rows: Tensor = self.store.rows(ids.reshape(-1))
+        return rows.reshape(*ids.shape, self._width)
+
+
+def stored(layer: nn.Module, store: Store) -> nn.Module:
+    """The layer with its weight in `store`."""
+    match layer:
+        case nn.Linear():
+            return StoredLinear(layer, store)
+        case nn.Conv2d(padding_mode="zeros"):
+            return StoredConv2d(layer, store)
+        case nn.Embedding():
+            return StoredEmbedding(layer, store)
+    raise InvalidRequest(f"{type(layer).__name__}: expected a Linear, a Conv2d with zero padding or an Embedding")
+
+
+def unstorable(layer: nn.Module) -> str | None:
+    """Why a layer cannot hold its weight in another form; None where it can."""
+    match layer:
+        case nn.Conv2d(padding_mode=mode) if mode != "zeros":
+            return f"it pads with {mode!r}; only zeros are done"
+        case nn.Embedding(max_norm=limit) if limit is not None:
+            return "it changes its weight when it is used (max_norm)"
+    return None
+
+
+def taken_later(step: Step, model: nn.Module, steps: Sequence[Step]) -> str | None:
+    """The later step that would change a layer whose weight `step` puts into another form; None where there is none."""
+    mine = set(step.targets(model))
+    place = next((index for index, other in enumerate(steps) if other is step), len(steps))
+    for other in steps[place + 1 :]:
+        if other.phase is Phase.TRAIN or not other.takes:
+            continue
+        both = [name for name in other.targets(model) if name in mine]
+        if both:
+            return (
+                f'"{other.kind}" comes later and takes {both[0]} too, whose weight is then in another form; give them '
+                f'different layers: layers: ["*", "!{both[0]}"]'
+            )
+    return None
+
+
+def weight_of(layer: nn.Module) -> Tensor:
+    """The layer's dense weight, without its history."""
+    weight = layer.weight
+    if not isinstance(weight, Tensor):
+        raise InvalidRequest(f"{type(layer).__name__} has no weight")
+    return weight.detach()
+
+
+def dense_bytes(layer: nn.Module) -> int:
+    """Bytes of the layer's dense weight."""
+    weight = weight_of(layer)
+    return weight.numel() * weight.element_size()

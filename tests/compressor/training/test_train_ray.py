@@ -1,0 +1,85 @@
+"""Training on a real Ray cluster: two workers give what one gives, also when one of them is killed on the way."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import distributed, nn
+
+from cluster.launch import embedded_ray
+from compressor.training.train import Course, Hook, Supervised, train_
+from compressor.training.train_ray import RayTrainer
+from compressor.training.training_data import Rows, classes
+from worker.errors import DeadlineExceeded, InvalidRequest
+
+pytest.importorskip("pyarrow", reason='the extra "train" is not installed')
+
+pytestmark = pytest.mark.slow
+
+COURSE = Course(epochs=3, rate=0.1)
+
+
+def net() -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+
+
+def data() -> Rows:
+    points = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+    return Rows((points,), (points.sum(1) > 0).long(), rows=16)
+
+
+class KilledOnce(Hook):
+    """Ends the second worker's process, as the machine would, at a step, unless that has been done."""
+
+    def __init__(self, mark: Path, step: int) -> None:
+        self._mark, self._step = mark, step
+
+    def after(self, step: int) -> None:
+        if step == self._step and distributed.is_initialized() and distributed.get_rank() == 1:
+            try:
+                self._mark.touch(exist_ok=False)
+            except FileExistsError:
+                return
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with embedded_ray(tmp_path_factory.mktemp("ray"), cpus=2):
+        yield
+
+
+def test_two_workers_of_which_one_is_killed_give_what_one_gives(ray: None, tmp_path: Path) -> None:
+    alone, together = net(), net()
+    expected = train_(Supervised(alone, classes), data(), COURSE)
+    hook = KilledOnce(tmp_path / "killed", 6)
+    said: list[str] = []
+    trainer = RayTrainer(workers=2, storage=str(tmp_path / "storage"), every=2)
+    found = trainer(Supervised(together, classes), data(), COURSE, hooks=[hook], say=said.append)
+    assert (tmp_path / "killed").exists()
+    assert found.steps == 12
+    assert found.losses == pytest.approx(expected.losses, rel=1e-4)
+    for name, weight in alone.state_dict().items():
+        torch.testing.assert_close(together.state_dict()[name], weight, rtol=1e-3, atol=1e-4)
+    assert said[0] == "training on 2 workers"
+    assert said[-1].startswith("epoch 3 of 3: loss ")
+
+
+def test_a_loss_that_is_no_number_and_a_spent_deadline_come_back_as_they_are(ray: None, tmp_path: Path) -> None:
+    bad: Any = Rows((torch.full((32, 4), torch.nan),), torch.zeros(32, dtype=torch.int64), rows=16)
+    with pytest.raises(InvalidRequest, match="the loss is nan at step 1 of 6"):
+        RayTrainer(2, str(tmp_path / "a"))(Supervised(net(), classes), bad, COURSE)
+    with pytest.raises(DeadlineExceeded, match="after 0 of 12 steps"):
+        RayTrainer(1, str(tmp_path / "b"), seconds=0.0)(Supervised(net(), classes), data(), COURSE)
+
+
+def test_more_workers_than_the_cluster_holds_are_refused_at_once(ray: None, tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="3 workers need 3 CPUs and the Ray cluster has 2"):
+        RayTrainer(3, str(tmp_path))(Supervised(net(), classes), data(), COURSE)
+    with pytest.raises(InvalidRequest, match="at least 1, not 0"):
+        RayTrainer(0, str(tmp_path))(Supervised(net(), classes), data(), COURSE)
