@@ -4,9 +4,10 @@ MiniLM (int8) and ResNet-20 (fp32) on this machine: one stage and two, few and m
 asked by 16 callers, everything (gateway, workers, clients) on the same cores. And: of all these ways, how good is the
 one that the planner chooses?
 
-Where the machine is shared, its speed changes from minute to minute. So right before and after each way the whole stage
-is run by itself; how much longer that takes than when it was profiled is told to the planner as the node's speed. The
-worst errors without that are given too (`worst_*_as_profiled`).
+Where the machine is shared, its speed changes from minute to minute, and so does how much one busy core disturbs the
+other. So right before and after each way the whole stage is run by itself, and on all cores at once: the simulation is
+told the speed and the disturbance of that moment in place of the profile's. The worst errors without that are given too
+(`worst_*_as_profiled`).
 
     python -m benchmarks.planner [--seconds 4] [--runs 3] [--keep FOLDER] [--case NAME] [--json]
 """
@@ -41,7 +42,7 @@ from cluster.planning.simulator import Setting, simulate
 from compressor.package import package
 from compressor.profiling.measure import threads
 from compressor.profiling.profile import profile_artifact
-from compressor.profiling.stage_profile import Request, in_turns, prepared
+from compressor.profiling.stage_profile import Request, crowded, in_turns, prepared
 from protos import inference_pb2 as pb
 from shardline.demo import weights
 from worker.artifact import ArtifactError, load_artifact, versions
@@ -51,7 +52,7 @@ from worker.shard import load_shard
 
 CACHE = Path("build/benchmarks")
 CALLERS = 16
-PROBE_ROWS, PROBE_S = (1, 4), 1.5
+PROBE_ROWS, PROBE_S, PROBE_TURNS = (1, 4), 1.5, 3
 LENGTHS = {"minilm": (8, 128), "resnet20": (1, 1)}
 MAX_ROWS = (4, 16)
 WARM_UP_S = 1.5
@@ -113,19 +114,26 @@ def image_requests(seed: int = 0) -> list[bytes]:
 
 
 class Probe:
-    """How fast the machine is now: the whole stage alone, measured as `shardline profile` measures it."""
+    """How fast the machine is now: the whole stage, measured as `shardline profile` measures it."""
 
     def __init__(self, version: Path, costs: Costs) -> None:
         shard = load_shard(load_artifact(version), stage=0, stages=1)
-        request = Request(str(version), 0, 1, "cpu", 1, "fastest", key=str(DEFAULT_KEY), sizes=())
-        lengths = {timed.length for stage in costs.device("cpu").stages for timed in stage.seconds}
-        self._runs = {(rows, each): prepared(shard, request, rows, each) for rows in PROBE_ROWS for each in lengths}
+        lengths = sorted({timed.length for stage in costs.device("cpu").stages for timed in stage.seconds})
+        middle = (PROBE_ROWS[-1], lengths[len(lengths) // 2])
+        self._request = Request(str(version), 0, 1, "cpu", 1, "fastest", key=str(DEFAULT_KEY), sizes=(middle,))
+        self._runs = {
+            (rows, each): prepared(shard, self._request, rows, each) for rows in PROBE_ROWS for each in lengths
+        }
 
     def seconds(self) -> list[tuple[int, int, float]]:
         """Rows, length, and seconds of a run."""
         with threads(1):
             taken = in_turns(self._runs, enough_s=PROBE_S)
         return [(*size, statistics.median(of)) for size, of in taken.items()]
+
+    def crowded(self) -> float:
+        """Seconds of a run while every core computes one, over its seconds alone."""
+        return crowded(self._request, int(here()[0].cpus), turns=PROBE_TURNS)
 
 
 def slower(probed: Sequence[tuple[int, int, float]], costs: Costs) -> float:
@@ -161,6 +169,15 @@ def setting(seconds: float) -> Setting:
     return Setting([node], gateways=(node.name,), client=node.name, seconds=seconds, warm_up_s=WARM_UP_S)
 
 
+def of_now(costs: Costs, crowded: float) -> Costs:
+    """As if the profile had found this disturbance."""
+    devices = {
+        name: device.model_copy(update={"crowded": crowded}) if name == "cpu" else device
+        for name, device in costs.profile.devices.items()
+    }
+    return Costs(costs.profile.model_copy(update={"devices": devices}))
+
+
 def predict(way: Way, costs: Costs, *, seconds: float, slower: float = 1.0) -> Prediction:
     demand = Demand(way.model, costs, lengths=LENGTHS[way.model])
     points = next(points for points in costs.profile.packaged if len(points) == way.stages - 1)
@@ -188,10 +205,11 @@ def choose(model: str, costs: Costs) -> Way:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """probed: see `Probe`, before and after the runs."""
+    """probed, crowded: see `Probe`, before and after the runs."""
 
     runs: tuple[Figures, ...]
     probed: tuple[tuple[int, int, float], ...]
+    crowded: tuple[float, ...]
 
 
 def kept(folder: Path | None, way: Way) -> Measured | None:
@@ -203,6 +221,7 @@ def kept(folder: Path | None, way: Way) -> Measured | None:
     return Measured(
         tuple(Figures(**one) for one in said["runs"]),
         tuple((rows, length, seconds) for rows, length, seconds in said["probed"]),
+        tuple(said["crowded"]),
     )
 
 
@@ -214,11 +233,12 @@ def keep(folder: Path | None, way: Way, measured: Measured) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Errors are shares of what was measured (the median of the runs). as_profiled: predicted without `slower`."""
+    """Errors are shares of what was measured (the median of the runs). as_profiled: predicted by the profile alone."""
 
     way: Way
     measured: tuple[Figures, ...]
     slower: float
+    crowded: float
     predicted: Prediction
     as_profiled: Prediction
 
@@ -254,8 +274,9 @@ class Comparison:
 
 def table(found: Sequence[Comparison], chosen: dict[str, Way]) -> Table:
     shown = Table(title=f"predicted and measured, {CALLERS} callers, everything on this machine's cores")
-    for name, side in (("way", "left"), *((name, "right") for name in ("answers/s", "slower", "predicted", "error"))):
-        shown.add_column(name, justify=side)  # type: ignore[arg-type]
+    shown.add_column("way")
+    for name in ("answers/s", "slower", "crowded", "predicted", "error"):
+        shown.add_column(name, justify="right")
     for name in ("p95 ms (runs)", "predicted", "error", "in spread", "chosen"):
         shown.add_column(name, justify="right")
     for one in found:
@@ -264,6 +285,7 @@ def table(found: Sequence[Comparison], chosen: dict[str, Way]) -> Table:
             one.way.name,
             f"{one.throughput:.1f}",
             f"{one.slower:.2f}",
+            f"{one.crowded:.2f}",
             f"{one.predicted.rate:.1f}",
             f"{100 * one.throughput_error:.1f} %",
             f"{one.p95_ms:.0f} ({min(seen):.0f}-{max(seen):.0f})",
@@ -299,15 +321,17 @@ def main() -> None:
             console.print(f"measuring {way.name}")
             if way.model not in probes:
                 probes[way.model] = Probe(folders[way.model], costs[way.model])
-            before = probes[way.model].seconds()
+            probe = probes[way.model]
+            before, crowd = probe.seconds(), probe.crowded()
             runs = measure(way, folders[way.model], seconds=given.seconds, runs=given.runs)
-            measured = Measured(tuple(runs), (*before, *probes[way.model].seconds()))
+            measured = Measured(tuple(runs), (*before, *probe.seconds()), (crowd, probe.crowded()))
             keep(given.keep, way, measured)
         known = costs[way.model]
         now = slower(measured.probed, known)
-        predicted = predict(way, known, seconds=given.seconds, slower=now)
+        crowd = statistics.mean(measured.crowded)
+        predicted = predict(way, of_now(known, crowd), seconds=given.seconds, slower=now)
         as_profiled = predict(way, known, seconds=given.seconds)
-        found.append(Comparison(way, measured.runs, now, predicted, as_profiled))
+        found.append(Comparison(way, measured.runs, now, crowd, predicted, as_profiled))
     chosen = {model: choose(model, known) for model, known in costs.items()}
     Console(width=150).print(table(found, chosen))
     if given.case or not found:

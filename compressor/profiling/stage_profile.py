@@ -80,8 +80,8 @@ def measure_stage(request: Request) -> Measured:
     return Measured(**told | {"seconds": {(rows, length): taken for rows, length, taken in told["seconds"]}})
 
 
-def crowded(request: Request, processes: int) -> float:
-    """Seconds of a run while `processes` processes compute at once, over those of one alone; measured in turns.
+def crowded(request: Request, processes: int, *, turns: int = CROWD_TURNS) -> float:
+    """Seconds of a run while `processes` processes compute at once, over those of one alone; the median of the turns.
 
     Raises `Internal` as `measure_stage` does.
     """
@@ -101,7 +101,7 @@ def crowded(request: Request, processes: int) -> float:
             if _told(child) != "ready":
                 raise Internal(f"the stage could not be measured: {_last(child.stderr.read() if child.stderr else '')}")
         ratios = []
-        for turn in range(CROWD_TURNS):
+        for turn in range(turns):
             (alone,) = _together([children[turn % processes]])
             ratios.append(statistics.median(_together(children)) / alone)
     return max(1.0, statistics.median(ratios))
