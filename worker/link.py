@@ -161,12 +161,13 @@ class Link:
 
     def _pick(self, avoid: Collection[ReplicaStream] = ()) -> ReplicaStream | None:
         now = time.monotonic()
-        able = [stream for stream in self._streams.values() if stream.ready and stream not in avoid]
-        rested = [stream for stream in able if stream.standing.resting_until <= now]
-        limit = self._limits.max_inflight
-        # Where every replica rests, they are as good as any: the fault may be the model's.
-        open_to_work = [stream for stream in rested or able if stream.inflight < limit]
+        open_to_work = [one for one in self._able(now, avoid) if one.inflight < self._limits.max_inflight]
         return choose(open_to_work, lambda stream: stream.expected_wait(now), _CHANCE)
+
+    def _able(self, now: float, avoid: Collection[ReplicaStream] = ()) -> list[ReplicaStream]:
+        """Those that take work; where all of them rest, each is as good as any: the fault may be the model's."""
+        ready = [stream for stream in self._streams.values() if stream.ready and stream not in avoid]
+        return [stream for stream in ready if stream.standing.resting_until <= now] or ready
 
     async def _ask(self, stream: ReplicaStream, work: Work) -> Answer:
         if self._hedging is None:
@@ -225,7 +226,7 @@ class Link:
                 give_up = give_up or time.monotonic() + self._limits.patience_s
                 until = min(until, give_up)
             if time.monotonic() >= until:
-                self._wake()  # it may have been woken just now: its place is another one's
+                self._offer_places()  # it may have been woken just now: its place is another one's
                 if until == work.deadline:
                     raise DeadlineExceeded("the deadline passed while the request waited for a replica")
                 raise Unavailable(f"no replica answered within {self._limits.patience_s:g} s")
@@ -239,11 +240,11 @@ class Link:
 
     async def _turn(self, priority: int, number: int, until: float) -> None:
         # Those before it may leave room: once it waits, it is looked whom there is room for.
-        asyncio.get_running_loop().call_soon(self._wake)
+        asyncio.get_running_loop().call_soon(self._offer_places)
         try:
             await self._turns.wait(priority, number, until)
         except asyncio.CancelledError:
-            self._wake()  # it may have been woken just now: its place is another one's
+            self._offer_places()  # it may have been woken just now: its place is another one's
             raise
 
     async def _next_change(self, until: float | None) -> None:
@@ -258,12 +259,16 @@ class Link:
         """Something changed that a waiting call may have waited for."""
         self._changed.set()
         self._changed = asyncio.Event()
+        if any(stream.ready for stream in self._streams.values()):
+            self._offer_places()
+        else:
+            self._turns.wake_all()  # each looks how long it may still wait
+
+    def _offer_places(self) -> None:
+        """Wakes as many of those who wait as there is room for."""
         if self._turns:
-            ready = [stream for stream in self._streams.values() if stream.ready]
-            if ready:
-                self._turns.wake(sum(max(0, self._limits.max_inflight - stream.inflight) for stream in ready))
-            else:
-                self._turns.wake_all()  # each looks how long it may still wait
+            able = self._able(time.monotonic())
+            self._turns.wake(sum(max(0, self._limits.max_inflight - stream.inflight) for stream in able))
 
     def _leave(self, stream: ReplicaStream) -> None:
         task = asyncio.create_task(stream.finish())

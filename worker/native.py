@@ -9,6 +9,7 @@ import ctypes
 import os
 import re
 import tempfile
+import weakref
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -39,7 +40,7 @@ def runs_natively(package: Path) -> bool:
 
 
 class NativePackage:
-    """A loaded package. One call at a time. Its code stays in the process until the process ends."""
+    """A loaded package. One call at a time. Its weights leave the process with it, its code stays."""
 
     def __init__(self, package: Path) -> None:
         """Raises OSError where the library cannot be loaded, RuntimeError where it does not start."""
@@ -47,6 +48,7 @@ class NativePackage:
             library = _extracted(package, Path(folder))
             self._code = ctypes.CDLL(str(library), mode=os.RTLD_NOW | os.RTLD_LOCAL)
             self._container = _POINTER()
+            weakref.finalize(self, _free, self._code, self._container).atexit = False
             self._call(
                 "AOTInductorModelContainerCreateWithDevice", _CREATE, ctypes.byref(self._container), 1, b"cpu", b""
             )
@@ -85,6 +87,14 @@ class NativePackage:
         function = self._code[name]
         function.argtypes, function.restype = types, ctypes.c_int32
         return function
+
+
+def _free(code: ctypes.CDLL, container: ctypes.c_void_p) -> None:
+    """The weights, if the container was made. Closing the library would free nothing: it has symbols that are unique to
+    the process.
+    """
+    if container:
+        code["AOTInductorModelContainerDelete"](container)
 
 
 def _extracted(package: Path, folder: Path) -> Path:

@@ -12,8 +12,8 @@ class Turns:
     def __init__(self) -> None:
         self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
         self._numbers = itertools.count()
+        self._living = 0
         self._woken = 0
-        self._gone = 0
 
     def __bool__(self) -> bool:
         """Whether anyone waits, or was woken and has not taken its place yet: who comes now, comes after them."""
@@ -21,7 +21,7 @@ class Turns:
 
     def __len__(self) -> int:
         """Those who wait and were not woken."""
-        return len(self._waiting) - self._gone
+        return self._living
 
     def number(self) -> int:
         """One for each who waits; keeps its place over several waits."""
@@ -31,6 +31,7 @@ class Turns:
         """Returns when it may be this one's turn, or at `until` (monotonic). It must take its place at once then."""
         woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         heapq.heappush(self._waiting, (priority, number, woken))
+        self._living += 1
         try:
             async with asyncio.timeout(max(0.0, until - time.monotonic())):
                 await woken
@@ -41,8 +42,8 @@ class Turns:
                 self._woken -= 1
             else:
                 woken.cancel()
-                self._gone += 1
-                if 2 * self._gone > len(self._waiting):
+                self._living -= 1
+                if len(self._waiting) > 2 * self._living:
                     self._drop_gone()
 
     def wake(self, places: int) -> None:
@@ -51,9 +52,9 @@ class Turns:
         while places > 0 and self._waiting:
             _, _, woken = heapq.heappop(self._waiting)
             if woken.done():
-                self._gone -= 1
-                continue
+                continue  # it was cancelled: it counts itself out
             woken.set_result(None)
+            self._living -= 1
             self._woken += 1
             places -= 1
 
@@ -63,5 +64,4 @@ class Turns:
     def _drop_gone(self) -> None:
         """Only when half of the queue is theirs: so leaving costs little."""
         self._waiting = [one for one in self._waiting if not one[2].done()]
-        self._gone = 0
         heapq.heapify(self._waiting)

@@ -53,4 +53,5 @@ class Connections:
         if since is None:
             return False
         longest.make_room()
+        self._open.discard(longest)  # it ends a turn of the loop later: until then others would count on its room
         return True

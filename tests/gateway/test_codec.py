@@ -1,4 +1,5 @@
 import struct
+import tracemalloc
 
 import pytest
 
@@ -140,6 +141,29 @@ def test_an_unknown_input_parameter_is_refused() -> None:
 )
 def test_a_name_that_is_not_utf8_or_a_broken_message_is_refused(message: bytes) -> None:
     with pytest.raises(InvalidRequest, match="not a ModelInferRequest, or a name in it is not UTF-8"):
+        parse_infer(message)
+
+
+@pytest.mark.parametrize("field", [b"\x22\x00", b"\x2a\x00", b"\x32\x00", b"\x3a\x00", b"\x78\x01", b"\x7b\x7c"])
+def test_a_large_message_of_tiny_fields_is_refused_before_it_is_parsed(field: bytes) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidRequest, match="more than 4096 inputs, outputs, parameters and raw contents"):
+            parse_infer(field * (1 << 22))
+        assert tracemalloc.get_traced_memory()[1] < 1 << 24
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_large_tensor_is_no_reason_to_refuse() -> None:
+    large = infer_request(given(), raw=[bytes(1 << 20)])
+    assert parse_infer(large.SerializeToString()) == large
+
+
+@pytest.mark.parametrize("end", [b"\x0a\xff\xff\xff\xff\x0f", b"\x0a", b"\x0e", b"\x09\x00"])
+def test_a_large_message_that_is_broken_is_told_so(end: bytes) -> None:
+    message = infer_request(given(), raw=[bytes(1 << 20)]).SerializeToString() + end
+    with pytest.raises(InvalidRequest, match="not a ModelInferRequest"):
         parse_infer(message)
 
 

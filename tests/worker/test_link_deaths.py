@@ -117,3 +117,12 @@ async def test_those_who_wait_for_room_are_told_when_the_last_replica_is_gone() 
             found = await asyncio.gather(*calls, return_exceptions=True)
             assert [type(error) for error in found] == [Unavailable] * 5
             assert time.monotonic() - started < 3
+
+
+async def test_waiting_for_a_replica_costs_next_to_nothing() -> None:
+    async with link_to(limits=LinkLimits(patience_s=0.5)) as link:
+        calls = [asyncio.create_task(link.call(work(), wait=True)) for _ in range(50)]
+        began = time.process_time()
+        found = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(error) for error in found] == [Unavailable] * 50
+        assert time.process_time() - began < 0.25

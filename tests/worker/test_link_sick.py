@@ -69,6 +69,23 @@ async def test_a_replica_that_is_well_again_gets_work_again() -> None:
                 await asyncio.gather(*(link.call(work()) for _ in range(4)))
 
 
+async def test_waiting_beside_a_replica_that_rests_costs_next_to_nothing() -> None:
+    sick, held = Sick(sick=False), Scripted()
+    held.release.set()
+    limits = LinkLimits(max_inflight=2, timings=FAST.timings)
+    async with replica(sick) as (_, bad), replica(held) as (_, good), both_open(bad, good, limits=limits) as link:
+        sick.sick = True
+        await asyncio.gather(*(link.call(work(), wait=True) for _ in range(60)), return_exceptions=True)
+        held.release.clear()
+        calls = [asyncio.create_task(link.call(work(), wait=True)) for _ in range(50)]
+        began = time.process_time()
+        await asyncio.wait(calls, timeout=0.5)
+        spent = time.process_time() - began
+        held.release.set()
+        await asyncio.gather(*calls, return_exceptions=True)
+        assert spent < 0.25
+
+
 async def test_a_request_on_which_two_replicas_fail_is_given_up_and_holds_nothing_against_them() -> None:
     one, two, three = Sick(sick=False), Sick(sick=False), Sick(sick=False)
     async with (

@@ -1,5 +1,6 @@
 """Loading a stage: the right runtime where it can be trusted, and a stage that works in any case."""
 
+import gc
 import json
 import shutil
 import subprocess
@@ -170,6 +171,16 @@ def test_a_compiled_stage_is_near_the_uncompiled_one(always_compiled: Artifact, 
         ids = torch.randint(1, 50, (batch, length))
         inputs = (ids, torch.ones_like(ids))
         torch.testing.assert_close(run_all(fast, inputs)[0], run_all(slow, inputs)[0], rtol=0.1, atol=0.05)
+
+
+def test_answers_outlive_the_compiled_stage_that_gave_them(always_compiled: Artifact, machine_key: Path) -> None:
+    stage = load_shard(always_compiled, stage=0, stages=2, key=machine_key)
+    answers = stage.run(INPUTS)
+    kept = [answer.clone() for answer in answers]
+    del stage
+    gc.collect()
+    load_shard(always_compiled, stage=1, stages=2, key=machine_key)  # takes the memory that was freed
+    assert all(map(torch.equal, answers, kept))
 
 
 def test_python_goes_on_while_a_compiled_stage_computes(always_compiled: Artifact, machine_key: Path) -> None:

@@ -60,6 +60,22 @@ async def test_who_gives_up_takes_no_turn() -> None:
     assert not turns
 
 
+async def test_many_that_leave_in_one_moment_take_nobody_with_them() -> None:
+    turns, came = Turns(), list[str]()
+    tasks = [waiter(turns, str(number), came) for number in range(25)]
+    await settle()
+    for task in tasks[10:]:
+        task.cancel()
+    await settle()
+    for left in range(10, 0, -1):
+        assert len(turns) == left
+        assert turns
+        turns.wake(1)
+        await settle()
+    assert came == [str(number) for number in range(10)]
+    assert not turns
+
+
 async def test_waiting_has_an_end() -> None:
     turns, came = Turns(), list[str]()
     await asyncio.wait_for(waiter(turns, "late", came, seconds=0.01), 5)
