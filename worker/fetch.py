@@ -26,7 +26,8 @@ ATTEMPTS: Final = 5
 PAUSE_S: Final = 1.0
 """Before the second attempt; doubles from one to the next."""
 WITHIN_S: Final = 3600.0
-"""Longest that one file may take, or that a worker waits for another one that fetches."""
+"""Longest that one file may take, or that a worker waits for its turn: for another one that fetches, or since the
+controller hands out as many files as it can."""
 MANIFEST: Final = "manifest.json"
 
 logger = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ class ArtifactSource:
 def local_artifact(folder: Path, source: ArtifactSource, token: str, pause_s: float = PAUSE_S) -> Path:
     """A folder on this node with the artifact: `folder` where that is it. Blocks while it fetches.
 
-    `pause_s`: before the second attempt where the controller is away.
+    `pause_s`: before the second attempt where the controller is away, and before each where it is busy.
 
     Raises `ArtifactError` where what comes is not what it should be, `Unavailable` where nothing comes, OSError where
     the cache cannot be written.
@@ -113,21 +114,27 @@ class _Fetch:
         self._metadata = (("authorization", f"Bearer {token}"),)
 
     def file(self, name: str, path: Path) -> None:
-        """Appends to `path` what it lacks."""
-        for attempt in range(ATTEMPTS):
+        """Appends to `path` what it lacks. Where others are being served, it waits for its turn: nothing broke off."""
+        until = time.monotonic() + WITHIN_S
+        broken_off = 0
+        while True:
             try:
                 self._rest_of(name, path)
                 return
             except grpc.RpcError as error:
                 code = error.code()
+                if code is grpc.StatusCode.RESOURCE_EXHAUSTED and time.monotonic() < until:
+                    time.sleep(self._pause_s)
+                    continue
                 if code is not grpc.StatusCode.UNAVAILABLE:
                     raise from_code(code.value[0], f"{name}: {error.details()}") from error
-                if attempt == ATTEMPTS - 1:
+                broken_off += 1
+                if broken_off == ATTEMPTS:
                     raise Unavailable(
                         f"{name} of {self._source.model}/{self._source.version} cannot be fetched from the controller "
                         f"at {self._source.address}: {error.details()}"
                     ) from error
-                time.sleep(self._pause_s * 2.0**attempt)
+                time.sleep(self._pause_s * 2.0 ** (broken_off - 1))
 
     def _rest_of(self, name: str, path: Path) -> None:
         have = path.stat().st_size if path.exists() else 0

@@ -4,20 +4,22 @@ import asyncio
 import hashlib
 import shutil
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 from grpc import aio
 
-from cluster.control_server import ControlServer
+from cluster.artifact_files import MAX_OPEN
+from cluster.control_server import Context, ControlServer
 from protos import control_pb2, control_pb2_grpc
 from tests.cluster.simulation import TOKEN, Simulation
 from worker.artifact import ArtifactError, load_artifact
 from worker.errors import NotFound, Unauthenticated, Unavailable
-from worker.fetch import ArtifactSource, local_artifact
+from worker.fetch import ATTEMPTS, ArtifactSource, local_artifact
 
 NOWHERE = Path("/nowhere/toy/1")
 
@@ -27,10 +29,29 @@ class Served:
     source: ArtifactSource
     origin: Path
     cache: Path
-    stop: Callable[[], object]
+    asked_often: asyncio.Event
 
     async def fetched(self, token: str = TOKEN) -> Path:
         return await asyncio.to_thread(local_artifact, NOWHERE, self.source, token, 0.01)
+
+
+class Counting(ControlServer):
+    """`enough` is set when a node has asked for a manifest more often than a fetch may break off."""
+
+    asked = 0
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.enough = asyncio.Event()
+
+    async def FetchFile(  # noqa: N802
+        self, request: control_pb2.FetchFileRequest, context: Context
+    ) -> AsyncIterator[control_pb2.FileChunk]:
+        self.asked += request.path == "manifest.json"
+        if self.asked > ATTEMPTS:
+            self.enough.set()
+        async for chunk in super().FetchFile(request, context):
+            yield chunk
 
 
 @asynccontextmanager
@@ -39,13 +60,13 @@ async def served(folder: Path, toy: Path) -> AsyncIterator[Served]:
     simulation = Simulation(folder, toy="{}")
     origin = folder / "models" / "toy" / "1"
     shutil.copytree(toy, origin)
-    server = ControlServer(simulation.controller, TOKEN)
+    server = Counting(simulation.controller, TOKEN)
     port = await server.start("127.0.0.1", 0)
     manifest = hashlib.sha256((origin / "manifest.json").read_bytes()).hexdigest()
     cache = folder / "cache"
     source = ArtifactSource(f"127.0.0.1:{port}", "toy", 1, manifest, str(cache))
     try:
-        yield Served(source, origin, cache, lambda: server.close(0))
+        yield Served(source, origin, cache, server.enough)
     finally:
         await server.close(0)
 
@@ -94,6 +115,27 @@ async def test_an_artifact_that_changed_at_its_origin_is_refused(tmp_path: Path,
             text.write("\n")
         with pytest.raises(ArtifactError, match="its manifest at the controller is not the one that is served"):
             await toy.fetched()
+
+
+async def test_a_controller_that_serves_as_many_nodes_as_it_can_is_waited_for(tmp_path: Path, toy_folder: Path) -> None:
+    async with served(tmp_path, toy_folder) as toy:
+        program = toy.origin / "program.pt2"
+        program.rename(toy.origin / "whole")
+        with program.open("wb") as file:
+            file.truncate(1 << 30)
+        async with AsyncExitStack() as others:
+            for _ in range(MAX_OPEN):
+                channel = await others.enter_async_context(aio.insecure_channel(toy.source.address))
+                stub = control_pb2_grpc.ControllerStub(channel)  # type: ignore[no-untyped-call]
+                request = control_pb2.FetchFileRequest(model="toy", version=1, path="program.pt2")
+                await stub.FetchFile(request, metadata=(("authorization", f"Bearer {TOKEN}"),)).read()
+            (toy.origin / "whole").rename(program)
+            fetching = asyncio.create_task(toy.fetched())
+            asked_often = asyncio.create_task(toy.asked_often.wait())
+            await asyncio.wait((fetching, asked_often), timeout=20, return_when=asyncio.FIRST_COMPLETED)
+            assert not fetching.done(), "it waits, and as long as it must"
+            asked_often.cancel()
+        assert load_artifact(await fetching)
 
 
 async def test_strangers_and_other_paths_get_nothing(tmp_path: Path, toy_folder: Path) -> None:
