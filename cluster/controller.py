@@ -110,7 +110,9 @@ class Controller:
         self.sighting = await self._fleet.observe()
         now = self._monotonic()
         self._count_failures(self.sighting.replicas, now)
-        if not self.state.stopping:
+        if self.state.stopping:
+            await self._fleet.ask_for(())
+        else:
             await self._scale(now)
             self._roll(now)
         world = self._world(now)
