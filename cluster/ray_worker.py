@@ -134,6 +134,8 @@ class RayWorker:
         try:
             stats: WorkerStats = await self.handle.stats.remote()
         except RayTaskError:
+            if "start" not in self._tasks:
+                self._own("start", self._start())  # Ray lost sight of it meanwhile, and what came of it is not known
             if self.address:
                 raise  # it was ready, and no longer computes
         else:
