@@ -81,7 +81,8 @@ class Controller:
         self._known_changes: frozenset[str] = frozenset()
         self._known_notes: frozenset[tuple[Stage, str]] = frozenset()
         self._wake = asyncio.Event()
-        self._emptied = asyncio.Event()
+        self.emptied = asyncio.Event()
+        """Set when it was asked to stop and no replica is left."""
 
     async def run_forever(self) -> None:
         """Raises what a step raised when FAILED_STEPS of them failed in a row."""
@@ -122,7 +123,7 @@ class Controller:
             await self._act(action)
         await self._notice_changed_files(now)
         if self.state.stopping and not self.sighting.replicas and not actions:
-            self._emptied.set()
+            self.emptied.set()
         return bool(actions)
 
     def scale(self, model: str, stage: int | None, replicas: int) -> None:
@@ -210,7 +211,7 @@ class Controller:
             self._keep(self.state.model_copy(update={"stopping": True}))
             self._decide("drain every replica", "asked to stop")
             self._wake.set()
-        await self._emptied.wait()
+        await self.emptied.wait()
 
     def routes(self) -> tuple[Route, ...]:
         """What gateways should know, by the last look at the cluster."""
