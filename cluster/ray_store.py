@@ -7,7 +7,7 @@ from typing import Any
 import ray.experimental.internal_kv as ray_kv
 
 from cluster.state import State, StateError, parse_state
-from cluster.store import Superseded
+from cluster.store import Superseded, a_store_id
 
 
 class RayStore:
@@ -19,8 +19,11 @@ class RayStore:
         self._prefix = f"{name}/"
         self._namespace = namespace.encode()
         self._epoch = 0
+        self.id = ""
 
     def claim(self) -> int:
+        self._put("id", a_store_id().encode(), overwrite=False)
+        self.id = (self._get("id") or b"").decode()
         epoch = self._newest() + 1
         while not self._put(f"epoch/{epoch}", b"claimed", overwrite=False):
             epoch = self._newest() + 1

@@ -54,6 +54,9 @@ def test_runs_do_not_see_each_other(storage: None) -> None:
     other.claim()
     with pytest.raises(StateError):
         other.read_state()
+    again = RayStore(store_name(Path("/state/one")))
+    again.claim()
+    assert one.id == again.id != other.id
 
 
 def test_what_was_written_outlives_controllers_that_died_while_they_claimed(storage: None) -> None:
