@@ -1,6 +1,7 @@
 """The controller's gRPC service: translates, checks the token, and bounds who may wait. Decides nothing."""
 
 import asyncio
+import contextlib
 import hmac
 import logging
 from collections.abc import AsyncIterator
@@ -21,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 MAX_WATCHERS = 256
 MAX_CALLS = 1024
+ANSWERED_WITHIN_S = 5.0
+"""Whoever asked to stop, and has not read the answer for so long, is gone."""
 STATUS = {code.value[0]: code for code in grpc.StatusCode}
 
 OPTIONS = [
@@ -44,8 +47,7 @@ class ControlServer(control_pb2_grpc.ControllerServicer):
         self._watchers = 0
         self._strangers: set[str] = set()
         self._server: aio.Server | None = None
-        self.stopped = asyncio.Event()
-        """Set when Stop was answered."""
+        self._answered = asyncio.Event()
 
     async def start(self, host: str, port: int) -> int:
         """Listens on `port`, or where that is taken on another; returns which. Raises OSError where none is free."""
@@ -66,6 +68,12 @@ class ControlServer(control_pb2_grpc.ControllerServicer):
     async def close(self, grace_s: float = 0.5) -> None:
         if self._server is not None:
             await self._server.stop(grace_s)
+
+    async def until_stopped(self, answered_within_s: float = ANSWERED_WITHIN_S) -> None:
+        """Returns when the cluster was stopped, and whoever asked for it has been answered, or does not wait for it."""
+        await self._controller.emptied.wait()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._answered.wait(), answered_within_s)
 
     async def WatchRoutes(  # noqa: N802 -- the name is the protocol's
         self, request: control_pb2.WatchRoutesRequest, context: Context
@@ -144,11 +152,8 @@ class ControlServer(control_pb2_grpc.ControllerServicer):
     async def Stop(self, request: control_pb2.StopRequest, context: Context) -> control_pb2.StopResponse:  # noqa: N802
         await self._check(context)
         await self._controller.stop()
-        context.add_done_callback(self._answered)  # type: ignore[arg-type]
+        context.add_done_callback(lambda _: self._answered.set())  # type: ignore[arg-type]
         return control_pb2.StopResponse()
-
-    def _answered(self, _: Any) -> None:
-        self.stopped.set()
 
     async def _check(self, context: Context) -> None:
         """Refuses who does not hold the token, and logs a stranger's address once."""

@@ -81,7 +81,8 @@ class Controller:
         self._known_changes: frozenset[str] = frozenset()
         self._known_notes: frozenset[tuple[Stage, str]] = frozenset()
         self._wake = asyncio.Event()
-        self._emptied = asyncio.Event()
+        self.emptied = asyncio.Event()
+        """Set when it was asked to stop and no replica is left."""
 
     async def run_forever(self) -> None:
         """Raises what a step raised when FAILED_STEPS of them failed in a row."""
@@ -110,7 +111,9 @@ class Controller:
         self.sighting = await self._fleet.observe()
         now = self._monotonic()
         self._count_failures(self.sighting.replicas, now)
-        if not self.state.stopping:
+        if self.state.stopping:
+            await self._fleet.ask_for(())
+        else:
             await self._scale(now)
             self._roll(now)
         world = self._world(now)
@@ -120,7 +123,7 @@ class Controller:
             await self._act(action)
         await self._notice_changed_files(now)
         if self.state.stopping and not self.sighting.replicas and not actions:
-            self._emptied.set()
+            self.emptied.set()
         return bool(actions)
 
     def scale(self, model: str, stage: int | None, replicas: int) -> None:
@@ -208,7 +211,7 @@ class Controller:
             self._keep(self.state.model_copy(update={"stopping": True}))
             self._decide("drain every replica", "asked to stop")
             self._wake.set()
-        await self._emptied.wait()
+        await self.emptied.wait()
 
     def routes(self) -> tuple[Route, ...]:
         """What gateways should know, by the last look at the cluster."""
@@ -267,7 +270,8 @@ class Controller:
 
     def _publish(self, table: tuple[Route, ...]) -> None:
         self._keep(self.state.model_copy(update={"generation": self.state.generation + 1}))
-        self.feed.publish(route_table(self.state.generation, table, self.state.served, self.epoch))
+        generation, served = self.state.generation, self.state.served
+        self.feed.publish(route_table(generation, table, served, self.epoch, self._store.id))
         self._published, self._published_at = table, self._monotonic()
 
     def waiting(self) -> Mapping[Stage, str]:

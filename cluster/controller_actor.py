@@ -34,9 +34,10 @@ class ControllerActor:
         self._listening: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._running = asyncio.create_task(self._run())
 
-    async def where(self) -> tuple[str, str, int]:
-        """Its state dir, its address and its pid. Raises what kept it from starting."""
-        return str(self._state_dir.folder), await asyncio.shield(self._listening), os.getpid()
+    async def where(self) -> tuple[str, str, bool]:
+        """Its state dir, its address, and whether it is being stopped. Raises what kept it from starting."""
+        address = await asyncio.shield(self._listening)
+        return str(self._state_dir.folder), address, self._controller.state.stopping
 
     async def _run(self) -> None:
         """Keeps the cluster until it was stopped, then ends this actor for good. A failure ends only the process."""
@@ -68,7 +69,7 @@ class ControllerActor:
 
     async def _keep(self) -> None:
         keeping = asyncio.create_task(self._controller.run_forever())
-        stopped = asyncio.create_task(self._server.stopped.wait())
+        stopped = asyncio.create_task(self._server.until_stopped())
         await asyncio.wait((keeping, stopped), return_when=asyncio.FIRST_COMPLETED)
         if keeping.done():
             logger.critical("the controller gives up; Ray starts it anew: %s", keeping.exception())

@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 from cluster.world import Phase
 
+DRAIN_MARGIN_S = 5.0
+"""A worker bounds its draining itself; this much later it is given up."""
+
 
 @dataclass(frozen=True, slots=True)
 class HealthLimits:

@@ -6,11 +6,12 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.controller_actor import ControllerActor
@@ -68,22 +69,32 @@ def joined_ray(address: str) -> Iterator[None]:
         ray.shutdown()
 
 
-def find_controller(state_folder: Path) -> bool:
-    """Whether a controller of this state dir lives in the cluster: a `serve` that was killed left it behind.
+class Found(Enum):
+    NONE = "none"
+    SERVES = "serves"
+    STOPS = "stops"
+    """It drains its workers, and ends when none is left."""
+
+
+def find_controller(state_folder: Path) -> Found:
+    """The controller of this state dir that lives in the cluster: a `serve` that was killed left it behind.
 
     Raises LaunchError where another state dir's controller does: one Ray cluster serves for one.
     """
     try:
         controller: Any = ray.get_actor(CONTROLLER, NAMESPACE)
     except ValueError:
-        return False
-    folder = _wait_for(controller)
+        return Found.NONE
+    try:
+        folder, stops = _wait_for(controller)
+    except ActorDiedError:
+        return Found.STOPS  # just now; Ray frees its name in a moment
     if Path(folder) != state_folder:
         raise LaunchError(
             f"this Ray cluster already serves for the state dir {folder}; stop that first: "
             f"`shardline stop --state-dir {folder}`"
         )
-    return True
+    return Found.STOPS if stops else Found.SERVES
 
 
 def start_controller(state_folder: Path, *, in_ray: bool = False) -> None:
@@ -100,7 +111,10 @@ def start_controller(state_folder: Path, *, in_ray: bool = False) -> None:
         num_cpus=0,
         scheduling_strategy=_here(soft=in_ray),
     ).remote(str(state_folder), in_ray)
-    _wait_for(controller)
+    try:
+        _wait_for(controller)
+    except ActorDiedError as error:
+        raise LaunchError(f"the controller cannot start: {error}") from error
 
 
 def restart_controller() -> None:
@@ -111,15 +125,17 @@ def restart_controller() -> None:
         raise LaunchError("the controller's actor is gone from the Ray cluster") from error
 
 
-def _wait_for(controller: Any) -> str:
-    """Its state dir, once it listens."""
+def _wait_for(controller: Any) -> tuple[str, bool]:
+    """Its state dir and whether it is being stopped, once it listens. Raises ActorDiedError, LaunchError."""
     try:
-        folder: str = ray.get(controller.where.remote(), timeout=CONTROLLER_WITHIN_S)[0]
+        folder, _, stops = ray.get(controller.where.remote(), timeout=CONTROLLER_WITHIN_S)
     except GetTimeoutError as error:
         raise LaunchError(f"the controller does not answer within {CONTROLLER_WITHIN_S:g} s") from error
+    except ActorDiedError:
+        raise
     except (RayActorError, RayTaskError) as error:
         raise LaunchError(f"the controller cannot start: {error}") from error
-    return folder
+    return folder, stops
 
 
 def keep_in_ray(state_folder: Path, state: State) -> None:

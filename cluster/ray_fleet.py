@@ -70,7 +70,7 @@ class RayFleet:
         self._nodes: tuple[Node, ...] = ()
         self._free_cpus = 0.0
         self._nodes_at = float("-inf")
-        self._asked_for: list[dict[str, float]] = []
+        self._asked_for: list[dict[str, float]] | None = None
         self._failed_starts: dict[tuple[Stage, str], float] = {}
         self._went_silent: dict[str, float] = {}
 
@@ -182,7 +182,10 @@ class RayFleet:
                 await asyncio.to_thread(ray.util.remove_placement_group, worker.group)
 
     async def ask_for(self, bundles: Sequence[Mapping[str, float]]) -> None:
-        """Ray's own autoscaler adds nodes until these fit beside what it was told that runs."""
+        """Ray's own autoscaler adds nodes until these fit beside what it was told that runs.
+
+        Ray remembers it, also of a controller that is gone: the first call always replaces what was asked for.
+        """
         wanted = [dict(bundle) for bundle in bundles]
         if wanted != self._asked_for:
             running = [dict(one.bundle) for one in self._placed()] if wanted else []

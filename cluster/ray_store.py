@@ -7,7 +7,7 @@ from typing import Any
 import ray.experimental.internal_kv as ray_kv
 
 from cluster.state import State, StateError, parse_state
-from cluster.store import Superseded
+from cluster.store import Superseded, a_store_id
 
 
 class RayStore:
@@ -19,18 +19,22 @@ class RayStore:
         self._prefix = f"{name}/"
         self._namespace = namespace.encode()
         self._epoch = 0
+        self.id = ""
 
     def claim(self) -> int:
-        while True:
+        self._put("id", a_store_id().encode(), overwrite=False)
+        self.id = (self._get("id") or b"").decode()
+        epoch = self._newest() + 1
+        while not self._put(f"epoch/{epoch}", b"claimed", overwrite=False):
             epoch = self._newest() + 1
-            state = self._get(f"state/{epoch - 1}")
-            if self._put(f"epoch/{epoch}", b"claimed", overwrite=False):
-                break
         self._epoch = epoch
-        if state is not None:
-            # The controller before may have written between our look and our claim; from now on it is refused.
-            self._put(f"state/{epoch}", self._get(f"state/{epoch - 1}") or state)
-        self._forget_before(epoch - 1)
+        # From now on the controllers before are refused. One that died in here has an epoch and no state.
+        for before in sorted(self._numbers("state"), reverse=True):
+            state = self._get(f"state/{before}") if before < epoch else None
+            if state is not None:
+                self._put(f"state/{epoch}", state)
+                self._forget_before(before)
+                break
         return epoch
 
     def check(self) -> None:
@@ -49,8 +53,12 @@ class RayStore:
         self._put(f"state/{self._epoch}", state.model_dump_json().encode())
 
     def _newest(self) -> int:
-        keys: Any = ray_kv._internal_kv_list(self._prefix + "epoch/", namespace=self._namespace)
-        return max((int(key.rsplit(b"/", 1)[1]) for key in keys), default=0)
+        return max(self._numbers("epoch"), default=0)
+
+    def _numbers(self, kind: str) -> list[int]:
+        """Of the epochs of which there is an "epoch" or a "state"."""
+        keys: Any = ray_kv._internal_kv_list(f"{self._prefix}{kind}/", namespace=self._namespace)
+        return [int(key.rsplit(b"/", 1)[1]) for key in keys]
 
     def _get(self, key: str) -> bytes | None:
         value: bytes | None = ray_kv._internal_kv_get(self._prefix + key, namespace=self._namespace)
@@ -63,10 +71,9 @@ class RayStore:
 
     def _forget_before(self, epoch: int) -> None:
         for kind in ("epoch", "state"):
-            keys: Any = ray_kv._internal_kv_list(f"{self._prefix}{kind}/", namespace=self._namespace)
-            for key in keys:
-                if int(key.rsplit(b"/", 1)[1]) < epoch:
-                    ray_kv._internal_kv_del(key, namespace=self._namespace)
+            for number in self._numbers(kind):
+                if number < epoch:
+                    ray_kv._internal_kv_del(f"{self._prefix}{kind}/{number}", namespace=self._namespace)
 
 
 def store_name(state_folder: Path) -> str:

@@ -10,15 +10,13 @@ from typing import Any
 from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 from ray.util.placement_group import PlacementGroup
 
-from cluster.health import HealthLimits, Heard, judge
+from cluster.health import DRAIN_MARGIN_S, HealthLimits, Heard, judge
 from cluster.world import Replica, Stage
 from worker.model_yaml import ModelYaml
 from worker.nouns import WorkerStats
 
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 TELL_WITHIN_S = 5.0
-DRAIN_MARGIN_S = 5.0
-"""A worker bounds its draining itself; this much later it is given up."""
 
 
 class RayWorker:
@@ -136,6 +134,8 @@ class RayWorker:
         except RayTaskError:
             if self.address:
                 raise  # it was ready, and no longer computes
+            if "start" not in self._tasks:
+                self._own("start", self._start())  # Ray lost sight of it meanwhile, and what came of it is not known
         else:
             self.stats = stats
             self.address = stats.address

@@ -10,12 +10,17 @@ from worker.nouns import Axis, Signature, TensorSpec
 
 
 def route_table(
-    generation: int, routes: Sequence[Route], served: Mapping[tuple[str, int], ServedModel], epoch: int = 0
+    generation: int,
+    routes: Sequence[Route],
+    served: Mapping[tuple[str, int], ServedModel],
+    epoch: int = 0,
+    store: str = "",
 ) -> control_pb2.RouteTable:
-    """`served` holds at least the models and revisions of `routes`, with their signatures."""
+    """`served` holds at least the models and revisions of `routes`, with their signatures. `epoch`: in `store`."""
     return control_pb2.RouteTable(
         generation=generation,
         epoch=epoch,
+        store=store,
         models=[_model(route, served[route.model, route.revision]) for route in routes],
     )
 

@@ -6,6 +6,7 @@ one of them was frozen, cut off or forgotten (a fencing token: Kleppmann, "How t
 """
 
 import fcntl
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -20,6 +21,11 @@ class Superseded(ShardlineError):
 
 class Store(Protocol):
     """Calls take milliseconds."""
+
+    @property
+    def id(self) -> str:
+        """Made by chance at the first claim of all: epochs of a store of another id say nothing about this one's."""
+        ...
 
     def claim(self) -> int:
         """From now on only the caller may write. Returns its epoch. Raises StateError."""
@@ -38,21 +44,28 @@ class Store(Protocol):
         ...
 
 
+def a_store_id() -> str:
+    return secrets.token_hex(8)
+
+
 class FileStore:
     """In the state dir: for one machine, or a folder that the machines share."""
 
     def __init__(self, state_dir: StateDir) -> None:
         self._state_dir = state_dir
         self._epoch = 0
+        self.id = ""
 
     def claim(self) -> int:
         with self._locked():
-            self._epoch = self._read_epoch() + 1
-            write_private(self._state_dir.epoch_file, str(self._epoch))
+            epoch, self.id = self._read_epoch()
+            self.id = self.id or a_store_id()
+            self._epoch = epoch + 1
+            write_private(self._state_dir.epoch_file, f"{self._epoch} {self.id}")
         return self._epoch
 
     def check(self) -> None:
-        now = self._read_epoch()
+        now, _ = self._read_epoch()
         if now != self._epoch:
             raise Superseded(f"controller {now} has taken over from controller {self._epoch}")
 
@@ -64,17 +77,19 @@ class FileStore:
             self.check()
             self._state_dir.write_state(state)
 
-    def _read_epoch(self) -> int:
+    def _read_epoch(self) -> tuple[int, str]:
+        """The newest epoch, and the store's id, which lie together: who loses one has lost the other."""
         path = self._state_dir.epoch_file
         try:
             text = path.read_text()
         except FileNotFoundError:
-            return 0
+            return 0, ""
         except OSError as error:
             raise StateError(f"{path}: cannot be read: {error.strerror}") from error
-        if not text.isdecimal():
+        number, _, store_id = text.partition(" ")
+        if not number.isdecimal():
             raise StateError(f"{path}: holds no number; remove it while no controller runs")
-        return int(text)
+        return int(number), store_id
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

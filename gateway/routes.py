@@ -50,7 +50,9 @@ class Routes:
         self._described: dict[tuple[str, str], Served] = {}
         self._versions: dict[str, list[Served]] = {}
         self._leaving: dict[asyncio.Task[None], Served] = {}
-        self._newest = ("", 0)
+        self._token = self._store = ""
+        self._epochs: dict[str, int] = {}
+        """The newest of each store that the token's controllers had."""
         self.generation = 0
         self.report_now = asyncio.Event()
         """Set when the controller should hear of something at once."""
@@ -114,8 +116,10 @@ class Routes:
 
         Raises `InvalidRequest` and changes nothing where the table makes no sense.
         """
-        if self._newest[0] == token and table.epoch < self._newest[1]:
-            raise InvalidRequest(f"it comes from controller {table.epoch}, and {self._newest[1]} has taken over")
+        epochs = self._epochs if token == self._token else {}
+        store = table.store or self._store
+        if table.epoch < epochs.get(store, 0):
+            raise InvalidRequest(f"it comes from controller {table.epoch}, and {epochs[store]} has taken over")
         routes = {(route.model, route.version, route.revision): route for route in map(read_route, table.models)}
         if len(routes) != len(table.models):
             raise InvalidRequest("the route table names a model version twice")
@@ -124,7 +128,8 @@ class Routes:
             if key not in served:
                 self._retire(old)
         self._served = served
-        self._newest, self.generation = (token, table.epoch), table.generation
+        self._token, self._store, self._epochs = token, store, {**epochs, store: table.epoch}
+        self.generation = table.generation
         self._index()
         self.report_now.set()
 

@@ -4,13 +4,15 @@ import contextlib
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cluster.control_client import ControlClient
+from cluster.controller import CONFIRM_WITHIN_S
+from cluster.health import DRAIN_MARGIN_S
 from cluster.repository import read_repository, with_signatures
-from cluster.state import State, StateDir, StateError
+from cluster.state import ServedModel, State, StateDir, StateError
 from protos import control_pb2
 from shardline.gateway_process import GatewayError, GatewayPlace, GatewayProcess
 from shardline.progress import Say
@@ -25,6 +27,8 @@ FROZEN_S = 20.0
 """A controller that does not answer for so long is taken for frozen."""
 AWAY_S = 90.0
 """A controller that does not answer for so long will not come back."""
+MOMENTS_S = 10.0
+"""For all that comes between the waits that have bounds of their own: looks, kills, answers."""
 MIN_TOKEN = 32
 GATEWAY_STARTS = 5
 """So many gateways in a minute, and `serve` gives up."""
@@ -209,15 +213,7 @@ def serving(settings: ServeSettings, stop: StopSignals, say: Say) -> Iterator[Se
         refuse_busy_port(settings.listen)
         models = with_signatures(repository, models)
         say(f"serving {', '.join(models)} from {settings.models}")
-        earlier = _earlier(state_dir)
-        if earlier is not None:
-            models = {
-                name: model.model_copy(update={"revision": earlier.next_revision(name)})
-                for name, model in models.items()
-            }
         state = State(
-            generation=earlier.generation if earlier else 0,
-            history=earlier.history if earlier else (),
             repository=str(repository),
             host="127.0.0.1" if settings.address is None else None,
             port=settings.control_port,
@@ -225,13 +221,13 @@ def serving(settings: ServeSettings, stop: StopSignals, say: Say) -> Iterator[Se
             models=models,
         )
         stop.check()
-        controller = _start_cluster(settings, state_dir, state, stack, say)
+        controller = _start_cluster(settings, state_dir, state, stack, stop=stop, say=say)
         stop.install()  # Ray put handlers of its own in place
         stop.check()
         place = GatewayPlace(settings.listen, settings.processes, state_dir.control_file, state_dir.folder)
         serving_now = Serving(place, state_dir, controller, stop, say)
         stack.callback(serving_now.kill_gateway)
-        drain_s = 10.0 + sum(model.config.drain_s * model.config.stages for model in models.values())
+        drain_s = drain_bound_s(models.values())
         try:
             serving_now.start_gateway()
             announce(serving_now.address)
@@ -248,11 +244,24 @@ def serving(settings: ServeSettings, stop: StopSignals, say: Say) -> Iterator[Se
             serving_now.drain(drain_s)
 
 
+def drain_bound_s(models: Iterable[ServedModel]) -> float:
+    """The longest that all workers take to drain, one stage after the other, once gateways know (seconds)."""
+    between = CONFIRM_WITHIN_S + MOMENTS_S
+    return between + sum((one.config.drain_s + DRAIN_MARGIN_S) * one.config.stages for one in models)
+
+
 def _start_cluster(
-    settings: ServeSettings, state_dir: StateDir, state: State, stack: contextlib.ExitStack, say: Say
+    settings: ServeSettings,
+    state_dir: StateDir,
+    state: State,
+    stack: contextlib.ExitStack,
+    *,
+    stop: StopSignals,
+    say: Say,
 ) -> ControllerActions:
     """Starts or joins Ray, and starts or finds the controller."""
     from cluster.launch import (  # noqa: PLC0415 -- slow
+        Found,
         controller_address,
         embedded_ray,
         find_controller,
@@ -272,15 +281,42 @@ def _start_cluster(
     else:
         say(f"joining the Ray cluster at {settings.address}")
         stack.enter_context(joined_ray(settings.address))
-    if find_controller(state_dir.folder):
+    found = find_controller(state_dir.folder)
+    if found is Found.STOPS:
+        say("found the controller of an earlier serve, which is being stopped; waiting for its end")
+        bound_s = drain_bound_s((_earlier(state_dir) or state).models.values())
+        _await_end(lambda: find_controller(state_dir.folder) is Found.NONE, bound_s, stop)
+    elif found is Found.SERVES:
         say("found the controller of an earlier serve, and its workers, alive")
         return ControllerActions(restart_controller, controller_address)
+    state = _coming_after(_earlier(state_dir), state)
     state_dir.control_file.unlink(missing_ok=True)
     state_dir.write_state(state)
     if settings.in_ray:
         keep_in_ray(state_dir.folder, state)
     start_controller(state_dir.folder, in_ray=settings.in_ray)
     return ControllerActions(restart_controller, controller_address)
+
+
+def _await_end(ended: Callable[[], bool], within_s: float, stop: StopSignals) -> None:
+    """Raises ClusterLost where the controller that is being stopped does not end."""
+    stop.install()  # Ray put handlers of its own in place
+    until = time.monotonic() + within_s
+    while not ended():
+        if time.monotonic() > until:
+            raise ClusterLost(f"the controller of an earlier serve has not stopped its workers within {within_s:g} s")
+        stop.check()
+        stop.asked.wait(POLL_S)
+
+
+def _coming_after(earlier: State | None, state: State) -> State:
+    """`state`, which goes on counting where `earlier` was."""
+    if earlier is None:
+        return state
+    models = {
+        name: model.model_copy(update={"revision": earlier.next_revision(name)}) for name, model in state.models.items()
+    }
+    return state.model_copy(update={"generation": earlier.generation, "history": earlier.history, "models": models})
 
 
 def _earlier(state_dir: StateDir) -> State | None:

@@ -11,7 +11,7 @@ import ray.util
 
 from worker.batcher import Batching
 from worker.errors import Unavailable
-from worker.fetch import ArtifactSource, local_artifact
+from worker.fetch import ArtifactSource, LocalArtifact, local_artifact
 from worker.link import STAGE_LINK, Link, LinkLimits
 from worker.nouns import WorkerStats
 from worker.stream_server import StreamServer
@@ -55,6 +55,8 @@ class WorkerActor:
         self._spec = spec
         self._starting: asyncio.Task[str] | None = None
         self._running: asyncio.Task[None] | None = None
+        self._local: LocalArtifact | None = None
+        """Kept for its hold: what a living worker has loaded stays on the node."""
         self._shard: Shard | None = None
         self._worker: Worker | None = None
         self._server: StreamServer | None = None
@@ -132,8 +134,10 @@ class WorkerActor:
 
         folder = Path(spec.artifact)
         if spec.source is not None and spec.source.address:
-            folder = await loop.run_in_executor(None, local_artifact, folder, spec.source, spec.token)
-        artifact = await loop.run_in_executor(None, load_artifact, folder)
+            self._local = await loop.run_in_executor(None, local_artifact, folder, spec.source, spec.token)
+            artifact = self._local.artifact
+        else:
+            artifact = await loop.run_in_executor(None, load_artifact, folder)
         shard = await loop.run_in_executor(
             None,
             lambda: load_shard(

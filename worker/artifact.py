@@ -202,8 +202,7 @@ def _write(model: Path, fill: Callable[[Path], Manifest]) -> Path:
         document = manifest.model_copy(update={"files": list_files(building)})
         (building / MANIFEST).write_text(document.model_dump_json(indent=1) + "\n", encoding="utf-8")
         read_manifest(building)
-        for path in [*_files(building), *(path for path in building.rglob("*") if path.is_dir()), building]:
-            _sync(path)
+        sync(building)
         version = max(versions(model), default=0) + 1
         while True:
             target = model / str(version)
@@ -215,13 +214,16 @@ def _write(model: Path, fill: Callable[[Path], Manifest]) -> Path:
                 if not target.exists():
                     raise
                 version += 1
-        _sync(model)
+        sync(model, deep=False)
     return target
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def sync(folder: Path, *, deep: bool = True) -> None:
+    """Returns when the folder is on the disk; `deep`: with all that is in it."""
+    inside = [*_files(folder), *(path for path in folder.rglob("*") if path.is_dir())] if deep else []
+    for path in [*inside, folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

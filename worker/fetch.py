@@ -1,32 +1,35 @@
 """Brings an artifact to this node: from the folder of models where the node has it, else from the controller.
 
 What is fetched lands in a cache by the hash of its manifest, file by file, each checked against the manifest. A fetch
-that breaks off goes on where it was. Several workers of one node fetch once.
+that breaks off goes on where it was. Several workers of one node fetch once. What is damaged later is fetched again.
 """
 
-import fcntl
 import hashlib
 import logging
 import os
+import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import grpc
 
 from protos import control_pb2, control_pb2_grpc
+from worker.artifact_cache import KEPT_BYTES, PART, WITHIN_S, ArtifactCache
 from worker.errors import Unavailable, from_code
+
+if TYPE_CHECKING:
+    from worker.artifact import Artifact
 
 CACHE: Final = Path("~/.cache/shardline/artifacts")
 ATTEMPTS: Final = 5
 """Times that a fetch may break off before it is given up."""
 PAUSE_S: Final = 1.0
 """Before the second attempt; doubles from one to the next."""
-WITHIN_S: Final = 3600.0
-"""Longest that one file may take, or that a worker waits for another one that fetches."""
+FILE_WITHIN_S: Final = 3600.0
+"""Longest that one file may take."""
 MANIFEST: Final = "manifest.json"
 
 logger = logging.getLogger(__name__)
@@ -34,35 +37,68 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ArtifactSource:
-    """address: host:port of the controller. manifest: sha256 of the version's manifest; empty: any will do."""
+    """address: host:port of the controller. manifest: sha256 of the version's manifest; empty: any will do.
+
+    keep_bytes: of what was fetched to the node; beyond, what no worker uses is removed.
+    """
 
     address: str
     model: str
     version: int
     manifest: str = ""
     cache: str = str(CACHE)
+    keep_bytes: int = KEPT_BYTES
 
 
-def local_artifact(folder: Path, source: ArtifactSource, token: str, pause_s: float = PAUSE_S) -> Path:
-    """A folder on this node with the artifact: `folder` where that is it. Blocks while it fetches.
+@dataclass(frozen=True, slots=True)
+class LocalArtifact:
+    """An artifact on this node. While `hold` is open, nobody removes it to make room."""
 
-    `pause_s`: before the second attempt where the controller is away.
+    artifact: "Artifact"
+    hold: ExitStack = field(default_factory=ExitStack)
+
+
+def local_artifact(folder: Path, source: ArtifactSource, token: str, pause_s: float = PAUSE_S) -> LocalArtifact:
+    """The artifact: in `folder` where that is it, else in the cache. Blocks while it fetches.
+
+    `pause_s`: before the second attempt where the controller is away, and before each where it is busy.
 
     Raises `ArtifactError` where what comes is not what it should be, `Unavailable` where nothing comes, OSError where
     the cache cannot be written.
     """
+    from worker.artifact import ArtifactError, load_artifact  # noqa: PLC0415 -- brings torch
+
     if _is_it(folder, source.manifest):
-        return folder
+        return LocalArtifact(load_artifact(folder))
     if not source.manifest:
         raise Unavailable(f"{folder}: not on this node, and what to fetch is not known; share the folder of models")
-    cache = Path(source.cache).expanduser()
-    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-    target = cache / source.manifest
-    if not target.is_dir():
-        with _alone(cache / f"{source.manifest}.lock"):
+    cache = ArtifactCache(Path(source.cache).expanduser())
+    target = cache.place(source.manifest)
+    with ExitStack() as hold:
+        with cache.alone(source.manifest):
+            hold.enter_context(cache.used(source.manifest))
             if not target.is_dir():
                 _fetch_all(target, source, token, pause_s)
-    return target
+                cache.prune(source.keep_bytes)
+        try:
+            artifact = load_artifact(target)
+        except ArtifactError as error:
+            logger.warning("%s: it is fetched once more", error)
+            with cache.alone(source.manifest):
+                artifact = _mended(target, source, token, pause_s)
+        return LocalArtifact(artifact, hold.pop_all())
+
+
+def _mended(target: Path, source: ArtifactSource, token: str, pause_s: float) -> "Artifact":
+    """What is in `target`, fetched once more where another worker has not done so already."""
+    from worker.artifact import ArtifactError, load_artifact  # noqa: PLC0415
+
+    try:
+        return load_artifact(target)
+    except ArtifactError:
+        shutil.rmtree(target)
+        _fetch_all(target, source, token, pause_s)
+        return load_artifact(target)
 
 
 def _is_it(folder: Path, manifest: str) -> bool:
@@ -71,9 +107,9 @@ def _is_it(folder: Path, manifest: str) -> bool:
 
 
 def _fetch_all(target: Path, source: ArtifactSource, token: str, pause_s: float) -> None:
-    from worker.artifact import ArtifactError, file_entry, read_manifest  # noqa: PLC0415 -- brings torch
+    from worker.artifact import ArtifactError, file_entry, read_manifest, sync  # noqa: PLC0415
 
-    part = target.with_name(f"{target.name}.part")
+    part = target.with_name(target.name + PART)
     part.mkdir(exist_ok=True)
     began = time.monotonic()
     with grpc.insecure_channel(source.address) as channel:
@@ -99,7 +135,9 @@ def _fetch_all(target: Path, source: ArtifactSource, token: str, pause_s: float)
     for stray in sorted(part.rglob("*")):
         if stray.is_file() and stray.relative_to(part).as_posix() not in {MANIFEST, *files}:
             stray.unlink()
+    sync(part)  # what has its name is whole, also after the machine lost power
     os.rename(part, target)
+    sync(target.parent, deep=False)
     logger.info("fetched %s/%d in %.1f s", source.model, source.version, time.monotonic() - began)
 
 
@@ -113,21 +151,27 @@ class _Fetch:
         self._metadata = (("authorization", f"Bearer {token}"),)
 
     def file(self, name: str, path: Path) -> None:
-        """Appends to `path` what it lacks."""
-        for attempt in range(ATTEMPTS):
+        """Appends to `path` what it lacks. Where others are being served, it waits for its turn: nothing broke off."""
+        until = time.monotonic() + WITHIN_S
+        broken_off = 0
+        while True:
             try:
                 self._rest_of(name, path)
                 return
             except grpc.RpcError as error:
                 code = error.code()
+                if code is grpc.StatusCode.RESOURCE_EXHAUSTED and time.monotonic() < until:
+                    time.sleep(self._pause_s)
+                    continue
                 if code is not grpc.StatusCode.UNAVAILABLE:
                     raise from_code(code.value[0], f"{name}: {error.details()}") from error
-                if attempt == ATTEMPTS - 1:
+                broken_off += 1
+                if broken_off == ATTEMPTS:
                     raise Unavailable(
                         f"{name} of {self._source.model}/{self._source.version} cannot be fetched from the controller "
                         f"at {self._source.address}: {error.details()}"
                     ) from error
-                time.sleep(self._pause_s * 2.0**attempt)
+                time.sleep(self._pause_s * 2.0 ** (broken_off - 1))
 
     def _rest_of(self, name: str, path: Path) -> None:
         have = path.stat().st_size if path.exists() else 0
@@ -135,21 +179,5 @@ class _Fetch:
             model=self._source.model, version=self._source.version, path=name, offset=have
         )
         with path.open("ab") as file:
-            for chunk in self._stub.FetchFile(request, timeout=WITHIN_S, metadata=self._metadata):
+            for chunk in self._stub.FetchFile(request, timeout=FILE_WITHIN_S, metadata=self._metadata):
                 file.write(chunk.data)
-
-
-@contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """One worker of the node at a time; a process that dies lets go."""
-    until = time.monotonic() + WITHIN_S
-    with lock.open("w") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > until:
-                    raise Unavailable(f"{lock}: another worker fetches for over {WITHIN_S:g} s") from None
-                time.sleep(0.1)
-        yield

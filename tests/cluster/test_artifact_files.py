@@ -2,22 +2,27 @@
 
 import asyncio
 import hashlib
+import os
 import shutil
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import grpc
 import pytest
 from grpc import aio
 
-from cluster.control_server import ControlServer
+from cluster.artifact_files import MAX_OPEN
+from cluster.control_server import Context, ControlServer
 from protos import control_pb2, control_pb2_grpc
 from tests.cluster.simulation import TOKEN, Simulation
 from worker.artifact import ArtifactError, load_artifact
 from worker.errors import NotFound, Unauthenticated, Unavailable
-from worker.fetch import ArtifactSource, local_artifact
+from worker.fetch import ATTEMPTS, ArtifactSource, local_artifact
 
 NOWHERE = Path("/nowhere/toy/1")
 
@@ -27,25 +32,54 @@ class Served:
     source: ArtifactSource
     origin: Path
     cache: Path
-    stop: Callable[[], object]
+    asked_often: asyncio.Event
+
+    def again(self, model: str) -> ArtifactSource:
+        """The same files as another model: its manifest is another, for the blanks at its end."""
+        folder = self.origin.parent.parent / model / "1"
+        shutil.copytree(self.origin, folder)
+        with (folder / "manifest.json").open("a") as text:
+            text.write(" " * len(model))
+        manifest = hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
+        return replace(self.source, model=model, manifest=manifest)
 
     async def fetched(self, token: str = TOKEN) -> Path:
-        return await asyncio.to_thread(local_artifact, NOWHERE, self.source, token, 0.01)
+        local = await asyncio.to_thread(local_artifact, NOWHERE, self.source, token, 0.01)
+        return local.artifact.folder
+
+
+class Counting(ControlServer):
+    """`enough` is set when a node has asked for a manifest more often than a fetch may break off."""
+
+    asked = 0
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.enough = asyncio.Event()
+
+    async def FetchFile(  # noqa: N802
+        self, request: control_pb2.FetchFileRequest, context: Context
+    ) -> AsyncIterator[control_pb2.FileChunk]:
+        self.asked += request.path == "manifest.json"
+        if self.asked > ATTEMPTS:
+            self.enough.set()
+        async for chunk in super().FetchFile(request, context):
+            yield chunk
 
 
 @asynccontextmanager
 async def served(folder: Path, toy: Path) -> AsyncIterator[Served]:
     """`toy` as the model toy/1 of a controller that listens."""
-    simulation = Simulation(folder, toy="{}")
+    simulation = Simulation(folder, toy="{}", second="{}", third="{}")
     origin = folder / "models" / "toy" / "1"
     shutil.copytree(toy, origin)
-    server = ControlServer(simulation.controller, TOKEN)
+    server = Counting(simulation.controller, TOKEN)
     port = await server.start("127.0.0.1", 0)
     manifest = hashlib.sha256((origin / "manifest.json").read_bytes()).hexdigest()
     cache = folder / "cache"
     source = ArtifactSource(f"127.0.0.1:{port}", "toy", 1, manifest, str(cache))
     try:
-        yield Served(source, origin, cache, lambda: server.close(0))
+        yield Served(source, origin, cache, server.enough)
     finally:
         await server.close(0)
 
@@ -60,7 +94,8 @@ async def test_a_node_without_the_artifact_fetches_it_whole_and_only_once(tmp_pa
 
 async def test_a_node_that_shares_the_folder_fetches_nothing(tmp_path: Path, toy_folder: Path) -> None:
     async with served(tmp_path, toy_folder) as toy:
-        assert await asyncio.to_thread(local_artifact, toy.origin, toy.source, TOKEN) == toy.origin
+        local = await asyncio.to_thread(local_artifact, toy.origin, toy.source, TOKEN)
+        assert local.artifact.folder == toy.origin
         assert not toy.cache.exists()
 
 
@@ -84,6 +119,78 @@ async def test_what_is_damaged_on_the_way_is_fetched_again(tmp_path: Path, toy_f
         assert load_artifact(await toy.fetched())
 
 
+async def test_what_was_damaged_in_the_cache_is_fetched_once_more(tmp_path: Path, toy_folder: Path) -> None:
+    async with served(tmp_path, toy_folder) as toy:
+        folder = await toy.fetched()
+        with (folder / "program.pt2").open("r+b") as file:
+            file.write(b"x")
+        (folder / "stray").write_bytes(b"")
+        await asyncio.gather(*(toy.fetched() for _ in range(4)))
+        assert load_artifact(folder)
+
+
+async def test_what_was_fetched_is_on_the_disk_before_it_has_its_name(tmp_path: Path, toy_folder: Path) -> None:
+    done: list[str] = []
+
+    def watch(frame: FrameType, event: str, called: Any) -> None:
+        if event == "c_call" and called is os.fsync:
+            done.append(os.readlink(f"/proc/self/fd/{frame.f_locals['descriptor']}"))
+        if event == "c_call" and called is os.rename:
+            done.append("its name")
+
+    def fetched() -> Path:
+        sys.setprofile(watch)
+        try:
+            return local_artifact(NOWHERE, toy.source, TOKEN).artifact.folder
+        finally:
+            sys.setprofile(None)
+
+    async with served(tmp_path, toy_folder) as toy:
+        folder = await asyncio.to_thread(fetched)
+    named = done.index("its name")
+    part = f"{folder}.part"
+    assert {part, *(f"{part}/{path.relative_to(folder)}" for path in folder.rglob("*"))} <= set(done[:named])
+    assert str(toy.cache) in done[named:], "and so is its name"
+
+
+async def test_what_no_worker_uses_goes_when_the_cache_is_full_and_what_one_uses_stays(
+    tmp_path: Path, toy_folder: Path
+) -> None:
+    async with served(tmp_path, toy_folder) as toy:
+        size = sum(path.stat().st_size for path in toy.origin.rglob("*") if path.is_file())
+        toy.source = replace(toy.source, keep_bytes=2 * size + size // 2)
+        sources = [toy.source, toy.again("second"), toy.again("third")]
+        places = [toy.cache / source.manifest for source in sources]
+        async with a_worker_that_loaded(sources[0]) as worker:
+            for source in sources[1:]:
+                await asyncio.to_thread(local_artifact, NOWHERE, source, TOKEN)
+            assert [place.is_dir() for place in places] == [True, False, True], "the first is older, and in use"
+            worker.kill()
+            await worker.wait()
+        await asyncio.to_thread(local_artifact, NOWHERE, sources[1], TOKEN)
+        assert [place.is_dir() for place in places] == [False, True, True]
+
+
+@asynccontextmanager
+async def a_worker_that_loaded(source: ArtifactSource) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A process that has fetched and loaded `source`, and lives on."""
+    code = (
+        "import sys; from pathlib import Path; from worker.fetch import ArtifactSource, local_artifact\n"
+        f"local = local_artifact(Path('/nowhere/toy/1'), {source!r}, {TOKEN!r})\n"
+        "print('loaded', flush=True); sys.stdin.read()"
+    )
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdin=pipe, stdout=pipe)
+    try:
+        assert process.stdout is not None
+        assert await asyncio.wait_for(process.stdout.readline(), 60) == b"loaded\n"
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
 async def test_an_artifact_that_changed_at_its_origin_is_refused(tmp_path: Path, toy_folder: Path) -> None:
     async with served(tmp_path, toy_folder) as toy:
         with (toy.origin / "program.pt2").open("r+b") as file:
@@ -94,6 +201,27 @@ async def test_an_artifact_that_changed_at_its_origin_is_refused(tmp_path: Path,
             text.write("\n")
         with pytest.raises(ArtifactError, match="its manifest at the controller is not the one that is served"):
             await toy.fetched()
+
+
+async def test_a_controller_that_serves_as_many_nodes_as_it_can_is_waited_for(tmp_path: Path, toy_folder: Path) -> None:
+    async with served(tmp_path, toy_folder) as toy:
+        program = toy.origin / "program.pt2"
+        program.rename(toy.origin / "whole")
+        with program.open("wb") as file:
+            file.truncate(1 << 30)
+        async with AsyncExitStack() as others:
+            for _ in range(MAX_OPEN):
+                channel = await others.enter_async_context(aio.insecure_channel(toy.source.address))
+                stub = control_pb2_grpc.ControllerStub(channel)  # type: ignore[no-untyped-call]
+                request = control_pb2.FetchFileRequest(model="toy", version=1, path="program.pt2")
+                await stub.FetchFile(request, metadata=(("authorization", f"Bearer {TOKEN}"),)).read()
+            (toy.origin / "whole").rename(program)
+            fetching = asyncio.create_task(toy.fetched())
+            asked_often = asyncio.create_task(toy.asked_often.wait())
+            await asyncio.wait((fetching, asked_often), timeout=20, return_when=asyncio.FIRST_COMPLETED)
+            assert not fetching.done(), "it waits, and as long as it must"
+            asked_often.cancel()
+        assert load_artifact(await fetching)
 
 
 async def test_strangers_and_other_paths_get_nothing(tmp_path: Path, toy_folder: Path) -> None:

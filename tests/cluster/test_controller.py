@@ -299,8 +299,26 @@ async def test_stop_over_the_wire_answers_when_all_is_drained(tmp_path: Path) ->
         keeping = asyncio.create_task(controller.run_forever())
         await asyncio.wait_for(stub.Stop(control_pb2.StopRequest(), metadata=BEARER), 20)
         assert not fleet.replicas
-        await asyncio.wait_for(server.stopped.wait(), 10)
+        await asyncio.wait_for(server.until_stopped(), 4)
         keeping.cancel()
+
+
+async def test_a_stop_that_nobody_waits_for_any_more_comes_to_its_end_too(tmp_path: Path) -> None:
+    folder, state = a_state(tmp_path)
+    drained: set[str] = set()
+    fleet = SimulatedFleet(moves=lambda replica: replica.phase is not Phase.DRAINING or bool(drained))
+    controller = Controller(fleet, folder, state)
+    await settle(controller, lambda: is_ready(controller))
+    async with listening(controller) as (server, stub):
+        stopping = stub.Stop(control_pb2.StopRequest(), metadata=BEARER)
+        async with asyncio.timeout(20):
+            while not controller.state.stopping:
+                await stub.GetStatus(control_pb2.GetStatusRequest(), metadata=BEARER)
+        stopping.cancel()
+        drained.add("all")
+        await settle(controller, controller.emptied.is_set)
+        await asyncio.wait_for(server.until_stopped(answered_within_s=0), 10)
+    assert not fleet.replicas
 
 
 async def test_a_port_that_is_taken_is_given_up_for_another(tmp_path: Path) -> None:

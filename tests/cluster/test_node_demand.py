@@ -1,10 +1,17 @@
 """Nodes come when models want more room, and go when they do not: Ray's own autoscaler over its fake cloud."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import ray.experimental.internal_kv as ray_kv
+from ray._private.ray_constants import AUTOSCALER_RESOURCE_REQUEST_CHANNEL
 
+from cluster.launch import embedded_ray
+from cluster.ray_fleet import RayFleet
+from cluster.state import State
 from compressor.package import package
 from tests.chaos.hosts import a_token
 from tests.cluster.fake_cloud import fake_cloud
@@ -42,3 +49,16 @@ def test_from_one_node_to_three_and_back(cloud: str, models: Path, tmp_path: Pat
         assert sorted(node["replicas"] for node in serving.status()["nodes"]) == [1, 1, 1]
         assert shardline("scale", "chain=1", *at).returncode == 0
         wait_for("one node is left", lambda: nodes(serving) == 1 and len(serving.pids()) == 1, 180)
+
+
+def asked_of_ray() -> Any:
+    return json.loads(ray_kv._internal_kv_get(AUTOSCALER_RESOURCE_REQUEST_CHANNEL))
+
+
+async def test_what_a_controller_asked_for_before_it_died_is_replaced_by_the_next(tmp_path: Path) -> None:
+    state = State(repository="/models", host=None, token="0123456789abcdef", models={})
+    with embedded_ray(tmp_path, cpus=1):
+        await RayFleet(state, epoch=1).ask_for([{"CPU": 4.0}])
+        assert asked_of_ray() == [{"CPU": 4.0}]
+        await RayFleet(state, epoch=2).ask_for(())
+        assert asked_of_ray() == []

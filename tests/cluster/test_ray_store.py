@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray.experimental.internal_kv as ray_kv
 
 from cluster.launch import embedded_ray
 from cluster.ray_store import RayStore, store_name
@@ -53,3 +54,18 @@ def test_runs_do_not_see_each_other(storage: None) -> None:
     other.claim()
     with pytest.raises(StateError):
         other.read_state()
+    again = RayStore(store_name(Path("/state/one")))
+    again.claim()
+    assert one.id == again.id != other.id
+
+
+def test_what_was_written_outlives_controllers_that_died_while_they_claimed(storage: None) -> None:
+    first = RayStore("c")
+    first.claim()
+    first.write_state(state(5))
+    for epoch in (2, 3):
+        ray_kv._internal_kv_put(f"c/epoch/{epoch}", b"claimed", overwrite=False, namespace=b"shardline")
+    for epoch in (4, 5, 6):
+        later = RayStore("c")
+        assert later.claim() == epoch
+        assert later.read_state().generation == 5

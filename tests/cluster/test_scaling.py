@@ -1,3 +1,4 @@
+import asyncio
 from pathlib import Path
 
 from cluster.simulated_fleet import SimulatedFleet
@@ -94,6 +95,19 @@ async def test_a_model_that_is_flooded_does_not_starve_another(tmp_path: Path) -
         await simulation.turn()
     assert (simulation.counts("flooded"), simulation.counts("other")) == ((6,), (6,))
     assert any("other models want room too" in why for why in simulation.decided("want 6 replicas"))
+
+
+async def test_a_cluster_that_is_stopped_asks_for_no_nodes_any_more(tmp_path: Path) -> None:
+    simulation = Simulation(tmp_path, SimulatedFleet(cpus=12), minilm=SCALED)
+    for _ in range(10):
+        simulation.ask(ONE, rows=5000, inflight=1000)
+        await simulation.turn()
+    assert simulation.fleet.asked_for
+    stopping = asyncio.create_task(simulation.controller.stop())
+    await asyncio.sleep(0)
+    await simulation.turn()
+    assert not simulation.fleet.asked_for
+    stopping.cancel()
 
 
 async def test_a_clock_that_jumps_scales_nothing(tmp_path: Path) -> None:

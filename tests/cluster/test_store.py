@@ -54,6 +54,30 @@ def test_a_damaged_epoch_file_is_named(tmp_path: Path) -> None:
         FileStore(StateDir(tmp_path)).claim()
 
 
+def test_a_store_keeps_its_name_as_long_as_its_epochs_and_one_that_begins_anew_has_another(tmp_path: Path) -> None:
+    stores = [FileStore(StateDir(tmp_path / name)) for name in ("one", "one", "other")]
+    assert [store.claim() for store in stores] == [1, 2, 1]
+    assert stores[0].id == stores[1].id != stores[2].id
+    (tmp_path / "one" / "controller.epoch").unlink()
+    again = FileStore(StateDir(tmp_path / "one"))
+    assert again.claim() == 1
+    assert again.id not in {store.id for store in stores}
+
+
+def test_an_epoch_that_was_written_before_stores_had_names_is_counted_on(tmp_path: Path) -> None:
+    (tmp_path / "controller.epoch").write_text("7")
+    store = FileStore(StateDir(tmp_path))
+    assert store.claim() == 8
+    assert store.id
+
+
+async def test_gateways_are_told_the_name_of_the_store(tmp_path: Path) -> None:
+    one = Simulation(tmp_path, minilm="{}")
+    await one.turn()
+    assert one.controller.feed.table is not None
+    assert one.controller.feed.table.store == one.store.id
+
+
 async def test_a_controller_that_was_superseded_does_nothing_more(tmp_path: Path) -> None:
     fleet = SimulatedFleet(cpus=64)
     old = Simulation(tmp_path, fleet, minilm="{replicas: 2}")

@@ -68,6 +68,37 @@ async def test_a_table_of_a_controller_that_was_superseded_is_not_used() -> None
         one.apply(older, "the token of another run")
 
 
+def of(controller: int, store: str = "") -> pb.RouteTable:
+    """A table of that controller; its revision says which one is in force."""
+    given = table(lane(controller))
+    given.epoch, given.store = controller, store
+    return given
+
+
+async def test_controllers_of_another_store_count_anew_and_within_one_the_newest_holds() -> None:
+    async with routes() as one:
+        one.apply(of(9, "lost"), TOKEN)
+        one.apply(of(2, "new"), TOKEN)
+        for old in (of(1, "new"), of(8, "lost")):
+            with pytest.raises(InvalidRequest, match="has taken over"):
+                one.apply(old, TOKEN)
+        assert one.find("echo", "").route.revision == 2
+        one.apply(of(3, "new"), TOKEN)
+        assert one.find("echo", "").route.revision == 3
+
+
+async def test_a_controller_that_does_not_name_its_store_has_the_one_of_the_table_before() -> None:
+    async with routes() as one:
+        one.apply(of(7), TOKEN)
+        with pytest.raises(InvalidRequest, match="comes from controller 6, and 7 has taken over"):
+            one.apply(of(6), TOKEN)
+        one.apply(of(8, "named"), TOKEN)
+        with pytest.raises(InvalidRequest, match="comes from controller 7, and 8 has taken over"):
+            one.apply(of(7), TOKEN)
+        one.apply(of(9), TOKEN)
+        assert one.find("echo", "").route.revision == 9
+
+
 async def test_a_request_to_a_model_without_replicas_waits_for_the_first_one_and_is_told_of() -> None:
     async with worker() as address, routes() as one:
         one.apply(table(lane(1, 100, ready=False, reason="nobody asked for it", start_wait_s=30)), TOKEN)

@@ -108,6 +108,34 @@ def test_a_cluster_outlives_its_serve_and_the_next_serve_finds_it_alive(
         assert shardline("status", "--state-dir", state).returncode == 3
 
 
+def test_a_stop_that_was_killed_comes_to_its_end_and_the_next_serve_begins_anew(
+    models: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    state = tmp_path_factory.mktemp("stopped") / "state"
+    with a_ray_cluster(tmp_path_factory.mktemp("r")) as address:
+        with serve(models, state, "--address", address, cpus=None) as first:
+            before = first.status()
+            workers = [psutil.Process(pid) for pid in first.pids()]
+            for worker in workers:
+                worker.suspend()  # so that the stop is not over before it is killed
+            kill(first.process.pid, signal.SIGTERM)
+            wait_for("it stops", lambda: any("asked to stop" in one["why"] for one in first.status()["decisions"]))
+            kill(first.process.pid)
+            first.process.wait()
+        with serve(models, state, "--address", address, cpus=None) as second:
+            assert not alive(workers)
+            assert second.status()["generation"] > before["generation"]
+            with triton.InferenceServerClient(second.url) as client:
+                values = np.ones((1, 4), np.float32)
+                np.testing.assert_array_equal(infer(client, values), 16 * values + 15)
+        wait_for("one that nobody starts again ends too", lambda: not controllers())
+
+
+def controllers() -> list[psutil.Process]:
+    below = psutil.Process().children(recursive=True)
+    return [one for one in below if "ray::ControllerActor" in " ".join(one.cmdline())]
+
+
 def test_a_serve_that_is_killed_leaves_no_process_behind(
     models: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
