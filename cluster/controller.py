@@ -34,7 +34,7 @@ STEP_INTERVAL_S = 0.5
 """Between steps that find nothing to do."""
 LOOK_AT_FILES_S = 2.0
 CONFIRM_WITHIN_S = 10.0
-"""A gateway that has not put a route table in force for so long is not waited for."""
+"""A gateway that has not put a route table in force for so long is not waited for; nor is one that nobody heard of."""
 FAILED_STEPS = 20
 """So many in a row, and the controller gives up: Ray starts it anew."""
 
@@ -228,9 +228,13 @@ class Controller:
         )
 
     def _confirmed(self, now: float) -> bool:
-        """Whether every gateway has the newest route table, as far as they can be waited for."""
+        """Whether every gateway has the newest route table, as far as they can be waited for.
+
+        While the cluster stops, gateways have gone before workers do: where none reports, none is waited for.
+        """
         late = now - self._published_at > CONFIRM_WITHIN_S
-        return late or self.traffic.confirmed(self.state.generation, now)
+        gone = self.state.stopping and not self.traffic.heard_of_any(now)
+        return late or gone or self.traffic.confirmed(self.state.generation, now)
 
     async def _act(self, action: Action) -> None:
         match action:

@@ -140,6 +140,28 @@ async def test_a_model_that_is_new_comes_to_serve_at_once(tmp_path: Path) -> Non
     await simulation.until(lambda: simulation.replicas("bert") == 1)
 
 
+async def test_a_controller_that_comes_back_finishes_nothing_before_it_has_heard_of_a_gateway(tmp_path: Path) -> None:
+    simulation = await begun(tmp_path)
+    simulation.fleet.forget()
+    again = Simulation(tmp_path, simulation.fleet)
+    again.controller.state = again.store.read_state()
+    for _ in range(16):
+        await again.turn(reported=False)
+    assert again.replicas("minilm", 2) == 3
+    assert again.controller.state.models["minilm"].revision == 1, "gateways may still know the old one alone"
+    await again.turn()
+    assert again.controller.state.models["minilm"].revision == 2
+
+
+async def test_a_cluster_without_gateways_is_rolled_out_too(tmp_path: Path) -> None:
+    simulation = Simulation(tmp_path, minilm="{}")
+    simulation.controller.rollout("minilm", a_rollout("{stages: 2}"))
+    for _ in range(100):
+        await simulation.turn(reported=False)
+    assert simulation.controller.state.models["minilm"].revision == 2
+    assert len(simulation.fleet.replicas) == 2
+
+
 async def test_a_controller_that_comes_back_goes_on_with_the_roll_out(tmp_path: Path) -> None:
     simulation = await begun(tmp_path, canary=10, watch_s=5)
     await simulation.until(lambda: bool(simulation.controller.state.weights.get(("minilm", 2))))
