@@ -203,7 +203,10 @@ class RayFleet:
         return f"{PREFIX}/{self._state.run}/{replica}"
 
     async def _adopt(self) -> None:
-        """Finds this run's living workers by their names; ends those that an earlier run left behind."""
+        """Finds this run's living workers by their names; ends those that an earlier run left behind.
+
+        Workers of a revision that serves no longer are found too: they answer what they owe, and `plan` drains them.
+        """
         kept: set[str] = set()
         for actor in await asyncio.to_thread(ray.util.list_named_actors, all_namespaces=True):
             prefix, _, rest = actor["name"].partition("/")
@@ -215,7 +218,7 @@ class RayFleet:
             except ValueError:
                 continue  # it died between the two calls
             stage = _stage_of(replica)
-            served = self._state.served.get((stage.model, stage.revision))
+            served = self._state.known(stage.model, stage.revision)
             if run != self._state.run or served is None:
                 logger.warning("ending %s, which an earlier run left behind", actor["name"])
                 await asyncio.to_thread(ray.kill, handle, no_restart=True)

@@ -121,6 +121,15 @@ class State(Record):
             **{(name, rollout.target.revision): rollout.target for name, rollout in self.rollouts.items()},
         }
 
+    def known(self, name: str, revision: int) -> ServedModel | None:
+        """That revision, also where it serves no longer: what is left of it may still drain. None: it is forgotten."""
+        past = (
+            entry.served
+            for entry in reversed(self.history)
+            if entry.model == name and entry.served.revision == revision
+        )
+        return self.served.get((name, revision)) or next(past, None)
+
     @property
     def weights(self) -> dict[tuple[str, int], int]:
         """Share of the requests, percent."""

@@ -162,6 +162,18 @@ async def test_a_cluster_without_gateways_is_rolled_out_too(tmp_path: Path) -> N
     assert len(simulation.fleet.replicas) == 2
 
 
+async def test_what_still_drains_is_drained_by_a_controller_that_comes_back(tmp_path: Path) -> None:
+    simulation = await begun(tmp_path)
+    await simulation.until(lambda: not simulation.controller.state.rollouts)
+    simulation.fleet.forget()
+    again = Simulation(tmp_path, simulation.fleet)
+    again.controller.state = again.store.read_state()
+    await again.until(lambda: len(simulation.fleet.replicas) == 3)
+    drained = [name for call, name in simulation.fleet.calls if call == "drain"]
+    assert len(drained) == 4
+    assert again.controller.state.known("minilm", 1) is not None, "a real fleet needs its settings until then"
+
+
 async def test_a_controller_that_comes_back_goes_on_with_the_roll_out(tmp_path: Path) -> None:
     simulation = await begun(tmp_path, canary=10, watch_s=5)
     await simulation.until(lambda: bool(simulation.controller.state.weights.get(("minilm", 2))))
