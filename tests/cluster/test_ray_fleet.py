@@ -1,5 +1,7 @@
 """Workers as actors of a real Ray, which find no artifact: what is tested is that none, and no room, is ever lost."""
 
+import asyncio
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -47,3 +49,30 @@ async def test_a_controller_that_comes_back_keeps_what_still_drains_and_ends_wha
     assert await seen(third) == []
     await third.close()
     assert rooms() == 0
+
+
+async def test_a_stop_that_does_not_get_through_can_be_done_again(in_ray: None) -> None:
+    model = served(LIGHT)
+    fleet = RayFleet(state(model))
+    assert await seen(fleet) == [], "nothing is left to be found by its name later"
+    started = await fleet.start(STAGE, model)
+    stopping = asyncio.create_task(fleet.stop(started))
+    await asyncio.sleep(0)
+    stopping.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await stopping
+    assert await seen(fleet) == [started]
+    await fleet.stop(started)
+    assert (await seen(fleet), rooms()) == ([], 0)
+    await fleet.close()
+
+
+async def test_a_worker_that_cannot_be_made_leaves_no_room_taken(in_ray: None) -> None:
+    model = served(LIGHT)
+    fleet = RayFleet(state(model))
+    assert await seen(fleet) == []
+    unsendable = model.config.model_copy(update={"handler": threading.Lock()})
+    with pytest.raises(TypeError, match="lock"):
+        await fleet.start(STAGE, model.model_copy(update={"config": unsendable}))
+    assert (await seen(fleet), rooms()) == ([], 0)
+    await fleet.close()
