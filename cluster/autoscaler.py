@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 GAP_S = 10.0
 """Between two looks that are further apart, what was needed is not known: the delays start anew."""
 SLACK = 1e-6
+MISSED_SHARE = 0.01
+"""Of the requests that end, so many must miss their deadline before replicas are added for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,7 @@ class Demand:
 
     rows_per_s: that clients asked for over the window, refused or not.
     inflight: requests that gateways hold now. unplaced_rows: rows that wait at gateways since there is no replica.
-    missed: requests that met no answer inside their deadline over the window.
+    missed: requests that met no answer inside their deadline over the window. ended: all that ended, these among them.
     """
 
     stages: tuple[StageLoad, ...]
@@ -69,6 +71,7 @@ class Demand:
     inflight: int = 0
     unplaced_rows: int = 0
     missed: int = 0
+    ended: int = 0
 
     @property
     def any(self) -> bool:
@@ -159,10 +162,19 @@ def needed(demand: Demand, policy: ScalingPolicy) -> Need:
         clearing = 0.0 if stage.coming else backlog * stage.seconds_per_row / clear_s
         counts.append(max(1, math.ceil(offered / policy.target_utilisation + clearing - SLACK)))
         urgent = urgent or backlog * stage.seconds_per_row > stage.ready * policy.deadline_s / 2
-    if demand.missed and all(count <= stage.ready for count, stage in zip(counts, demand.stages, strict=True)):
+    if _more_would_be_in_time(demand, counts, policy):
         busiest = max(range(len(counts)), key=lambda index: _utilisation(demand.stages[index]))
         counts[busiest] = demand.stages[busiest].ready + 1
     return Need(tuple(counts), urgent, _told(demand, backlog, urgent=urgent))
+
+
+def _more_would_be_in_time(demand: Demand, counts: Sequence[int], policy: ScalingPolicy) -> bool:
+    """Whether deadlines are missed for want of replicas. A deadline that no replica could keep asks for none."""
+    if not demand.missed or demand.missed < MISSED_SHARE * demand.ended:
+        return False
+    if any(count > stage.ready for count, stage in zip(counts, demand.stages, strict=True)):
+        return False
+    return max(map(_utilisation, demand.stages)) > policy.target_utilisation / 2
 
 
 def _utilisation(stage: StageLoad) -> float:

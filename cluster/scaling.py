@@ -80,6 +80,7 @@ class Scaler:
             inflight=traffic.inflight(pipeline, now),
             unplaced_rows=traffic.unplaced_rows(pipeline, now),
             missed=recent.missed,
+            ended=recent.ended,
         )
 
     def _load(self, stage: Stage, sighting: Sighting) -> StageLoad:
