@@ -10,7 +10,7 @@ Windows are on a monotonic clock. One that jumps starts the windows anew; nothin
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 GAP_S = 10.0
 """Between two looks that are further apart, what was needed is not known: the delays start anew."""
@@ -36,6 +36,10 @@ class ScalingPolicy:
     down_delay_s: float = 60.0
     clear_backlog_s: float = 2.0
     deadline_s: float = 30.0
+
+    def coming_up(self) -> "ScalingPolicy":
+        """For a pipeline that takes over from another: some replica is always kept."""
+        return replace(self, minimum=tuple(max(1, least) for least in self.minimum))
 
     def within(self, counts: Sequence[int]) -> tuple[int, ...]:
         return tuple(

@@ -78,8 +78,8 @@ class Rolling:
         serving = Counter(replica.stage for replica in evidence.sighting.replicas if replica.takes_work)
         return Seen(
             ready=all(
-                serving[stage] >= count and (stage.index > 0 or evidence.reachable.get(stage.pipeline, 0) >= count)
-                for stage, count in stages.items()
+                serving[stage] >= least and (stage.index > 0 or evidence.reachable.get(stage.pipeline, 0) >= least)
+                for stage, least in ((stage, max(1, count)) for stage, count in stages.items())
             ),
             coming_s=now - watched.began,
             sharing_s=now - watched.shared_at,

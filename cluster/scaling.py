@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from cluster.autoscaler import Demand, Scaling, ScalingPolicy, StageLoad
 from cluster.fair_share import Claim, fair_shares
 from cluster.fleet import Sighting
+from cluster.handover import comes_up
 from cluster.meters import Meters
 from cluster.state import ServedModel, State
 from cluster.traffic import Traffic
@@ -56,6 +57,8 @@ class Scaler:
             if policy is None:
                 wanted[pipeline] = counts
                 continue
+            if comes_up(state, pipeline):
+                policy = policy.coming_up()
             demand = self.demand(pipeline, len(counts), sighting, traffic, now)
             before = self._scalings.get(pipeline, Scaling())
             scalings[pipeline], wanted[pipeline], whys[pipeline] = before.after(demand, counts, policy, now)
