@@ -15,6 +15,8 @@ from dataclasses import dataclass, field, replace
 GAP_S = 10.0
 """Between two looks that are further apart, what was needed is not known: the delays start anew."""
 SLACK = 1e-6
+HANDOVER_S = 15.0
+"""So long after a pipeline took over from another, its requests may still be counted as the other's."""
 MISSED_SHARE = 0.01
 """Of the requests that end, so many must miss their deadline before replicas are added for them."""
 
@@ -38,8 +40,9 @@ class ScalingPolicy:
     deadline_s: float = 30.0
 
     def coming_up(self) -> "ScalingPolicy":
-        """For a pipeline that takes over from another: some replica is always kept."""
-        return replace(self, minimum=tuple(max(1, least) for least in self.minimum))
+        """For a pipeline that takes over from another: more is started at once, and some replica is always kept."""
+        least = tuple(max(1, least) for least in self.minimum)
+        return replace(self, minimum=least, up_delay_s=0.0, down_delay_s=max(self.down_delay_s, HANDOVER_S))
 
     def within(self, counts: Sequence[int]) -> tuple[int, ...]:
         return tuple(
@@ -63,7 +66,7 @@ class StageLoad:
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What is asked of one pipeline.
+    """What is asked of one pipeline; while a roll-out is on, of the model.
 
     rows_per_s: that clients asked for over the window, refused or not.
     inflight: requests that gateways hold now. unplaced_rows: rows that wait at gateways since there is no replica.
@@ -85,6 +88,11 @@ class Demand:
             or self.rows_per_s > 0
             or any(stage.queued_rows for stage in self.stages)
         )
+
+    @property
+    def costs_known(self) -> bool:
+        """Whether a replica of each stage has told what a row costs, as each does that has warmed up."""
+        return all(stage.seconds_per_row > 0 for stage in self.stages)
 
 
 @dataclass(frozen=True, slots=True)

@@ -192,7 +192,7 @@ class Controller:
         notes = {**self.sighting.notes, **{stage: one.note for stage, one in failures.items() if one.note}}
         known = {route.pipeline: 0 if route.reason else len(route.replicas) for route in self._published or ()}
         reachable = known if self._confirmed(now) else {}
-        evidence = Evidence(self.sighting, self.traffic, failures, notes, reachable, now)
+        evidence = Evidence(self.sighting, self.traffic, failures, notes, reachable, self.scaler.wanted, now)
         steps = self.rolling.steps(self.state, evidence, time.time())
         for state, what, why in steps:
             self._keep(state)
