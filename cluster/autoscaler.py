@@ -10,11 +10,15 @@ Windows are on a monotonic clock. One that jumps starts the windows anew; nothin
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 GAP_S = 10.0
 """Between two looks that are further apart, what was needed is not known: the delays start anew."""
 SLACK = 1e-6
+HANDOVER_S = 15.0
+"""So long after a pipeline took over from another, its requests may still be counted as the other's."""
+MISSED_SHARE = 0.01
+"""Of the requests that end, so many must miss their deadline before replicas are added for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,11 @@ class ScalingPolicy:
     down_delay_s: float = 60.0
     clear_backlog_s: float = 2.0
     deadline_s: float = 30.0
+
+    def coming_up(self) -> "ScalingPolicy":
+        """For a pipeline that takes over from another: more is started at once, and some replica is always kept."""
+        least = tuple(max(1, least) for least in self.minimum)
+        return replace(self, minimum=least, up_delay_s=0.0, down_delay_s=max(self.down_delay_s, HANDOVER_S))
 
     def within(self, counts: Sequence[int]) -> tuple[int, ...]:
         return tuple(
@@ -57,11 +66,11 @@ class StageLoad:
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What is asked of one pipeline.
+    """What is asked of one pipeline; while a roll-out is on, of the model.
 
     rows_per_s: that clients asked for over the window, refused or not.
     inflight: requests that gateways hold now. unplaced_rows: rows that wait at gateways since there is no replica.
-    missed: requests that met no answer inside their deadline over the window.
+    missed: requests that met no answer inside their deadline over the window. ended: all that ended, these among them.
     """
 
     stages: tuple[StageLoad, ...]
@@ -69,6 +78,7 @@ class Demand:
     inflight: int = 0
     unplaced_rows: int = 0
     missed: int = 0
+    ended: int = 0
 
     @property
     def any(self) -> bool:
@@ -78,6 +88,11 @@ class Demand:
             or self.rows_per_s > 0
             or any(stage.queued_rows for stage in self.stages)
         )
+
+    @property
+    def costs_known(self) -> bool:
+        """Whether a replica of each stage has told what a row costs, as each does that has warmed up."""
+        return all(stage.seconds_per_row > 0 for stage in self.stages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,10 +174,19 @@ def needed(demand: Demand, policy: ScalingPolicy) -> Need:
         clearing = 0.0 if stage.coming else backlog * stage.seconds_per_row / clear_s
         counts.append(max(1, math.ceil(offered / policy.target_utilisation + clearing - SLACK)))
         urgent = urgent or backlog * stage.seconds_per_row > stage.ready * policy.deadline_s / 2
-    if demand.missed and all(count <= stage.ready for count, stage in zip(counts, demand.stages, strict=True)):
+    if _more_would_be_in_time(demand, counts, policy):
         busiest = max(range(len(counts)), key=lambda index: _utilisation(demand.stages[index]))
         counts[busiest] = demand.stages[busiest].ready + 1
     return Need(tuple(counts), urgent, _told(demand, backlog, urgent=urgent))
+
+
+def _more_would_be_in_time(demand: Demand, counts: Sequence[int], policy: ScalingPolicy) -> bool:
+    """Whether deadlines are missed for want of replicas. A deadline that no replica could keep asks for none."""
+    if not demand.missed or demand.missed < MISSED_SHARE * demand.ended:
+        return False
+    if any(count > stage.ready for count, stage in zip(counts, demand.stages, strict=True)):
+        return False
+    return max(map(_utilisation, demand.stages)) > policy.target_utilisation / 2
 
 
 def _utilisation(stage: StageLoad) -> float:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.backoff import STEADY_AFTER_S, Failures
+from cluster.backoff import Deaths
 from cluster.fleet import Fleet, Sighting
 from cluster.plan import Action, Drain, Leave, Publish, Start, Stop, Tell, plan, routes
 from cluster.repository import changes
@@ -24,7 +24,7 @@ from cluster.scaling import Scaler
 from cluster.state import HistoryEntry, Rollout, State
 from cluster.store import Store, Superseded
 from cluster.traffic import Report, Traffic
-from cluster.world import Phase, Pipeline, Replica, Route, Stage, World
+from cluster.world import Pipeline, Route, Stage, World
 from worker.errors import Unavailable
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ STEP_INTERVAL_S = 0.5
 """Between steps that find nothing to do."""
 LOOK_AT_FILES_S = 2.0
 CONFIRM_WITHIN_S = 10.0
-"""A gateway that has not put a route table in force for so long is not waited for."""
+"""A gateway that has not put a route table in force for so long is not waited for; nor is one that nobody heard of."""
 FAILED_STEPS = 20
 """So many in a row, and the controller gives up: Ray starts it anew."""
 
@@ -75,8 +75,7 @@ class Controller:
         self.decisions: deque[Decision] = deque(maxlen=KEPT_DECISIONS)
         self._published: tuple[Route, ...] | None = None
         self._published_at = monotonic()
-        self._failures: dict[Stage, Failures] = {}
-        self._ready_since: dict[str, float] = {}
+        self._deaths = Deaths()
         self._looked_at_files = monotonic()
         self._known_changes: frozenset[str] = frozenset()
         self._known_notes: frozenset[tuple[Stage, str]] = frozenset()
@@ -110,7 +109,7 @@ class Controller:
         self._store.check()
         self.sighting = await self._fleet.observe()
         now = self._monotonic()
-        self._count_failures(self.sighting.replicas, now)
+        self._deaths.look(self.sighting.replicas, now)
         if self.state.stopping:
             await self._fleet.ask_for(())
         else:
@@ -192,10 +191,11 @@ class Controller:
         await self._fleet.ask_for(self.scaler.lacking)
 
     def _roll(self, now: float) -> None:
-        notes = {**self.sighting.notes, **{stage: one.note for stage, one in self._failures.items() if one.note}}
+        failures = self._deaths.failures
+        notes = {**self.sighting.notes, **{stage: one.note for stage, one in failures.items() if one.note}}
         known = {route.pipeline: 0 if route.reason else len(route.replicas) for route in self._published or ()}
         reachable = known if self._confirmed(now) else {}
-        evidence = Evidence(self.sighting, self.traffic, self._failures, notes, reachable, now)
+        evidence = Evidence(self.sighting, self.traffic, failures, notes, reachable, self.scaler.wanted, now)
         steps = self.rolling.steps(self.state, evidence, time.time())
         for state, what, why in steps:
             self._keep(state)
@@ -218,11 +218,11 @@ class Controller:
         return routes(self._world(self._monotonic()))
 
     def _world(self, now: float) -> World:
-        dying = {stage: failures.note for stage, failures in self._failures.items() if failures.note}
+        dying = {stage: failures.note for stage, failures in self._deaths.failures.items() if failures.note}
         return World(
             desired=self.state.desired,
             replicas=self.sighting.replicas,
-            held_back={stage: why for stage, why in dying.items() if self._failures[stage].held_back(now)},
+            held_back={stage: why for stage, why in dying.items() if self._deaths.failures[stage].held_back(now)},
             notes={**self.sighting.notes, **dying},
             published=self._published,
             confirmed=self._confirmed(now),
@@ -231,21 +231,13 @@ class Controller:
         )
 
     def _confirmed(self, now: float) -> bool:
-        """Whether every gateway has the newest route table, as far as they can be waited for."""
-        late = now - self._published_at > CONFIRM_WITHIN_S
-        return late or self.traffic.confirmed(self.state.generation, now)
+        """Whether every gateway has the newest route table, as far as they can be waited for.
 
-    def _count_failures(self, replicas: tuple[Replica, ...], now: float) -> None:
-        for replica in replicas:
-            if replica.phase is Phase.DEAD and not replica.leaving:
-                self._failures[replica.stage] = self._failures.get(replica.stage, Failures()).after(replica.why, now)
-            elif replica.takes_work:
-                since = self._ready_since.setdefault(replica.id, now)
-                if now - since >= STEADY_AFTER_S:
-                    self._failures.pop(replica.stage, None)
-        self._ready_since = {
-            replica.id: self._ready_since[replica.id] for replica in replicas if replica.id in self._ready_since
-        }
+        While the cluster stops, gateways have gone before workers do: where none reports, none is waited for.
+        """
+        late = now - self._published_at > CONFIRM_WITHIN_S
+        gone = self.state.stopping and not self.traffic.heard_of_any(now)
+        return late or gone or self.traffic.confirmed(self.state.generation, now)
 
     async def _act(self, action: Action) -> None:
         match action:

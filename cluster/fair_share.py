@@ -16,6 +16,7 @@ class Claim:
     """What one pipeline asks for. bundles: what a replica of each stage takes, by resource.
 
     floor: replicas of each stage that it gets in any case. wanted: that it asks for.
+    after: places of claims that must have all that they ask for, or no more room for it, before this one gets more.
     """
 
     bundles: tuple[Mapping[str, float], ...]
@@ -23,6 +24,7 @@ class Claim:
     wanted: tuple[int, ...]
     priority: int = 1
     weight: float = 1.0
+    after: tuple[int, ...] = ()
 
 
 def fair_shares(claims: Sequence[Claim], capacity: Mapping[str, float]) -> list[tuple[int, ...]]:
@@ -34,7 +36,8 @@ def fair_shares(claims: Sequence[Claim], capacity: Mapping[str, float]) -> list[
             _take(free, bundle, count)
     open_ = set(range(len(claims)))
     while open_:
-        index = min(open_, key=lambda one: (claims[one].priority, _share(claims[one], granted[one], capacity), one))
+        may = (one for one in open_ if open_.isdisjoint(claims[one].after))
+        index = min(may, key=lambda one: (claims[one].priority, _share(claims[one], granted[one], capacity), one))
         stage = _next_stage(claims[index], granted[index], free)
         if stage is None:
             open_.discard(index)

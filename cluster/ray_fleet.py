@@ -31,6 +31,7 @@ from cluster.world import Phase, Stage
 from worker.actor import WorkerActor, WorkerSpec
 from worker.fetch import ArtifactSource
 from worker.link import STAGE_LINK
+from worker.per_stage import StageSettings
 
 logger = logging.getLogger(__name__)
 
@@ -142,6 +143,17 @@ class RayFleet:
             _soft_target_node_id=node,
             bundle_label_selector=[dict(settings.labels)] if settings.labels else None,
         )
+        try:
+            handle = await self._actor(name, spec, settings, group)
+        except BaseException:
+            await asyncio.to_thread(ray.util.remove_placement_group, group)
+            raise
+        worker = RayWorker(replica, stage, handle, config, epoch=self._epoch, adopted=False)
+        worker.group, worker.aimed_at = group, node or ""
+        self._workers[replica] = worker
+        return replica
+
+    async def _actor(self, name: str, spec: WorkerSpec, settings: StageSettings, group: PlacementGroup) -> Any:
         actor: Any = ray.remote(WorkerActor).options(
             name=name,
             namespace=self._namespace,
@@ -152,11 +164,7 @@ class RayFleet:
             resources=dict(settings.resources) or None,
             scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0),
         )
-        handle = await asyncio.to_thread(actor.remote, spec)
-        worker = RayWorker(replica, stage, handle, config, epoch=self._epoch, adopted=False)
-        worker.group, worker.aimed_at = group, node or ""
-        self._workers[replica] = worker
-        return replica
+        return await asyncio.to_thread(actor.remote, spec)
 
     async def leave(self, replica: str) -> None:
         self._workers[replica].leaving = True
@@ -169,17 +177,19 @@ class RayFleet:
         worker.drain(worker.config.drain_s)
 
     async def stop(self, replica: str) -> None:
-        worker = self._workers.pop(replica, None)
+        """Where Ray fails, the worker stays known, so that it can be stopped again."""
+        worker = self._workers.get(replica)
         if worker is not None:
             now = time.monotonic()
             if worker.failed_to_start and worker.node:
                 self._failed_starts[worker.stage, worker.node] = now
             if worker.address and worker.silent_s(now) >= self._limits.frozen_after_s:
                 self._went_silent[worker.node] = now
-            await worker.close()
             await asyncio.to_thread(ray.kill, worker.handle, no_restart=True)
             if worker.group is not None:
                 await asyncio.to_thread(ray.util.remove_placement_group, worker.group)
+            self._workers.pop(replica, None)
+            await worker.close()
 
     async def ask_for(self, bundles: Sequence[Mapping[str, float]]) -> None:
         """Ray's own autoscaler adds nodes until these fit beside what it was told that runs.
@@ -206,7 +216,10 @@ class RayFleet:
         return f"{PREFIX}/{self._state.run}/{replica}"
 
     async def _adopt(self) -> None:
-        """Finds this run's living workers by their names; ends those that an earlier run left behind."""
+        """Finds this run's living workers by their names; ends those that an earlier run left behind.
+
+        Workers of a revision that serves no longer are found too: they answer what they owe, and `plan` drains them.
+        """
         kept: set[str] = set()
         for actor in await asyncio.to_thread(ray.util.list_named_actors, all_namespaces=True):
             prefix, _, rest = actor["name"].partition("/")
@@ -218,7 +231,7 @@ class RayFleet:
             except ValueError:
                 continue  # it died between the two calls
             stage = _stage_of(replica)
-            served = self._state.served.get((stage.model, stage.revision))
+            served = self._state.known(stage.model, stage.revision)
             if run != self._state.run or served is None:
                 logger.warning("ending %s, which an earlier run left behind", actor["name"])
                 await asyncio.to_thread(ray.kill, handle, no_restart=True)

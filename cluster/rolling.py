@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from cluster.backoff import Failures
 from cluster.fleet import Node, Sighting
+from cluster.handover import at_least, begins_with
 from cluster.placement import why_nowhere
 from cluster.rollout import Finish, Seen, Share, Step, TakeBack, next_step
 from cluster.state import HistoryEntry, Rollout, ServedModel, State
@@ -19,7 +20,7 @@ from worker.errors import InvalidRequest, NotFound
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What the controller sees. notes: why stages wait.
+    """What the controller sees. notes: why stages wait. wanted: replicas of each pipeline's stages, room or not.
 
     reachable: replicas of each pipeline's stage 0 that every gateway knows, none where the pipeline does not answer.
     """
@@ -29,6 +30,7 @@ class Evidence:
     failures: Mapping[Stage, Failures]
     notes: Mapping[Stage, str]
     reachable: Mapping[Pipeline, int]
+    wanted: Mapping[Pipeline, tuple[int, ...]]
     now: float
 
 
@@ -74,20 +76,49 @@ class Rolling:
         elif watched.share != rollout.share:
             watched = _Watched(watched.revision, watched.began, rollout.share, now, old, new)
         self._watched[name] = watched
-        stages = rollout.target.stages_of(name)
-        serving = Counter(replica.stage for replica in evidence.sighting.replicas if replica.takes_work)
+        stages = _needed(rollout.target.stages_of(name), evidence)
         return Seen(
-            ready=all(
-                serving[stage] >= count and (stage.index > 0 or evidence.reachable.get(stage.pipeline, 0) >= count)
-                for stage, count in stages.items()
-            ),
+            ready=_ready(stages, evidence),
             coming_s=now - watched.began,
             sharing_s=now - watched.shared_at,
-            waits=next((evidence.notes[stage] for stage in stages if stage in evidence.notes), ""),
+            waits=_waits(stages, rollout.target.stages_of(name), evidence),
             deaths=max((evidence.failures[stage].count for stage in stages if stage in evidence.failures), default=0),
             old=old.since(watched.old),
             new=new.since(watched.new),
         )
+
+
+def _needed(stages: Mapping[Stage, int], evidence: Evidence) -> dict[Stage, int]:
+    """Replicas that it takes to give a pipeline all requests: those it shall have, and those it finds no room for."""
+    return {
+        stage: max(1, count, evidence.wanted[stage.pipeline][stage.index] if stage.pipeline in evidence.wanted else 0)
+        for stage, count in stages.items()
+    }
+
+
+def _ready(needed: Mapping[Stage, int], evidence: Evidence) -> bool:
+    """Whether so many serve, and have told what a row costs them: before that, nobody knows how many it takes."""
+    figures = evidence.sighting.figures
+    serving = Counter(
+        replica.stage
+        for replica in evidence.sighting.replicas
+        if replica.takes_work and replica.id in figures and figures[replica.id].seconds_per_row > 0
+    )
+    return all(
+        serving[stage] >= count and (stage.index > 0 or evidence.reachable.get(stage.pipeline, 0) >= count)
+        for stage, count in needed.items()
+    )
+
+
+def _waits(needed: Mapping[Stage, int], stages: Mapping[Stage, int], evidence: Evidence) -> str:
+    """Why a pipeline is not ready, where more is known than that."""
+    notes = [evidence.notes[stage] for stage in stages if stage in evidence.notes]
+    short = [
+        f"stage {stage.index} should have {needed[stage]} replicas, and there is room for {count}"
+        for stage, count in stages.items()
+        if count < needed[stage]
+    ]
+    return next(iter(notes + short), "")
 
 
 def after(state: State, name: str, step: Step, unix_s: float) -> State | None:
@@ -100,7 +131,9 @@ def after(state: State, name: str, step: Step, unix_s: float) -> State | None:
         case Finish(why):
             entry = _entry(unix_s, name, "rolled out", f"{rollout.why}; {why}", rollout.target)
             served = {**state.models, name: rollout.target}
-            return state.model_copy(update={"models": served, "rollouts": rest}).remembering(entry)
+            history = _as_it_ended(state.history, name, state.models[name])
+            changed = state.model_copy(update={"models": served, "rollouts": rest, "history": history})
+            return changed.remembering(entry)
         case TakeBack(why):
             entry = _entry(unix_s, name, "taken back", why, rollout.target)
             return state.model_copy(update={"rollouts": rest}).remembering(entry)
@@ -108,7 +141,7 @@ def after(state: State, name: str, step: Step, unix_s: float) -> State | None:
 
 
 def begun(state: State, name: str, rollout: Rollout, nodes: tuple[Node, ...], *, even_without_room: bool) -> State:
-    """The state with a roll-out of `rollout.target`, which gets its revision number here.
+    """The state with a roll-out of `rollout.target`, which gets its revision number and its replicas here.
 
     Raises InvalidRequest where one is on its way already, where clients would have to send other tensors, or where no
     node could hold a replica of it.
@@ -132,14 +165,15 @@ def begun(state: State, name: str, rollout: Rollout, nodes: tuple[Node, ...], *,
                 f"{name} stage {index} cannot be placed: {nowhere}; if Ray's autoscaler adds such nodes, say "
                 "--even-without-room. What was serving keeps serving"
             )
-    target = rollout.target.model_copy(update={"revision": state.next_revision(name)})
+    target = begins_with(rollout.target, state.models[name])
+    target = target.model_copy(update={"revision": state.next_revision(name)})
     return state.model_copy(
         update={"rollouts": {**state.rollouts, name: rollout.model_copy(update={"target": target})}}
     )
 
 
 def earlier(state: State, name: str, revision: int) -> ServedModel:
-    """What served before, or as that revision. Raises NotFound."""
+    """What served before, or as that revision, with no fewer replicas than serve now. Raises NotFound."""
     if name not in state.models:
         raise NotFound(f"no model {name!r} is served; served: {', '.join(sorted(state.models)) or 'none'}")
     now = state.models[name].revision
@@ -153,12 +187,22 @@ def earlier(state: State, name: str, revision: int) -> ServedModel:
         known = ", ".join(str(one.revision) for one in served) or "none"
         which = f"no revision {revision} to go back to" if revision else "nothing to go back to"
         raise NotFound(f"{name}: {which}; revisions that served before: {known} (`shardline history {name}`)")
-    return found[-1]
+    return at_least(found[-1], state.models[name])
 
 
 def taken_back(state: State, name: str, why: str, unix_s: float) -> State:
     """Without the roll-out that is on its way."""
     return after(state, name, TakeBack(why), unix_s) or state
+
+
+def _as_it_ended(history: tuple[HistoryEntry, ...], name: str, served: ServedModel) -> tuple[HistoryEntry, ...]:
+    """With the replicas that a revision had last: with those, a rollback to it begins."""
+    return tuple(
+        entry.model_copy(update={"served": served})
+        if (entry.model, entry.served.revision) == (name, served.revision)
+        else entry
+        for entry in history
+    )
 
 
 def _entry(unix_s: float, name: str, what: str, why: str, served: ServedModel) -> HistoryEntry:

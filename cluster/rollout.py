@@ -25,7 +25,8 @@ DEATHS = 3
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """ready: every replica of the new pipeline is. waits: why not, where more is known. deaths: of its replicas.
+    """ready: every replica of the new pipeline is that it takes to answer all requests. waits: why not, where more is
+    known. deaths: of its replicas.
 
     coming_s: since the roll-out began. sharing_s: since the new pipeline got its present share.
     old, new: requests since then.
@@ -78,12 +79,16 @@ def next_step(rollout: Rollout, seen: Seen) -> Step:
     if not rollout.share:
         return _coming_up(rollout, seen)
     problem = worse(seen.old, seen.new)
-    if problem:
-        return TakeBack(problem)
+    return TakeBack(problem) if problem else _watched(rollout, seen)
+
+
+def _watched(rollout: Rollout, seen: Seen) -> Step:
     if seen.sharing_s < rollout.watch_s:
         return Wait(f"it is watched at {rollout.share} % for {rollout.watch_s:g} s")
     if seen.new.ended < ENOUGH_REQUESTS:
         return Wait(f"it is watched at {rollout.share} % until it has ended {ENOUGH_REQUESTS} requests")
+    if not seen.ready:
+        return Wait(f"it is watched at {rollout.share} % until every replica of it is ready{_because(seen)}")
     return Finish(f"it answered {seen.new.answered} requests in {seen.sharing_s:.0f} s{_compared(seen)}")
 
 

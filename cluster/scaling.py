@@ -3,12 +3,14 @@
 Measures (`meters`, `traffic`), asks the policy (`autoscaler`) and shares out the room (`fair_share`). Changes nothing.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from cluster.autoscaler import Demand, Scaling, ScalingPolicy, StageLoad
+from cluster.autoscaler import HANDOVER_S, Demand, Scaling, ScalingPolicy, StageLoad
 from cluster.fair_share import Claim, fair_shares
 from cluster.fleet import Sighting
+from cluster.handover import beside, comes_up
 from cluster.meters import Meters
 from cluster.state import ServedModel, State
 from cluster.traffic import Traffic
@@ -39,6 +41,7 @@ class Scaler:
         self.lacking: tuple[Mapping[str, float], ...] = ()
         self.wanted: dict[Pipeline, tuple[int, ...]] = {}
         self._scalings: dict[Pipeline, Scaling] = {}
+        self._came_up: dict[Pipeline, float] = {}
 
     def decide(self, state: State, sighting: Sighting, traffic: Traffic, now: float) -> list[Change]:
         """One look. Pipelines whose number of replicas is fixed never change, but take their room."""
@@ -51,35 +54,54 @@ class Scaler:
         wanted: dict[Pipeline, tuple[int, ...]] = {}
         whys: dict[Pipeline, str] = {}
         scalings: dict[Pipeline, Scaling] = {}
+        others = beside(state)
+        self._came_up = {pipeline: at for pipeline, at in self._came_up.items() if pipeline in pipelines}
         for pipeline, (served, counts) in pipelines.items():
-            policy = policy_of(served)
+            policy = self._policy(state, pipeline, served, now)
             if policy is None:
                 wanted[pipeline] = counts
                 continue
-            demand = self.demand(pipeline, len(counts), sighting, traffic, now)
+            demand = self.demand((pipeline, *others.get(pipeline, ())), len(counts), sighting, traffic, now)
+            if comes_up(state, pipeline) and not demand.costs_known:
+                wanted[pipeline] = self.wanted.get(pipeline, counts)
+                whys[pipeline] = "what its stages cost is not known yet"
+                continue
             before = self._scalings.get(pipeline, Scaling())
             scalings[pipeline], wanted[pipeline], whys[pipeline] = before.after(demand, counts, policy, now)
         self._scalings, self.wanted = scalings, wanted
-        granted = self._shared_out(pipelines, wanted, sighting)
+        granted = self._shared_out(state, pipelines, wanted, sighting)
         return [
             Change(pipeline, granted[pipeline], _told(whys[pipeline], wanted[pipeline], granted[pipeline]))
             for pipeline, (_, counts) in pipelines.items()
             if pipeline in whys and granted[pipeline] != counts
         ]
 
-    def demand(self, pipeline: Pipeline, stages: int, sighting: Sighting, traffic: Traffic, now: float) -> Demand:
+    def _policy(self, state: State, pipeline: Pipeline, served: ServedModel, now: float) -> ScalingPolicy | None:
+        """None: the number of replicas is fixed. Else another one while a pipeline takes over, and shortly after."""
+        if comes_up(state, pipeline):
+            self._came_up[pipeline] = now
+        policy = policy_of(served)
+        lately = now - self._came_up.get(pipeline, -math.inf) < HANDOVER_S
+        return policy.coming_up() if policy is not None and lately else policy
+
+    def demand(
+        self, asked: Sequence[Pipeline], stages: int, sighting: Sighting, traffic: Traffic, now: float
+    ) -> Demand:
+        """Of the first of `asked`, with what it may have to take over of the others. What they miss is theirs."""
+        pipeline = asked[0]
         recent = traffic.over(pipeline, WINDOW_S, now)
-        lately = traffic.over(pipeline, LATELY_S, now)
-        steady = recent.arrived_rows / WINDOW_S
+        lately_rows = sum(traffic.over(one, LATELY_S, now).arrived_rows for one in asked)
+        steady = sum(traffic.over(one, WINDOW_S, now).arrived_rows for one in asked) / WINDOW_S
         return Demand(
             stages=tuple(
                 self._load(Stage(pipeline.model, pipeline.version, index, pipeline.revision), sighting)
                 for index in range(stages)
             ),
-            rows_per_s=lately.arrived_rows / LATELY_S if lately.arrived_rows >= ENOUGH_ROWS else steady,
-            inflight=traffic.inflight(pipeline, now),
+            rows_per_s=lately_rows / LATELY_S if lately_rows >= ENOUGH_ROWS else steady,
+            inflight=sum(traffic.inflight(one, now) for one in asked),
             unplaced_rows=traffic.unplaced_rows(pipeline, now),
             missed=recent.missed,
+            ended=recent.ended,
         )
 
     def _load(self, stage: Stage, sighting: Sighting) -> StageLoad:
@@ -97,13 +119,14 @@ class Scaler:
 
     def _shared_out(
         self,
+        state: State,
         pipelines: Mapping[Pipeline, tuple[ServedModel, tuple[int, ...]]],
         wanted: Mapping[Pipeline, tuple[int, ...]],
         sighting: Sighting,
     ) -> dict[Pipeline, tuple[int, ...]]:
         if not sighting.nodes:
             return dict(wanted)
-        claims = [_claim(served, counts, wanted[pipeline]) for pipeline, (served, counts) in pipelines.items()]
+        claims = list(_claims(state, pipelines, wanted))
         capacity: dict[str, float] = {}
         for node in sighting.nodes:
             # What runs on a node that is drained runs on until there is room elsewhere: its share is not taken away.
@@ -135,13 +158,30 @@ def policy_of(served: ServedModel) -> ScalingPolicy | None:
     )
 
 
-def _claim(served: ServedModel, counts: tuple[int, ...], wanted: tuple[int, ...]) -> Claim:
+def _claims(
+    state: State,
+    pipelines: Mapping[Pipeline, tuple[ServedModel, tuple[int, ...]]],
+    wanted: Mapping[Pipeline, tuple[int, ...]],
+) -> Iterator[Claim]:
+    """In the order of `pipelines`. A roll-out's target comes after what serves."""
+    places = {pipeline: place for place, pipeline in enumerate(pipelines)}
+    for pipeline, (served, counts) in pipelines.items():
+        serving = state.models[pipeline.model]
+        after = [
+            places[Pipeline(pipeline.model, version, serving.revision)]
+            for version in serving.replicas
+            if comes_up(state, pipeline)
+        ]
+        yield _claim(served, counts, wanted[pipeline], tuple(after))
+
+
+def _claim(served: ServedModel, counts: tuple[int, ...], wanted: tuple[int, ...], after: tuple[int, ...]) -> Claim:
     """A scaled pipeline that is awake may have one replica of each stage in any case, a fixed one has all of them."""
     bounds = served.bounds
     floor = tuple(max(low, min(1, want)) for low, want in zip(bounds[0], wanted, strict=True)) if bounds else counts
     sharing = served.config.sharing
     bundles = tuple(served.config.stage(index).bundle for index in range(len(counts)))
-    return Claim(bundles, floor, wanted, sharing.priority, sharing.weight)
+    return Claim(bundles, floor, wanted, sharing.priority, sharing.weight, after)
 
 
 def _told(why: str, wanted: tuple[int, ...], granted: tuple[int, ...]) -> str:

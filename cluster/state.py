@@ -60,6 +60,18 @@ class ServedModel(Record):
             for index, count in enumerate(counts)
         }
 
+    def scaled(self, stage: int | None, replicas: int) -> "ServedModel":
+        """With `replicas` of one stage (None: of each) in every version, as far as its bounds allow."""
+        least, most = self.bounds or ((1,) * self.config.stages, (MAX_REPLICAS,) * self.config.stages)
+        counts = {
+            version: tuple(
+                max(least[index], min(most[index], replicas)) if stage in (None, index) else count
+                for index, count in enumerate(old)
+            )
+            for version, old in self.replicas.items()
+        }
+        return self.model_copy(update={"replicas": counts})
+
     def with_counts(self, version: int, counts: tuple[int, ...]) -> "ServedModel":
         return self.model_copy(update={"replicas": {**self.replicas, version: counts}})
 
@@ -121,6 +133,15 @@ class State(Record):
             **{(name, rollout.target.revision): rollout.target for name, rollout in self.rollouts.items()},
         }
 
+    def known(self, name: str, revision: int) -> ServedModel | None:
+        """That revision, also where it serves no longer: what is left of it may still drain. None: it is forgotten."""
+        past = (
+            entry.served
+            for entry in reversed(self.history)
+            if entry.model == name and entry.served.revision == revision
+        )
+        return self.served.get((name, revision)) or next(past, None)
+
     @property
     def weights(self) -> dict[tuple[str, int], int]:
         """Share of the requests, percent."""
@@ -166,7 +187,9 @@ class State(Record):
         }
 
     def scaled(self, name: str, stage: int | None, replicas: int) -> "State":
-        """With `replicas` of one stage (None: of each) in every version of the model.
+        """With `replicas` of one stage (None: of each) in every version of the model, and in what it is rolled out to.
+
+        Another cut has other stages: it gets a number for each, not one for a single stage.
 
         Raises NotFound for a model that is not served, InvalidRequest for a stage or number that cannot be.
         """
@@ -180,10 +203,6 @@ class State(Record):
         stages = model.config.stages
         if stage is not None and not 0 <= stage < stages:
             raise InvalidRequest(f"stage: {name} has stages 0 to {stages - 1}, got {stage}")
-        counts = {
-            version: tuple(replicas if stage in (None, index) else count for index, count in enumerate(old))
-            for version, old in model.replicas.items()
-        }
         bounds = model.bounds
         if bounds is not None and any(
             not least <= replicas <= most
@@ -194,7 +213,11 @@ class State(Record):
                 f"replicas: {name} is scaled by what is asked of it, its stages between {bounds[0]} and {bounds[1]}; "
                 "change `autoscaling` in its model.yaml and `shardline rollout` it"
             )
-        return self.with_served(name, model.model_copy(update={"replicas": counts}))
+        changed = self.with_served(name, model.scaled(stage, replicas))
+        rollout = self.rollouts.get(name)
+        if rollout is None or (stage is not None and rollout.target.config.stages != stages):
+            return changed
+        return changed.with_served(name, rollout.target.scaled(stage, replicas))
 
 
 class Control(Record):

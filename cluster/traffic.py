@@ -132,8 +132,15 @@ class Traffic:
         return any(lane.unplaced_rows and pipeline not in waited for pipeline, lane in report.lanes.items())
 
     def confirmed(self, generation: int, now: float) -> bool:
-        """Whether every gateway that is heard of has put this route table, or a later one, in force."""
-        return all(report.generation >= generation for report in self._reports(now))
+        """Whether every gateway that is heard of has put this route table, or a later one, in force.
+
+        Where none is heard of, nobody has: there may be some that have not found a new controller yet.
+        """
+        return self.heard_of_any(now) and all(report.generation >= generation for report in self._reports(now))
+
+    def heard_of_any(self, now: float) -> bool:
+        """Whether any gateway reports."""
+        return bool(self._reports(now))
 
     def inflight(self, pipeline: Pipeline, now: float) -> int:
         return sum(report.lanes[pipeline].inflight for report in self._reports(now) if pipeline in report.lanes)

@@ -131,7 +131,7 @@ class World:
     held_back: stages that may start nothing now, since they crash again and again, and why.
     notes: why a stage's replicas are not ready, where more is known than that.
     published: what gateways were last told; None: nothing since this controller started, so they may hold any.
-    confirmed: every gateway that is heard of has put in force what was published.
+    confirmed: every gateway has put in force what was published, as far as they can be waited for.
     weights: share of the requests, percent, of each (model, revision); 100 where none is given.
     stopping: nothing is wanted any more.
     """

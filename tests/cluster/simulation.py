@@ -84,12 +84,13 @@ class Simulation:
         )
         self.lanes[pipeline] = Lane(inflight, unplaced, counts)
 
-    async def turn(self, seconds: float = 0.5) -> None:
+    async def turn(self, seconds: float = 0.5, *, reported: bool = True, told: bool = True) -> None:
+        """reported: whether the gateway is heard of. told: whether replicas that are new tell what a row costs."""
         self.now += seconds
-        report = Report("gateway", self.controller.state.generation, dict(self.lanes))
-        self.controller.heard(report)
+        if reported:
+            self.controller.heard(Report("gateway", self.controller.state.generation, dict(self.lanes)))
         for replica in self.fleet.replicas.values():
-            if replica.takes_work:
+            if replica.takes_work and told:
                 self.fleet.figures[replica.id] = WorkerStats(seconds_per_row=self.seconds_per_row)
         await self.controller.step()
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -71,6 +73,23 @@ def test_deadlines_that_would_be_missed_are_not_made_to_wait_for_the_delay() -> 
 
 def test_missed_deadlines_add_a_replica_where_most_is_computed() -> None:
     assert needed(demand(20, missed=3), POLICY).replicas == (1, 2)
+
+
+def test_a_deadline_that_no_replica_could_keep_adds_none() -> None:
+    assert needed(demand(2, missed=3), POLICY).replicas == (1, 1), "nobody waits for a replica that computes 4 %"
+    few = replace(demand(20, missed=3), ended=400)
+    assert needed(few, POLICY).replicas == (1, 1), "one client of many asks for what cannot be"
+
+
+def test_deadlines_that_are_missed_for_ever_do_not_end_at_the_maximum() -> None:
+    counts: tuple[int, ...] = (1, 1)
+    scaling, most = Scaling(), 0
+    for now in range(100):
+        seen = demand(20, missed=3)
+        stages = tuple(replace(stage, ready=count) for stage, count in zip(seen.stages, counts, strict=True))
+        scaling, counts, _ = scaling.after(replace(seen, stages=stages), counts, POLICY, float(now))
+        most = max(most, *counts)
+    assert most == 2, "twice what the load needs"
 
 
 def test_the_bounds_hold_whatever_is_needed() -> None:

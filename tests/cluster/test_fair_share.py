@@ -6,7 +6,7 @@ from cluster.fair_share import Claim, fair_shares
 CPU = {"CPU": 1.0}
 
 
-def claim(wanted: int, floor: int = 1, **more: float) -> Claim:
+def claim(wanted: int, floor: int = 1, **more: object) -> Claim:
     return Claim((CPU,), (floor,), (wanted,), **more)  # type: ignore[arg-type]
 
 
@@ -33,6 +33,12 @@ def test_minima_are_kept_even_where_they_do_not_fit() -> None:
 def test_a_pipeline_grows_at_the_stage_that_lacks_most() -> None:
     two = Claim((CPU, CPU), (1, 1), (2, 8))
     assert fair_shares([two], {"CPU": 6}) == [(2, 4)]
+
+
+def test_what_comes_after_another_claim_takes_nothing_from_it() -> None:
+    later = claim(8, priority=0, after=(0,))
+    assert fair_shares([claim(8), later], {"CPU": 12}) == [(8,), (4,)]
+    assert fair_shares([claim(8), later, claim(100)], {"CPU": 16}) == [(8,), (1,), (7,)]
 
 
 def test_each_resource_counts() -> None:

@@ -140,6 +140,40 @@ async def test_a_model_that_is_new_comes_to_serve_at_once(tmp_path: Path) -> Non
     await simulation.until(lambda: simulation.replicas("bert") == 1)
 
 
+async def test_a_controller_that_comes_back_finishes_nothing_before_it_has_heard_of_a_gateway(tmp_path: Path) -> None:
+    simulation = await begun(tmp_path)
+    simulation.fleet.forget()
+    again = Simulation(tmp_path, simulation.fleet)
+    again.controller.state = again.store.read_state()
+    for _ in range(16):
+        await again.turn(reported=False)
+    assert again.replicas("minilm", 2) == 3
+    assert again.controller.state.models["minilm"].revision == 1, "gateways may still know the old one alone"
+    await again.turn()
+    assert again.controller.state.models["minilm"].revision == 2
+
+
+async def test_a_cluster_without_gateways_is_rolled_out_too(tmp_path: Path) -> None:
+    simulation = Simulation(tmp_path, minilm="{}")
+    simulation.controller.rollout("minilm", a_rollout("{stages: 2}"))
+    for _ in range(100):
+        await simulation.turn(reported=False)
+    assert simulation.controller.state.models["minilm"].revision == 2
+    assert len(simulation.fleet.replicas) == 2
+
+
+async def test_what_still_drains_is_drained_by_a_controller_that_comes_back(tmp_path: Path) -> None:
+    simulation = await begun(tmp_path)
+    await simulation.until(lambda: not simulation.controller.state.rollouts)
+    simulation.fleet.forget()
+    again = Simulation(tmp_path, simulation.fleet)
+    again.controller.state = again.store.read_state()
+    await again.until(lambda: len(simulation.fleet.replicas) == 3)
+    drained = [name for call, name in simulation.fleet.calls if call == "drain"]
+    assert len(drained) == 4
+    assert again.controller.state.known("minilm", 1) is not None, "a real fleet needs its settings until then"
+
+
 async def test_a_controller_that_comes_back_goes_on_with_the_roll_out(tmp_path: Path) -> None:
     simulation = await begun(tmp_path, canary=10, watch_s=5)
     await simulation.until(lambda: bool(simulation.controller.state.weights.get(("minilm", 2))))

@@ -44,6 +44,11 @@ def test_a_canary_is_watched_for_its_time_and_until_enough_was_seen() -> None:
     assert isinstance(next_step(WATCHED, replace(well, sharing_s=31, new=counts(20))), Wait)
 
 
+def test_a_canary_gets_all_requests_only_while_it_has_the_replicas_for_them() -> None:
+    well = Seen(ready=False, coming_s=40, sharing_s=31, waits="no room", old=counts(900), new=counts(100))
+    assert next_step(WATCHED, well) == Wait("it is watched at 10 % until every replica of it is ready: no room")
+
+
 @pytest.mark.parametrize(
     ("new", "told"),
     [

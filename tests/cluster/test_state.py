@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.state import Control, ServedModel, State, StateDir, StateError
+from cluster.state import Control, HistoryEntry, ServedModel, State, StateDir, StateError
 from cluster.world import Stage
 from worker.errors import InvalidRequest, NotFound
 from worker.model_yaml import ModelYaml
@@ -112,6 +112,16 @@ def test_scaling_what_is_not_there_is_refused() -> None:
     for replicas in (0, 1025):
         with pytest.raises(InvalidRequest, match=f"replicas: expected 1 to 1024, got {replicas}"):
             state().scaled("minilm", None, replicas)
+
+
+def test_a_revision_is_known_while_history_has_it() -> None:
+    past = state().models["minilm"]
+    now = past.model_copy(update={"revision": 3})
+    entry = HistoryEntry(unix_s=0, model="minilm", what="served", why="", served=past)
+    after = state().model_copy(update={"models": {"minilm": now}, "history": (entry,)})
+    assert (after.known("minilm", 3), after.known("minilm", 1)) == (now, past)
+    assert after.known("minilm", 2) is None
+    assert after.known("bert", 1) is None
 
 
 def test_each_run_has_a_name_that_does_not_give_the_token_away() -> None:

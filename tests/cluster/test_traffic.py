@@ -51,14 +51,16 @@ def test_gateways_add_up_and_one_that_falls_silent_holds_nothing() -> None:
 
 def test_a_table_is_confirmed_when_every_gateway_that_is_heard_of_has_it() -> None:
     traffic = Traffic()
-    assert traffic.confirmed(7, 0.0), "nobody is heard of"
+    assert not traffic.confirmed(7, 0.0), "nobody is heard of, and somebody may be there"
     traffic.heard(report(generation=6), 0.0)
     assert not traffic.confirmed(7, 1.0)
     traffic.heard(report(generation=7), 1.0)
     assert traffic.confirmed(7, 1.0)
     traffic.heard(report(generation=6, gateway="b"), 1.0)
     assert not traffic.confirmed(7, 1.0)
-    assert traffic.confirmed(7, 2.0 + SILENT_S)
+    traffic.heard(report(generation=7), 2.0)
+    assert traffic.confirmed(7, 1.5 + SILENT_S), "b has fallen silent"
+    assert not traffic.confirmed(7, 2.5 + SILENT_S)
 
 
 def test_a_first_request_that_waits_is_told_once() -> None:

@@ -1,0 +1,78 @@
+"""Workers as actors of a real Ray, which find no artifact: what is tested is that none, and no room, is ever lost."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+
+import pytest
+import ray.util
+
+from cluster.launch import embedded_ray
+from cluster.ray_fleet import RayFleet
+from cluster.state import HistoryEntry, ServedModel, State
+from cluster.world import Stage
+from tests.cluster.simulation import TOKEN, served
+
+STAGE = Stage("minilm", 1, 0)
+LIGHT = "{cpus: 0.1}"
+
+
+@pytest.fixture(scope="module")
+def in_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with embedded_ray(tmp_path_factory.mktemp("fleet"), cpus=1):
+        yield
+
+
+def state(now: ServedModel, *past: ServedModel) -> State:
+    history = tuple(HistoryEntry(unix_s=0, model="minilm", what="served", why="", served=one) for one in past)
+    return State(repository="/none", host="127.0.0.1", token=TOKEN, models={"minilm": now}, history=history)
+
+
+def rooms() -> int:
+    """Placement groups that hold room."""
+    return sum(group["state"] != "REMOVED" for group in ray.util.placement_group_table().values())
+
+
+async def seen(fleet: RayFleet) -> list[str]:
+    return [replica.id for replica in (await fleet.observe()).replicas]
+
+
+async def test_a_controller_that_comes_back_keeps_what_still_drains_and_ends_what_nobody_knows(in_ray: None) -> None:
+    old, new = served(LIGHT), served(LIGHT).model_copy(update={"revision": 2})
+    first = RayFleet(state(old))
+    started = await first.start(STAGE, old)
+    await first.close()
+    second = RayFleet(state(new, old, new))
+    assert await seen(second) == [started], "its revision serves no longer, and what it owes is answered"
+    await second.close()
+    third = RayFleet(state(new))
+    assert await seen(third) == []
+    await third.close()
+    assert rooms() == 0
+
+
+async def test_a_stop_that_does_not_get_through_can_be_done_again(in_ray: None) -> None:
+    model = served(LIGHT)
+    fleet = RayFleet(state(model))
+    assert await seen(fleet) == [], "nothing is left to be found by its name later"
+    started = await fleet.start(STAGE, model)
+    stopping = asyncio.create_task(fleet.stop(started))
+    await asyncio.sleep(0)
+    stopping.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await stopping
+    assert await seen(fleet) == [started]
+    await fleet.stop(started)
+    assert (await seen(fleet), rooms()) == ([], 0)
+    await fleet.close()
+
+
+async def test_a_worker_that_cannot_be_made_leaves_no_room_taken(in_ray: None) -> None:
+    model = served(LIGHT)
+    fleet = RayFleet(state(model))
+    assert await seen(fleet) == []
+    unsendable = model.config.model_copy(update={"handler": threading.Lock()})
+    with pytest.raises(TypeError, match="lock"):
+        await fleet.start(STAGE, model.model_copy(update={"config": unsendable}))
+    assert (await seen(fleet), rooms()) == ([], 0)
+    await fleet.close()
