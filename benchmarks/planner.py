@@ -5,9 +5,9 @@ asked by 16 callers, everything (gateway, workers, clients) on the same cores. A
 one that the planner chooses?
 
 Where the machine is shared, its speed changes from minute to minute, and so does how much one busy core disturbs the
-other. So right before and after each way the whole stage is run by itself, and on all cores at once: the simulation is
-told the speed and the disturbance of that moment in place of the profile's. The worst errors without that are given too
-(`worst_*_as_profiled`).
+other. So right before and after each way the whole stage is run by itself, as it was right after profiling, and on all
+cores at once: the simulation is told the speed and the disturbance of that moment. The worst errors without that are
+given too (`worst_*_as_profiled`).
 
     python -m benchmarks.planner [--seconds 4] [--runs 3] [--keep FOLDER] [--case NAME] [--json]
 """
@@ -92,11 +92,21 @@ def make_models(console: Console) -> dict[str, Path]:
             folder = package(source, out, quantize=quantize, stages=(1, 2), progress=console.print)  # type: ignore[arg-type]
         try:
             read_profile(folder)
+            known = probe_file(name).is_file()
         except ArtifactError:
+            known = False
+        if not known:
             console.print(f"profiling {name} (a minute, once)")
             profile_artifact(folder, thread_counts=(1,), progress=console.print)
+            probed = Probe(folder, Costs(read_profile(folder))).seconds()
+            probe_file(name).write_text(json.dumps(probed))
         made[name] = folder
     return made
+
+
+def probe_file(model: str) -> Path:
+    """What `Probe` found right after the model was profiled."""
+    return CACHE / f"probe-{model}.json"
 
 
 def image_requests(seed: int = 0) -> list[bytes]:
@@ -136,11 +146,10 @@ class Probe:
         return crowded(self._request, int(here()[0].cpus), turns=PROBE_TURNS)
 
 
-def slower(probed: Sequence[tuple[int, int, float]], costs: Costs) -> float:
+def slower(probed: Sequence[tuple[int, int, float]], then: Sequence[tuple[int, int, float]]) -> float:
     """How many times as long runs took as when the model was profiled."""
-    return statistics.median(
-        seconds / costs.seconds(0, costs.steps, rows, length, device="cpu") for rows, length, seconds in probed
-    )
+    before = {(rows, length): seconds for rows, length, seconds in then}
+    return statistics.median(seconds / before[rows, length] for rows, length, seconds in probed)
 
 
 def measure(way: Way, version: Path, *, seconds: float, runs: int) -> list[Figures]:
@@ -327,7 +336,7 @@ def main() -> None:
             measured = Measured(tuple(runs), (*before, *probe.seconds()), (crowd, probe.crowded()))
             keep(given.keep, way, measured)
         known = costs[way.model]
-        now = slower(measured.probed, known)
+        now = slower(measured.probed, json.loads(probe_file(way.model).read_text()))
         crowd = statistics.mean(measured.crowded)
         predicted = predict(way, of_now(known, crowd), seconds=given.seconds, slower=now)
         as_profiled = predict(way, known, seconds=given.seconds)
