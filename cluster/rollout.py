@@ -87,6 +87,8 @@ def _watched(rollout: Rollout, seen: Seen) -> Step:
         return Wait(f"it is watched at {rollout.share} % for {rollout.watch_s:g} s")
     if seen.new.ended < ENOUGH_REQUESTS:
         return Wait(f"it is watched at {rollout.share} % until it has ended {ENOUGH_REQUESTS} requests")
+    if not seen.ready and seen.sharing_s > rollout.watch_s + rollout.within_s:
+        return TakeBack(f"it had not every replica ready within {rollout.within_s:g} s{_because(seen)}")
     if not seen.ready:
         return Wait(f"it is watched at {rollout.share} % until every replica of it is ready{_because(seen)}")
     return Finish(f"it answered {seen.new.answered} requests in {seen.sharing_s:.0f} s{_compared(seen)}")

@@ -7,6 +7,7 @@ times its own size. Source: protobuf's encoding, https://protobuf.dev/programmin
 from typing import Final
 
 _VARINT, _EIGHT_BYTES, _LENGTH, _GROUP, _GROUP_END, _FOUR_BYTES = range(6)
+_LONGEST_BITS: Final = 70
 _FIXED: Final = {_EIGHT_BYTES: 8, _FOUR_BYTES: 4, _GROUP: 0, _GROUP_END: 0}
 
 
@@ -37,7 +38,9 @@ def has_more_than(most: int, message: bytes) -> bool:
 
 
 def _varint(message: bytes, offset: int) -> tuple[int, int]:
-    """The number that begins at `offset`, and where the next thing begins. Raises IndexError where it does not end."""
+    """The number that begins at `offset`, and where the next thing begins. Raises IndexError where it does not end, or
+    is longer than numbers are.
+    """
     number = shift = 0
     while True:
         byte = message[offset]
@@ -46,3 +49,5 @@ def _varint(message: bytes, offset: int) -> tuple[int, int]:
         if byte < 128:
             return number, offset
         shift += 7
+        if shift >= _LONGEST_BITS:
+            raise IndexError

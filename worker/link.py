@@ -112,6 +112,7 @@ class Link:
                     doubted, doubted_on_trial = (stream,), trial
                 else:
                     stream.standing.succeeded()
+                    self._offer_places()  # also its own, where it rested until now
                     if doubted:
                         self._convict(doubted[0], trial=doubted_on_trial)
                     self._second_tries.earn()
@@ -204,7 +205,9 @@ class Link:
 
     def _convict(self, stream: ReplicaStream, *, trial: bool) -> None:
         """It failed on a request on which another replica did not."""
-        if stream.standing.failed(time.monotonic(), trial=trial):
+        now = time.monotonic()
+        if stream.standing.failed(now, trial=trial):
+            asyncio.get_running_loop().call_later(max(0.0, stream.standing.resting_until - now), self._wake)
             logger.warning("%s fails where others do not: it gets a pause, and is tried again after it", stream.address)
 
     def _place(self, avoid: Collection[ReplicaStream], *, wait: bool) -> ReplicaStream | None:
@@ -234,7 +237,7 @@ class Link:
                 await self._next_change(until)
             else:
                 await self._turn(work.priority, number, until)
-            stream = self._pick(avoid)
+            stream = self._pick(avoid) if work.remaining > 0 else None
             if stream is not None:
                 return stream
 

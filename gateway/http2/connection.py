@@ -160,8 +160,7 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
             return
         self._say_goodbye()
-        self._sender.flush()
-        self._transport.close()
+        self._hang_up()
 
     def abort(self) -> None:
         """Hangs up without a word."""

@@ -100,6 +100,15 @@ async def test_where_there_is_no_room_for_both_what_serves_keeps_its_own(tmp_pat
     assert (last.what, last.why) == ("taken back", why)
 
 
+@pytest.mark.parametrize("least", [1, 4])
+async def test_where_there_is_no_room_at_all_what_serves_gives_nothing_away(tmp_path: Path, least: int) -> None:
+    scaled = f"{{{SCALED.replace('max', f'min: {least}, max')}}}"
+    simulation = await busy(tmp_path, SimulatedFleet(cpus=7), scaled)
+    simulation.controller.rollout("minilm", a_rollout(scaled, within_s=20))
+    assert min(await under_load(simulation)) == 7
+    assert simulation.controller.state.history[-1].what == "taken back"
+
+
 async def test_a_rollback_comes_back_with_as_many_as_serve(tmp_path: Path) -> None:
     simulation = Simulation(tmp_path, minilm=f"{{{SCALED}}}")
     await simulation.until(lambda: simulation.replicas("minilm") == 1)

@@ -47,6 +47,10 @@ def test_a_canary_is_watched_for_its_time_and_until_enough_was_seen() -> None:
 def test_a_canary_gets_all_requests_only_while_it_has_the_replicas_for_them() -> None:
     well = Seen(ready=False, coming_s=40, sharing_s=31, waits="no room", old=counts(900), new=counts(100))
     assert next_step(WATCHED, well) == Wait("it is watched at 10 % until every replica of it is ready: no room")
+    late = replace(well, sharing_s=31 + WATCHED.within_s)
+    assert next_step(WATCHED, late) == TakeBack(
+        f"it had not every replica ready within {WATCHED.within_s:g} s: no room"
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import struct
+import time
 import tracemalloc
 
 import pytest
@@ -158,6 +159,14 @@ def test_a_large_message_of_tiny_fields_is_refused_before_it_is_parsed(field: by
 def test_a_large_tensor_is_no_reason_to_refuse() -> None:
     large = infer_request(given(), raw=[bytes(1 << 20)])
     assert parse_infer(large.SerializeToString()) == large
+
+
+@pytest.mark.parametrize("start", [b"", b"\x0a", b"\x08"])
+def test_a_large_message_that_is_one_endless_number_is_refused_at_once(start: bytes) -> None:
+    began = time.process_time()
+    with pytest.raises(InvalidRequest, match="not a ModelInferRequest"):
+        parse_infer(start + b"\xff" * (1 << 22))
+    assert time.process_time() - began < 1
 
 
 @pytest.mark.parametrize("end", [b"\x0a\xff\xff\xff\xff\x0f", b"\x0a", b"\x0e", b"\x09\x00"])
