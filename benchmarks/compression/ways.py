@@ -13,6 +13,7 @@ from torch import Tensor
 
 from compressor.model import Model
 from compressor.package import package
+from compressor.profiling.measure import seconds_in_turns
 from compressor.recipe import Recipe, find_packaged
 from compressor.recipe_file import RecipeFile
 from compressor.step import Context
@@ -67,11 +68,6 @@ def compiled(
 
 def milliseconds(ways: Mapping[str, Way], inputs: Inputs, rounds: int) -> dict[str, float]:
     """Medians of `rounds` runs, the ways in turns."""
-    taken: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(WARM_UP + rounds):
-        for name, way in ways.items():
-            started = time.perf_counter()
-            way.run(inputs)
-            if turn >= WARM_UP:
-                taken[name].append(1e3 * (time.perf_counter() - started))
-    return {name: statistics.median(values) for name, values in taken.items()}
+    runs, turns = [way.run for way in ways.values()], WARM_UP + rounds
+    taken = seconds_in_turns(runs, inputs, clock=time.perf_counter, rounds=turns, least_rounds=turns, enough_s=0.0)
+    return {name: 1e3 * statistics.median(seconds[WARM_UP:]) for name, seconds in zip(ways, taken, strict=True)}
