@@ -43,6 +43,15 @@ class Deaths:
         self._ready_since: dict[str, float] = {}
         self._counted: set[str] = set()
 
+    @property
+    def notes(self) -> dict[Stage, str]:
+        """What to tell of the stages that die again and again."""
+        return {stage: one.note for stage, one in self.failures.items() if one.note}
+
+    def held_back(self, now: float) -> dict[Stage, str]:
+        """Those of them that may start nothing now, and why."""
+        return {stage: note for stage, note in self.notes.items() if self.failures[stage].held_back(now)}
+
     def look(self, replicas: Iterable[Replica], now: float) -> None:
         """A death counts once, however often it is seen. A sibling that served before proves nothing against it."""
         ready_since: dict[str, float] = {}

@@ -191,11 +191,11 @@ class Controller:
         await self._fleet.ask_for(self.scaler.lacking)
 
     def _roll(self, now: float) -> None:
-        failures = self._deaths.failures
-        notes = {**self.sighting.notes, **{stage: one.note for stage, one in failures.items() if one.note}}
+        notes = {**self.sighting.notes, **self._deaths.notes}
         known = {route.pipeline: 0 if route.reason else len(route.replicas) for route in self._published or ()}
         reachable = known if self._confirmed(now) else {}
-        evidence = Evidence(self.sighting, self.traffic, failures, notes, reachable, self.scaler.wanted, now)
+        failures, wanted = self._deaths.failures, self.scaler.wanted
+        evidence = Evidence(self.sighting, self.traffic, failures, notes, reachable, wanted, now)
         steps = self.rolling.steps(self.state, evidence, time.time())
         for state, what, why in steps:
             self._keep(state)
@@ -218,12 +218,11 @@ class Controller:
         return routes(self._world(self._monotonic()))
 
     def _world(self, now: float) -> World:
-        dying = {stage: failures.note for stage, failures in self._deaths.failures.items() if failures.note}
         return World(
             desired=self.state.desired,
             replicas=self.sighting.replicas,
-            held_back={stage: why for stage, why in dying.items() if self._deaths.failures[stage].held_back(now)},
-            notes={**self.sighting.notes, **dying},
+            held_back=self._deaths.held_back(now),
+            notes={**self.sighting.notes, **self._deaths.notes},
             published=self._published,
             confirmed=self._confirmed(now),
             weights=self.state.weights,

@@ -179,10 +179,10 @@ def _claim(served: ServedModel, counts: tuple[int, ...], wanted: tuple[int, ...]
     """A scaled pipeline that is awake may have one replica of each stage in any case, a fixed one has all of them; a
     scaled one that shall take over gets only what is free.
     """
-    bounds = served.bounds
-    floor = tuple(max(low, min(1, want)) for low, want in zip(bounds[0], wanted, strict=True)) if bounds else counts
-    if bounds and after:
-        floor = (0,) * len(counts)
+    floor = counts
+    if served.bounds is not None:
+        least = zip(served.bounds[0], wanted, strict=True)
+        floor = tuple(0 if after else max(low, min(1, want)) for low, want in least)
     sharing = served.config.sharing
     bundles = tuple(served.config.stage(index).bundle for index in range(len(counts)))
     return Claim(bundles, floor, wanted, sharing.priority, sharing.weight, after)

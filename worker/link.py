@@ -111,8 +111,8 @@ class Link:
                     stream.standing.suspect()
                     doubted, doubted_on_trial = (stream,), trial
                 else:
-                    stream.standing.succeeded()
-                    self._offer_places()  # also its own, where it rested until now
+                    if stream.standing.succeeded():
+                        self._wake()  # it has room for those who wait, if it rested until now
                     if doubted:
                         self._convict(doubted[0], trial=doubted_on_trial)
                     self._second_tries.earn()

@@ -99,10 +99,13 @@ class Standing:
         """It failed on a request that another replica is asked about now; `by` -1: that one has been heard."""
         self._suspicions += by
 
-    def succeeded(self) -> None:
-        if self._breaker is not CLOSED:
-            self._breaker = CLOSED
-            self.resting_until = 0.0
+    def succeeded(self) -> bool:
+        """Whether its failures are forgotten with this, and a pause that they brought."""
+        if self._breaker is CLOSED:
+            return False
+        self._breaker = CLOSED
+        self.resting_until = 0.0
+        return True
 
     def failed(self, now: float, *, trial: bool) -> bool:
         """It failed where another replica did not; whether it is taken out with this."""
