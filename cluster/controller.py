@@ -35,6 +35,8 @@ STEP_INTERVAL_S = 0.5
 LOOK_AT_FILES_S = 2.0
 CONFIRM_WITHIN_S = 10.0
 """A gateway that has not put a route table in force for so long is not waited for; nor is one that nobody heard of."""
+BACK_WITHIN_S = 7.0
+"""Gateways find a controller that came back within this (`gateway.watch.WatchTimings`); before, some may lack."""
 FAILED_STEPS = 20
 """So many in a row, and the controller gives up: Ray starts it anew."""
 
@@ -75,6 +77,7 @@ class Controller:
         self.decisions: deque[Decision] = deque(maxlen=KEPT_DECISIONS)
         self._published: tuple[Route, ...] | None = None
         self._published_at = monotonic()
+        self._all_back_at = monotonic() + (BACK_WITHIN_S if state.generation else 0.0)
         self._deaths = Deaths()
         self._looked_at_files = monotonic()
         self._known_changes: frozenset[str] = frozenset()
@@ -236,7 +239,8 @@ class Controller:
         """
         late = now - self._published_at > CONFIRM_WITHIN_S
         gone = self.state.stopping and not self.traffic.heard_of_any(now)
-        return late or gone or self.traffic.confirmed(self.state.generation, now)
+        heard_of_all = now >= self._all_back_at
+        return late or gone or (heard_of_all and self.traffic.confirmed(self.state.generation, now))
 
     async def _act(self, action: Action) -> None:
         match action:

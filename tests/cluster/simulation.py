@@ -35,7 +35,10 @@ def served(text: str, *versions: int) -> ServedModel:
 
 
 class Simulation:
-    """Each `turn` lets `second`s pass, has gateways report, and steps the controller."""
+    """Each `turn` lets `second`s pass, has gateways report, and steps the controller.
+
+    Without `models` the controller comes back: it goes on with the state that one before it left in `folder`.
+    """
 
     def __init__(self, folder: Path, fleet: SimulatedFleet | None = None, **models: str) -> None:
         self.now = 100.0
@@ -43,11 +46,15 @@ class Simulation:
         self.store = FileStore(StateDir(folder / "state"))
         epoch = self.store.claim()
         (folder / "models").mkdir(exist_ok=True)
-        state = State(
-            repository=str(folder / "models"),
-            host="127.0.0.1",
-            token=TOKEN,
-            models={name: served(text) for name, text in models.items()},
+        state = (
+            State(
+                repository=str(folder / "models"),
+                host="127.0.0.1",
+                token=TOKEN,
+                models={name: served(text) for name, text in models.items()},
+            )
+            if models
+            else self.store.read_state()
         )
         self.controller = Controller(self.fleet, self.store, state, epoch=epoch, monotonic=lambda: self.now)
         self.lanes: dict[Pipeline, Lane] = {}

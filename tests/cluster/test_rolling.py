@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.controller import BACK_WITHIN_S
 from cluster.simulated_fleet import SimulatedFleet
 from cluster.state import ServedModel
 from cluster.world import Pipeline
@@ -144,13 +145,23 @@ async def test_a_controller_that_comes_back_finishes_nothing_before_it_has_heard
     simulation = await begun(tmp_path)
     simulation.fleet.forget()
     again = Simulation(tmp_path, simulation.fleet)
-    again.controller.state = again.store.read_state()
     for _ in range(16):
         await again.turn(reported=False)
     assert again.replicas("minilm", 2) == 3
     assert again.controller.state.models["minilm"].revision == 1, "gateways may still know the old one alone"
     await again.turn()
     assert again.controller.state.models["minilm"].revision == 2
+
+
+async def test_a_controller_that_comes_back_gives_every_gateway_the_time_to_find_it(tmp_path: Path) -> None:
+    simulation = await begun(tmp_path)
+    simulation.fleet.forget()
+    again = Simulation(tmp_path, simulation.fleet)
+    quick = again.now
+    while again.now < quick + BACK_WITHIN_S:
+        assert again.controller.state.models["minilm"].revision == 1, "another gateway may be looking for us"
+        await again.turn()
+    await again.until(lambda: again.controller.state.models["minilm"].revision == 2, turns=2)
 
 
 async def test_a_cluster_without_gateways_is_rolled_out_too(tmp_path: Path) -> None:
@@ -167,7 +178,6 @@ async def test_what_still_drains_is_drained_by_a_controller_that_comes_back(tmp_
     await simulation.until(lambda: not simulation.controller.state.rollouts)
     simulation.fleet.forget()
     again = Simulation(tmp_path, simulation.fleet)
-    again.controller.state = again.store.read_state()
     await again.until(lambda: len(simulation.fleet.replicas) == 3)
     drained = [name for call, name in simulation.fleet.calls if call == "drain"]
     assert len(drained) == 4
@@ -180,7 +190,6 @@ async def test_a_controller_that_comes_back_goes_on_with_the_roll_out(tmp_path: 
     before = set(simulation.fleet.replicas)
     simulation.fleet.forget()
     again = Simulation(tmp_path, simulation.fleet)
-    again.controller.state = again.store.read_state()
     for _ in range(30):
         again.ask(OLD, answered=90)
         again.ask(NEW, answered=10)
