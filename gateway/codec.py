@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError
 
 from gateway.contents import typed_bytes
 from gateway.contract import Contract, Shape
-from gateway.entries import has_more_than
+from gateway.entries import too_much
 from gateway.errors import quoted
 from gateway.parameters import check_input_parameters, check_output_parameters
 from protos import inference_pb2 as pb
@@ -19,24 +19,18 @@ from worker.errors import Internal, InvalidRequest
 from worker.nouns import Tensor
 
 _LARGE_BYTES: Final = 64 << 10
-_MOST_ENTRIES: Final = 4096
-"""Fields of a large request: names, parameters, and two for each input and one for each output. A small one may have
-more, since little can come of it.
-"""
+"""What a smaller request holds is not counted before it is parsed: little can come of it."""
 
 _RAW_OUTPUT_TAG: Final = bytes((pb.ModelInferResponse.RAW_OUTPUT_CONTENTS_FIELD_NUMBER << 3 | 2,))
 """How protobuf's wire format begins an entry of raw_output_contents: field number and "length follows"."""
 
 
 def parse_infer(message: bytes) -> pb.ModelInferRequest:
-    """Raises `InvalidRequest` where the message is not protobuf, one of its strings is not UTF-8, or it has more
-    inputs, outputs and parameters than any model takes.
+    """Raises `InvalidRequest` where the message is not protobuf, one of its strings is not UTF-8, or it has more of
+    small things than any model takes.
     """
-    if len(message) > _LARGE_BYTES and has_more_than(_MOST_ENTRIES, message):
-        raise InvalidRequest(
-            f"the request has more than {_MOST_ENTRIES} inputs, outputs, parameters and raw contents together; "
-            "put rows into one tensor"
-        )
+    if len(message) > _LARGE_BYTES and (what := too_much(message)):
+        raise InvalidRequest(f"the request has {what}")
     try:
         return pb.ModelInferRequest.FromString(message)
     except DecodeError as error:

@@ -3,10 +3,11 @@
 import struct
 from array import array
 from collections.abc import Mapping
+from math import prod
 from types import MappingProxyType
 from typing import Final
 
-from gateway.contract import InputRule, Shape
+from gateway.contract import InputRule, Shape, shape_text
 from protos import inference_pb2 as pb
 from worker.errors import InvalidRequest
 
@@ -32,9 +33,8 @@ _LENGTH: Final = struct.Struct("<I")
 
 
 def typed_bytes(contents: pb.InferTensorContents, rule: InputRule, shape: Shape) -> bytes:
-    """Raises `InvalidRequest` where there is no data, it is in another datatype's field, or an element does not fit.
-
-    The number of elements is checked with the bytes, by `InputRule.check_data`.
+    """Raises `InvalidRequest` where there is no data, it is in another datatype's field, there is more or less of it than
+    `shape` holds, or an element does not fit.
     """
     fields = contents.ListFields()
     if not fields:
@@ -48,6 +48,11 @@ def typed_bytes(contents: pb.InferTensorContents, rule: InputRule, shape: Shape)
         if descriptor.name != expected:
             raise InvalidRequest(f"{rule.label}: {rule.datatype} elements belong in {expected}; {descriptor.name} came")
     values = fields[0][1]
+    if len(values) != prod(shape):
+        raise InvalidRequest(
+            f"{rule.label}: {len(values)} elements came in {expected}, expected {prod(shape)}: "
+            f"shape {shape_text(shape)} of {rule.datatype}"
+        )
     if not code:
         return b"".join(part for value in values for part in (_LENGTH.pack(len(value)), value))
     try:

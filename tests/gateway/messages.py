@@ -115,7 +115,7 @@ REFUSED: list[tuple[str, pb.ModelInferRequest, str]] = [
     (
         "too few typed elements",
         infer_request(given(contents=pb.InferTensorContents(fp32_contents=[1] * 3))),
-        r"input 'x' .*12 bytes came, expected 16",
+        r"input 'x' .*3 elements came in fp32_contents, expected 4: shape \[1, 4\] of FP32",
     ),
 ]
 """Bad requests for `contract()`: what is wrong, the request, and what the message says."""

@@ -149,15 +149,68 @@ def test_a_name_that_is_not_utf8_or_a_broken_message_is_refused(message: bytes) 
 def test_a_large_message_of_tiny_fields_is_refused_before_it_is_parsed(field: bytes) -> None:
     tracemalloc.start()
     try:
-        with pytest.raises(InvalidRequest, match="more than 4096 inputs, outputs, parameters and raw contents"):
+        with pytest.raises(InvalidRequest, match="more than 4096 inputs, outputs, parameters, dimensions and raw"):
             parse_infer(field * (1 << 22))
         assert tracemalloc.get_traced_memory()[1] < 1 << 24
     finally:
         tracemalloc.stop()
 
 
-def test_a_large_tensor_is_no_reason_to_refuse() -> None:
-    large = infer_request(given(), raw=[bytes(1 << 20)])
+def nested(*tags: int, data: bytes) -> bytes:
+    """`data` inside of fields with these tags, the outermost first."""
+    for tag in reversed(tags):
+        length, encoded = len(data), bytearray()
+        while length > 127:
+            encoded.append(length & 127 | 128)
+            length >>= 7
+        data = bytes((tag, *encoded, length)) + data
+    return data
+
+
+MANY = 1 << 23
+INPUT, OUTPUT, SHAPE, CONTENTS, INTS, FLOATS = 0x2A, 0x32, 0x1A, 0x2A, 0x12, 0x32
+INSIDE = [
+    ("dimensions", nested(INPUT, SHAPE, data=b"\1" * MANY), "more than 4096 .*dimensions"),
+    ("dimensions that are not packed", nested(INPUT, data=b"\x18\1" * MANY), "more than 4096 .*dimensions"),
+    ("an input's parameters", nested(INPUT, data=b"\x22\0" * MANY), "more than 4096 .*parameters"),
+    ("an output's parameters", nested(OUTPUT, data=b"\x12\0" * MANY), "more than 4096 .*parameters"),
+    ("texts", nested(INPUT, CONTENTS, data=b"\x42\0" * MANY), "more than 65536 elements in typed contents"),
+    ("numbers that are not packed", nested(INPUT, CONTENTS, data=b"\x10\1" * MANY), "more than 65536 elements"),
+    ("packed numbers", nested(INPUT, CONTENTS, INTS, data=b"\1" * MANY), "more than 4194304 numbers"),
+    ("floats", nested(INPUT, CONTENTS, FLOATS, data=bytes(4 * MANY)), "more than 4194304 numbers"),
+    ("two halves of them", 2 * nested(INPUT, CONTENTS, FLOATS, data=bytes(3 * MANY // 2)), "more than 4194304 numbers"),
+]
+
+
+@pytest.mark.parametrize(("message", "says"), [case[1:] for case in INSIDE], ids=[case[0] for case in INSIDE])
+def test_a_large_message_with_tiny_things_deep_inside_is_refused_before_it_is_parsed(message: bytes, says: str) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidRequest, match=says):
+            parse_infer(message)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("count", [1, 3, 1 << 16])
+def test_more_texts_than_the_shape_holds_are_refused_before_they_are_put_together(count: int) -> None:
+    text = contract(TensorSpec("x", "BYTES", ("batch",)))
+    many = given(shape=(2,), datatype="BYTES", contents=pb.InferTensorContents(bytes_contents=[b""] * count))
+    with pytest.raises(InvalidRequest, match=rf"{count} elements came in bytes_contents, expected 2: shape \[2\]"):
+        decode(infer_request(many), text)
+
+
+LARGE = [
+    infer_request(given(), raw=[bytes(1 << 20)]),
+    infer_request(given(contents=pb.InferTensorContents(fp32_contents=[1] * (1 << 20)))),
+    infer_request(given(contents=pb.InferTensorContents(int64_contents=range(1 << 17)))),
+    infer_request(given(contents=pb.InferTensorContents(bytes_contents=[b"a sentence of some words"] * 10_000))),
+]
+
+
+@pytest.mark.parametrize("large", LARGE, ids=["raw", "floats", "numbers", "texts"])
+def test_a_large_tensor_is_no_reason_to_refuse(large: pb.ModelInferRequest) -> None:
     assert parse_infer(large.SerializeToString()) == large
 
 
