@@ -24,6 +24,7 @@ from gateway.http2.frames import (
 )
 from gateway.http2.hpack import EMPTY_TABLE
 from gateway.http2.stream import Stream
+from worker.errors import Overloaded
 
 FLUSH_BYTES: Final = 256 << 10
 """So much is handed to the socket at once, without waiting for the end of the turn."""
@@ -38,7 +39,7 @@ MAX_UNSENT_BYTES: Final = 8 << 20
 """Of small frames that a client makes us write and does not read; then its connection ends."""
 
 MAX_WAITING_BYTES: Final = 256 << 20
-"""Of answers on one connection that its client does not take; then the connection ends."""
+"""Of answers on one connection that wait to be sent; beyond it, only one that finds none of them waiting may wait."""
 
 _HEADERS: Final = int(Kind.HEADERS)
 _DATA: Final = int(Kind.DATA)
@@ -104,7 +105,7 @@ class Sender:
             told(now - heard_at)
 
     def answer(self, stream: Stream, message: bytes) -> None:
-        """The whole answer of a call that succeeded."""
+        """The whole answer of a call that succeeded. Raises as `message` does."""
         size = len(message) + 5
         if self._sendable or self._paused or size > min(self._window, stream.window, self.frame_bytes):
             self.message(stream, message)
@@ -129,17 +130,20 @@ class Sender:
         self._finished(stream)
 
     def message(self, stream: Stream, message: bytes) -> None:
-        """One message of a call; before its end may come more."""
+        """One message of a call; before its end may come more. Raises `Overloaded` where too much waits already."""
+        size = len(message) + PREFIX_BYTES
+        if self._waiting_bytes and self._waiting_bytes + size > self._max_waiting_bytes:
+            raise Overloaded(
+                f"{self._waiting_bytes} bytes of answers wait on this connection, and this one's {size} are too many "
+                "more; ask for less at once, or on several connections"
+            )
         if not stream.begun_answer:
             stream.begun_answer = True
             self._write_block(stream.id, OK_HEADERS, _WHOLE)
         stream.pending.append(wrap(message))
         if message:
             stream.pending.append(memoryview(message))
-        self._waiting_bytes += len(message) + PREFIX_BYTES
-        if self._waiting_bytes > self._max_waiting_bytes:
-            self._transport.abort()
-            return
+        self._waiting_bytes += size
         stream.moved_at = monotonic()
         if stream.window > 0:
             self._sendable[stream.id] = stream

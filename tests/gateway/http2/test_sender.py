@@ -3,6 +3,8 @@
 import asyncio
 from time import monotonic, process_time
 
+import grpc
+
 from gateway.http2 import frames as http2
 from gateway.http2.call import CallContext
 from gateway.http2.connection import FRAME_BYTES, SEND_S
@@ -122,16 +124,30 @@ async def test_an_answer_that_nobody_waits_for_any_more_is_thrown_away() -> None
         assert (await client.until(Kind.RST_STREAM)).code == Code.CANCEL
 
 
-async def test_answers_that_pile_up_end_their_connection() -> None:
+async def test_an_answer_for_which_too_much_waits_already_is_refused_alone() -> None:
     shared = bytes(16 << 20)
 
     async def large(_: bytes, __: CallContext) -> bytes:
         return shared
 
     async with bare(large) as one, raw_client(one.address, CLOSED_WINDOW) as client:
-        client.send(*(call(stream) for stream in range(1, 2 * MAX_WAITING_BYTES // len(shared) + 2, 2)))
-        assert await client.hung_up()
-        assert one.desk.calls == 0
+        last = 2 * (MAX_WAITING_BYTES // len(shared)) + 1
+        client.send(*(call(stream) for stream in range(1, last + 1, 2)))
+        refused = await client.answer(last - 2)
+        assert refused.headers["grpc-status"] == str(grpc.StatusCode.RESOURCE_EXHAUSTED.value[0])
+        assert "bytes of answers wait on this connection" in refused.headers["grpc-message"]
+        client.send(http2.window_update(0, 1 << 30), http2.window_update(1, 1 << 30))
+        assert len((await client.answer(1)).data) == len(shared) + 5, "the others are still sent"
+
+
+async def test_an_answer_larger_than_all_that_may_wait_is_sent_where_none_waits() -> None:
+    message = bytes(MAX_WAITING_BYTES + 1)
+
+    async def large(_: bytes, __: CallContext) -> bytes:
+        return message
+
+    async with bare(large) as one, channel(one.address, ("grpc.max_receive_message_length", -1)) as raw:
+        assert len(await infer(raw, b"")) == len(message)
 
 
 async def test_a_window_that_does_not_fit_ends_its_stream_alone() -> None:
