@@ -5,6 +5,7 @@ many rows of so many cells, where a row's cells are the product of its dynamic a
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -106,9 +107,10 @@ def _distance(sizes: tuple[int, ...], other: tuple[int, ...]) -> int:
 class Batcher:
     """A bounded queue, highest priority first and oldest first within one, that gives batches."""
 
-    def __init__(self, batching: Batching, max_queue_rows: int) -> None:
+    def __init__(self, batching: Batching, max_queue_rows: int | None) -> None:
+        """max_queue_rows: None where callers bound what they send."""
         self._batching = batching
-        self._max_queue_rows = max_queue_rows
+        self._max_queue_rows = math.inf if max_queue_rows is None else max_queue_rows
         self._queue: list[Item] = []
         self._arrived = asyncio.Event()
         self.rows = 0

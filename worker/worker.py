@@ -17,7 +17,7 @@ import torch
 
 from worker.batcher import Batcher, Batching, Item
 from worker.collate import TORCH_TYPES, Collator, to_tensors
-from worker.errors import Internal, ShardlineError
+from worker.errors import Internal, Overloaded, ShardlineError
 from worker.expression import evaluate, parse
 from worker.handler import Handler
 from worker.link import Link
@@ -79,7 +79,7 @@ class Worker:
         link: Link | None = None,
         handler: Handler | None = None,
         batching: Batching | None = None,
-        max_queue_rows: int = 256,
+        max_queue_rows: int | None = 256,
         threads: int = 1,
     ) -> None:
         self._shard = shard
@@ -246,12 +246,30 @@ class Worker:
         )
         try:
             answer = await link.call(work, wait=True)
+        except Internal as error:
+            self._try_each_alone(items, error)
+            return
         except ShardlineError as error:
             self._fail(items, error)
             return
         compute_ns = mine.timing.compute_ns + answer.timing.compute_ns
         timing = Timing(answer.timing.queue_ns, compute_ns, mine.timing.batch_rows)
         self._deliver(items, Answer(answer.tensors, timing))
+
+    def _try_each_alone(self, items: list[Item], error: Internal) -> None:
+        """A later stage failed on the batch: each goes through the stages again by itself, so that one bad item fails
+        alone.
+        """
+        if len(items) == 1:
+            self._fail(items, error)
+            return
+        for item in items:
+            if not item.future.done():
+                item.shape_key = object()
+                try:
+                    self.batcher.put(item)
+                except Overloaded:
+                    self._fail([item], error)
 
     def _deliver(self, items: list[Item], answer: Answer) -> None:
         now = time.monotonic()

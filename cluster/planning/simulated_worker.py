@@ -22,7 +22,7 @@ from worker.standing import Standing
 MAX_INFLIGHT: Final = 64
 """Requests from one gateway process to one replica: `limits.max_inflight_per_replica`."""
 MAX_QUEUE_ROWS: Final = 1024
-"""Rows that wait in one replica: `limits.max_queue_rows`."""
+"""Rows that wait in one replica of the first stage: `limits.max_queue_rows`."""
 _SMOOTHING: Final = 0.2
 
 
@@ -124,9 +124,11 @@ class Replica:
         seconds: Callable[[int, int], float],
         out_bytes: Callable[[int, int], int],
         road: Road,
+        max_queue_rows: float = MAX_QUEUE_ROWS,
     ) -> None:
         self.node = node
         self._clock = clock
+        self._max_queue_rows = max_queue_rows
         self._batching = batching
         self._seconds = seconds
         self._out_bytes = out_bytes
@@ -147,7 +149,7 @@ class Replica:
         self._loop.do(self._road.worker_in + item.nbytes * self._road.worker_byte, lambda: self._put(item))
 
     def _put(self, item: Item) -> None:
-        if self._queue and sum(one.rows for one in self._queue) + item.rows > MAX_QUEUE_ROWS:
+        if self._queue and sum(one.rows for one in self._queue) + item.rows > self._max_queue_rows:
             item.answer(False)
             return
         item.arrived = self._clock.now

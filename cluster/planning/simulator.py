@@ -1,5 +1,6 @@
 """Serves a plan in simulated time: a discrete-event simulation of clients, gateways, replicas and machines."""
 
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ from cluster.planning.host import Action, Clock, Host, Thread
 from cluster.planning.load import Closed, Load, percentile
 from cluster.planning.machines import Node
 from cluster.planning.road import Road, road_on
-from cluster.planning.simulated_worker import MAX_INFLIGHT, Caller, Item, Replica
+from cluster.planning.simulated_worker import MAX_INFLIGHT, MAX_QUEUE_ROWS, Caller, Item, Replica
 from worker.batcher import Batching
 from worker.link import STAGE_LINK
 
@@ -225,6 +226,7 @@ def _pipeline(
                     seconds=_seconds(costs, stage, nodes[name]),
                     out_bytes=partial(costs.travels, stage.high),
                     road=road,
+                    max_queue_rows=math.inf if place else MAX_QUEUE_ROWS,
                 )
                 for name in stage.nodes
             ]

@@ -7,15 +7,15 @@ from collections.abc import AsyncIterator, Sequence
 import pytest
 import torch
 
+from tests.worker.replicas import TOKEN, replica
 from worker.batcher import Batching
 from worker.collate import to_tensors
 from worker.errors import DeadlineExceeded, Internal, InvalidRequest, Overloaded
-from worker.link import Link, LinkLimits
+from worker.link import STAGE_LINK, Link, LinkLimits
 from worker.nouns import Answer, Axis, Signature, Tensor, TensorSpec, Work
 from worker.stream_server import StreamServer
 from worker.worker import Worker, warm_up_shapes
 
-TOKEN = "t"
 X = TensorSpec("x", "FP32", ("batch", "length"), pad=0.0)
 Y = TensorSpec("y", "FP32", ("batch", "length"))
 
@@ -226,6 +226,42 @@ async def test_a_batch_travels_whole_to_the_next_stage() -> None:
         first.go.set()
         assert [values(await task) for task in tasks] == [[0], [4], [8], [12]]
     assert second.batches == [[1, 1], [3, 1]]
+
+
+async def test_a_row_that_only_the_next_stage_fails_on_fails_alone() -> None:
+    first, second = Doubles(), Renames()
+    async with two_stages(first, second) as worker:
+        first.go.clear()
+        tasks = await queued(worker, work(0))
+        await first.has_entered()
+        tasks += await queued(worker, work(1), work(6.5), work(3), work(4))
+        first.go.set()
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(answers[2], Internal)
+    assert "thirteen" in str(answers[2])
+    assert [values(answer) for answer in answers if isinstance(answer, Answer)] == [[0], [4], [12], [16]]
+    assert worker.counters.failed == 1
+
+
+async def test_a_later_stage_takes_all_that_the_stages_before_it_may_have_in_flight() -> None:
+    second = Renames()
+    last = Worker(second, outputs=second.signature.outputs, max_queue_rows=None)
+    async with running(last), replica(last.serve, last.load) as (_, address):
+        links = [Link(TOKEN, STAGE_LINK) for _ in range(3)]
+        for link in links:
+            link.route({"last": address})
+        second.go.clear()
+        batch = torch.ones(256, 1)
+        given = Work(to_tensors([batch], [TensorSpec("y", "", ())]), time.monotonic() + 30)
+        tasks = [
+            asyncio.create_task(link.call(given, wait=True)) for link in links for _ in range(STAGE_LINK.max_inflight)
+        ]
+        await second.has_entered()
+        second.go.set()
+        answers = await asyncio.gather(*tasks)
+        assert all(answer.tensors[0].shape == (256, 1) for answer in answers)
+        for link in links:
+            await link.close()
 
 
 async def test_when_everyone_of_a_batch_has_gone_the_next_stage_does_not_compute_it() -> None:
