@@ -7,6 +7,7 @@ import grpc
 
 from cluster.state import Control
 from protos import control_pb2, control_pb2_grpc
+from worker.channel import DIRECT
 from worker.errors import Unavailable, from_code
 
 
@@ -15,7 +16,7 @@ class ControlClient:
 
     def __init__(self, control: Control) -> None:
         self._address = control.address
-        self._channel = grpc.insecure_channel(control.address)
+        self._channel = grpc.insecure_channel(control.address, options=(DIRECT,))
         self._stub = control_pb2_grpc.ControllerStub(self._channel)  # type: ignore[no-untyped-call]
         self._metadata = (("authorization", f"Bearer {control.token}"),)
 

@@ -16,6 +16,7 @@ from cluster.controller import Controller
 from cluster.messages import history_message, read_report, read_rollout
 from cluster.status import cluster_status
 from protos import control_pb2, control_pb2_grpc
+from worker.channel import at
 from worker.errors import NotFound, Overloaded, ShardlineError, Unauthenticated
 
 logger = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ OPTIONS = [
     ("grpc.so_reuseport", 0),  # two controllers on one port would split the gateways between them
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.max_receive_message_length", 1 << 20),
 ]
@@ -55,7 +57,7 @@ class ControlServer(control_pb2_grpc.ControllerServicer):
             server = aio.server(options=OPTIONS, maximum_concurrent_rpcs=MAX_CALLS)
             control_pb2_grpc.add_ControllerServicer_to_server(self, server)  # type: ignore[no-untyped-call]
             try:
-                bound = server.add_insecure_port(f"{host}:{candidate}")
+                bound = server.add_insecure_port(at(host, candidate))
             except RuntimeError as error:
                 logger.warning("port %d of %s is taken: %s", candidate, host, error)
                 await server.stop(None)

@@ -15,6 +15,7 @@ from cluster.ray_fleet import RayFleet
 from cluster.ray_store import RayStore, store_name
 from cluster.state import Control, StateDir
 from cluster.store import FileStore, Store
+from worker.channel import at
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ class ControllerActor:
         if port != state.port:
             self._controller.state = self._controller.state.model_copy(update={"port": port})
             self._store.write_state(self._controller.state)
-        address = f"{host}:{port}"
+        address = at(host, port)
         self._fleet.control_address = address
         self._state_dir.write_control(Control(address=address, token=state.token))
         logger.info("controller %d of epoch %d listens on %s", os.getpid(), epoch, address)

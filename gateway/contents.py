@@ -33,7 +33,7 @@ _LENGTH: Final = struct.Struct("<I")
 
 
 def typed_bytes(contents: pb.InferTensorContents, rule: InputRule, shape: Shape) -> bytes:
-    """Raises `InvalidRequest` where there is no data, it is in another datatype's field, there is more or less of it than
+    """Raises `InvalidRequest` where there is no data, it is in another datatype's field, it is more or less than what
     `shape` holds, or an element does not fit.
     """
     fields = contents.ListFields()

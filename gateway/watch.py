@@ -17,6 +17,7 @@ import grpc.aio
 
 from gateway.control_file import Control, read_control_file
 from protos import control_pb2 as pb
+from worker.channel import DIRECT
 from worker.errors import ShardlineError
 
 METHOD = "/shardline.v1.Controller/WatchRoutes"
@@ -145,8 +146,10 @@ def _why(error: Exception) -> str:
 
 def _channel_options(timings: WatchTimings) -> list[tuple[str, int]]:
     return [
+        DIRECT,
         ("grpc.keepalive_time_ms", int(timings.keepalive_s * 1000)),
         ("grpc.keepalive_timeout_ms", int(timings.keepalive_timeout_s * 1000)),
+        ("grpc.http2.ping_timeout_ms", int(timings.keepalive_timeout_s * 1000)),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.enable_retries", 0),

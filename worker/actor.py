@@ -151,7 +151,7 @@ class WorkerActor:
             link=self._link,
             handler=load_handler(spec.handler, artifact.folder / "handler") if spec.handler and first else None,
             batching=spec.batching if first else replace(spec.batching, max_wait_s=0.0, max_padding=0.0),
-            # What comes to a later stage is bounded by what each replica before it may have in flight, and was computed.
+            # What comes to a later stage was computed, and is bounded by what each caller may have in flight.
             max_queue_rows=spec.max_queue_rows if first else None,
             threads=spec.threads,
         )

@@ -18,6 +18,7 @@ import grpc
 
 from protos import control_pb2, control_pb2_grpc
 from worker.artifact_cache import KEPT_BYTES, PART, WITHIN_S, ArtifactCache
+from worker.channel import DIRECT
 from worker.errors import Unavailable, from_code
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def _fetch_all(target: Path, source: ArtifactSource, token: str, pause_s: float)
     part = target.with_name(target.name + PART)
     part.mkdir(exist_ok=True)
     began = time.monotonic()
-    with grpc.insecure_channel(source.address) as channel:
+    with grpc.insecure_channel(source.address, options=(DIRECT,)) as channel:
         fetch = _Fetch(control_pb2_grpc.ControllerStub(channel), source, token, pause_s)  # type: ignore[no-untyped-call]
         (part / MANIFEST).unlink(missing_ok=True)
         fetch.file(MANIFEST, part / MANIFEST)

@@ -7,7 +7,7 @@ neither knows what the tensors mean.
 
 import struct
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
@@ -201,13 +201,19 @@ class _Partial:
 
 
 class Unpacker:
-    """Messages in, whole frames out. Holds at most `max_partial_bytes` of frames that are still arriving."""
+    """Messages in, whole frames out. Holds at most `max_partial_bytes` of frames that are still arriving.
 
-    def __init__(self, max_partial_bytes: int = MAX_PAYLOAD_BYTES) -> None:
+    wanted: whether anyone waits for the frame of this id; of others no piece is kept.
+    """
+
+    def __init__(
+        self, max_partial_bytes: int = MAX_PAYLOAD_BYTES, wanted: Callable[[int], bool] = lambda _: True
+    ) -> None:
         self.load: Load | None = None
         self._partial: dict[int, _Partial] = {}
         self._partial_bytes = 0
         self._max_partial_bytes = max_partial_bytes
+        self._wanted = wanted
 
     def feed(self, message: bytes) -> list[Incoming]:
         """Raises `FrameError` where the message breaks the contract."""
@@ -245,13 +251,14 @@ class Unpacker:
             return _decode(frame, payload)
         if expected < len(payload) or expected > MAX_PAYLOAD_BYTES or frame.id in self._partial:
             raise FrameError(f"frame {frame.id}: its tensors take {expected} bytes, {len(payload)} came")
-        self._partial[frame.id] = _Partial(frame, bytearray(), expected)
+        if self._wanted(frame.id):
+            self._partial[frame.id] = _Partial(frame, bytearray(), expected)
         return self._append(frame.id, payload)
 
     def _append(self, frame_id: int, payload: memoryview) -> Incoming | None:
         partial = self._partial.get(frame_id)
         if partial is None:
-            return None  # a piece that was on its way when its frame was given up
+            return None  # it was on its way when its frame was given up
         partial.payload += payload
         self._partial_bytes += len(payload)
         if len(partial.payload) > partial.expected:

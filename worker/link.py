@@ -94,7 +94,7 @@ class Link:
                 stream = self._place(doubted, wait=wait) or await self._wait_for_room(work, doubted, wait=wait)
                 trial = stream.standing.trial(time.monotonic())
                 try:
-                    answer = await self._ask(stream, work)
+                    answer, gave = await self._ask(stream, work)
                 except Refused:
                     continue  # draining: it computed nothing, and is not picked again
                 except Lost as error:
@@ -111,7 +111,7 @@ class Link:
                     stream.standing.suspect()
                     doubted, doubted_on_trial = (stream,), trial
                 else:
-                    if stream.standing.succeeded():
+                    if gave.standing.succeeded():
                         self._wake()  # it has room for those who wait, if it rested until now
                     if doubted:
                         self._convict(doubted[0], trial=doubted_on_trial)
@@ -170,29 +170,31 @@ class Link:
         ready = [stream for stream in self._streams.values() if stream.ready and stream not in avoid]
         return [stream for stream in ready if stream.standing.resting_until <= now] or ready
 
-    async def _ask(self, stream: ReplicaStream, work: Work) -> Answer:
+    async def _ask(self, stream: ReplicaStream, work: Work) -> tuple[Answer, ReplicaStream]:
+        """The answer, and who gave it."""
         if self._hedging is None:
-            return await stream.call(work)
+            return await stream.call(work), stream
         began = time.monotonic()
-        answer = await self._ask_twice(stream, work, self._hedging)
+        answered = await self._ask_twice(stream, work, self._hedging)
         self._hedging.took(time.monotonic() - began)
-        return answer
+        return answered
 
-    async def _ask_twice(self, stream: ReplicaStream, work: Work, hedging: Hedging) -> Answer:
+    async def _ask_twice(self, stream: ReplicaStream, work: Work, hedging: Hedging) -> tuple[Answer, ReplicaStream]:
         """Asks a second replica where the first takes long; the first good answer counts, the other is withdrawn."""
-        asked = [asyncio.create_task(stream.call(work))]
+        asked, streams = [asyncio.create_task(stream.call(work))], [stream]
         try:
             await asyncio.wait(asked, timeout=hedging.delay_s)
             if not asked[0].done():
                 other = self._pick((stream,))
-                if other is not None and hedging.may_hedge():
+                if other is not None and other.standing.is_well and hedging.may_hedge():
                     asked.append(asyncio.create_task(other.call(work)))
+                    streams.append(other)
                     await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
-            for task in sorted(asked, key=lambda task: not task.done()):
+            for task, who in sorted(zip(asked, streams, strict=True), key=lambda one: not one[0].done()):
                 await asyncio.wait((task,))
                 if task.exception() is None:
-                    return task.result()
-            return asked[0].result()
+                    return task.result(), who
+            return asked[0].result(), stream
         finally:
             for task in asked:
                 task.cancel()

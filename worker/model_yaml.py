@@ -83,7 +83,10 @@ class LimitsSection(Section):
         default=64, ge=1, le=1_000_000, description="requests: the most that one caller has in flight to one replica"
     )
     max_queue_rows: int = Field(
-        default=1024, ge=1, le=100_000_000, description="rows: the most that wait in one replica of the first stage; more are refused"
+        default=1024,
+        ge=1,
+        le=100_000_000,
+        description="rows: the most that wait in one replica of the first stage; more are refused",
     )
     admission: Literal["predicted", "queue"] = Field(
         default="predicted",

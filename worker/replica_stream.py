@@ -15,6 +15,7 @@ from typing import TypeAlias
 import grpc
 import grpc.aio
 
+from worker.channel import DIRECT
 from worker.errors import DeadlineExceeded
 from worker.frames import (
     MAX_MESSAGE_BYTES,
@@ -176,7 +177,7 @@ class ReplicaStream:
         try:
             async with grpc.aio.insecure_channel(self.address, options=_channel_options(self._timings)) as channel:
                 call: _Call = channel.stream_stream(METHOD)(metadata=(("authorization", f"Bearer {self._token}"),))
-                self._unpacker = Unpacker()
+                self._unpacker = Unpacker(wanted=self._outstanding.__contains__)
                 async with asyncio.timeout(self._timings.connect_s):
                     self._receive(await call.read())
                 writer = StreamWriter(call.write, lambda: None, lambda: len(self._outstanding))
@@ -254,6 +255,7 @@ def _why(error: Exception) -> str:
 
 def _channel_options(timings: StreamTimings) -> list[tuple[str, int]]:
     return [
+        DIRECT,
         ("grpc.keepalive_time_ms", int(timings.keepalive_s * 1000)),
         ("grpc.keepalive_timeout_ms", int(timings.keepalive_timeout_s * 1000)),
         # gRPC core 1.85 waits this long for an answer to any ping, a keepalive's too, and defaults to a minute.

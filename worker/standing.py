@@ -95,6 +95,11 @@ class Standing:
         self.resting_until = self._breaker.until
         return True
 
+    @property
+    def is_well(self) -> bool:
+        """It has answered since its last pause, or had none."""
+        return self._breaker.is_closed
+
     def suspect(self, by: int = 1) -> None:
         """It failed on a request that another replica is asked about now; `by` -1: that one has been heard."""
         self._suspicions += by

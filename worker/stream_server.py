@@ -10,6 +10,7 @@ from time import monotonic
 import grpc
 import grpc.aio
 
+from worker.channel import at
 from worker.errors import Internal, Overloaded, ShardlineError, Unavailable
 from worker.frames import (
     MAX_MESSAGE_BYTES,
@@ -74,12 +75,12 @@ class StreamServer:
         handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.stream_stream_rpc_method_handler(self._accept)
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"Stream": handler}),))
         try:
-            bound = server.add_insecure_port(f"{host}:{port}")
+            bound = server.add_insecure_port(at(host, port))
         except RuntimeError as error:
-            raise OSError(f"cannot listen on {host}:{port}: {error}") from error
+            raise OSError(f"cannot listen on {at(host, port)}: {error}") from error
         await server.start()
         self._server = server
-        return f"{host}:{bound}"
+        return at(host, bound)
 
     @property
     def owed(self) -> int:

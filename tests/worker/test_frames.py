@@ -115,6 +115,18 @@ def test_what_was_not_sent_of_a_cancelled_frame_never_leaves() -> None:
     assert unpacker.feed(packer.message()) == []  # the id is free again
 
 
+def test_no_piece_is_kept_of_a_reply_that_nobody_waits_for() -> None:
+    packer, waited_for = Packer(), {2}
+    unpacker = Unpacker(max_partial_bytes=2 * MESSAGE_BYTES, wanted=waited_for.__contains__)
+    large = Tensor("x", "UINT8", (MESSAGE_BYTES + 1,), bytes(MESSAGE_BYTES + 1))
+    for frame_id in (1, 3, 5, 2):
+        packer.add(reply_frame(frame_id, Answer((large,))))
+    came = []
+    while packer:
+        came += unpacker.feed(packer.message())
+    assert [incoming.id for incoming in came] == [2]
+
+
 class Vast(bytes):
     """Claims to hold 2 GiB, so that a test of the limit needs no such memory."""
 

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from tests.worker.replicas import FAST, TOKEN, Scripted, link_to, replica, work
+from tests.worker.replicas import FAST, TOKEN, Scripted, echo, link_to, replica, work
 from worker.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -16,6 +16,7 @@ from worker.errors import (
 )
 from worker.link import LinkLimits
 from worker.nouns import Answer, Load, Work
+from worker.stream_server import StreamServer
 
 
 async def test_an_answer_comes_back_unchanged() -> None:
@@ -185,3 +186,22 @@ async def test_those_who_wait_for_room_come_in_turn_and_none_is_overtaken() -> N
             calls.append(asyncio.create_task(link.call(work(b"%03d" % number), wait=True)))
         await asyncio.gather(*calls)
     assert order[1:] == [b"%03d" % number for number in range(130)]
+
+
+async def test_a_proxy_for_the_way_out_is_not_asked_within_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    for name in ("no_proxy", "no_grpc_proxy", "grpc_proxy", "https_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    async with replica() as (_, address), link_to(address) as link:
+        await link.call(work())
+
+
+async def test_a_node_s_address_may_be_ipv6() -> None:
+    server = StreamServer(TOKEN, echo, Load)
+    try:
+        address = await server.start("::1")
+        assert address.startswith("[::1]:")
+        async with link_to(address) as link:
+            await link.call(work())
+    finally:
+        await server.stop()

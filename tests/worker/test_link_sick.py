@@ -200,3 +200,30 @@ async def test_a_late_answer_is_asked_of_a_second_replica_within_the_share_that_
             late += time.monotonic() - began > 0.4
     assert (late == 0) == bool(share), f"{late} answers were late"
     assert asked <= 200 * (1 + share) + 8
+
+
+async def test_an_answer_counts_for_the_replica_that_gave_it_not_for_the_one_that_hangs() -> None:
+    sick, hang = Sick(sick=False), asyncio.Event()
+
+    async def sick_then_silent(given: Work) -> Answer:
+        answer = await sick(given)
+        if hang.is_set():
+            await asyncio.Event().wait()
+        return answer
+
+    limits = LinkLimits(hedge_share=0.5, timings=FAST.timings)
+    async with (
+        replica(sick_then_silent) as (_, bad),
+        replica() as (_, good),
+        both_open(bad, good, limits=limits) as link,
+    ):
+        await asyncio.gather(*(link.call(work()) for _ in range(100)))
+        stands = link._streams["r0"].standing
+        while not stands.resting_until:
+            stands.failed(time.monotonic(), trial=False)
+        sick.asked = 0
+        hang.set()
+        async with asyncio.timeout(20):
+            while not sick.asked:
+                await link.call(work())
+        assert stands.resting_until > time.monotonic(), "it was tried, and did not answer"
