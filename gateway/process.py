@@ -9,11 +9,13 @@ import logging
 import os
 import signal
 import sys
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import uvloop
 
+from gateway.descriptors import for_connections, raised
 from gateway.parent import die_with_parent
 from gateway.server import Gateway
 from gateway.settings import LISTENING, LOG_FORMAT, ProcessSettings
@@ -28,11 +30,17 @@ async def serve(settings: ProcessSettings) -> None:
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, _terminate, terminated)
     loop.add_signal_handler(signal.SIGHUP, terminated.set)
+    wanted, descriptors = settings.limits.max_connections, raised()
+    connections = for_connections(wanted, descriptors)
+    if connections < wanted:
+        logger.warning(
+            "%d connections at most, not %d: there are %d file descriptors", connections, wanted, descriptors
+        )
     gateway = Gateway(
         settings.address,
         control_file=Path(settings.control_file),
         statistics=Statistics.shared(settings.statistics_file, settings.processes, settings.process),
-        limits=settings.limits,
+        limits=replace(settings.limits, max_connections=connections),
         version=_version(),
     )
     async with gateway:

@@ -37,6 +37,7 @@ class Supervisor:
         self._address = address
         self._statistics_file = statistics_file
         self._children: dict[int, asyncio.subprocess.Process] = {}
+        self._listening: set[int] = set()
         self._stopping = asyncio.Event()
         self._kill_at_s = settings.notice_s + settings.finish_s + 5.0
 
@@ -64,7 +65,9 @@ class Supervisor:
 
     async def _start_all(self) -> None:
         listening = await asyncio.gather(*(self._start(process) for process in range(self._settings.processes)))
-        if not all(listening) and not self._stopping.is_set():
+        if self._stopping.is_set():
+            return
+        if not all(listening):
             raise StartError("a gateway process ended before it listened; its messages are above")
         if self._settings.ready_file is not None:
             _write_ready_file(self._settings.ready_file, self._address)
@@ -94,14 +97,20 @@ class Supervisor:
             start_new_session=True,  # Linux shares the processor out by sessions: not with what started us (autogroup)
         )
         self._children[process] = child
+        self._listening.discard(process)
+        if self._stopping.is_set():
+            child.kill()  # it began while the others were told to drain
         if child.stdout is None:
             raise StartError("the process has no standard output")
         try:
             async with asyncio.timeout(START_S):
-                return await child.stdout.readline() == LISTENING.encode()
+                if await child.stdout.readline() != LISTENING.encode():
+                    return False
         except TimeoutError:
             child.kill()
             return False
+        self._listening.add(process)
+        return True
 
     async def _keep(self, process: int) -> bool:
         """Starts the process again when it dies, until `stop`; whether its last end was in order."""
@@ -109,7 +118,7 @@ class Supervisor:
         while True:
             code = await self._wait(self._children[process])
             if self._stopping.is_set():
-                return code == 0
+                return code == 0 or process not in self._listening
             logger.error(
                 "process %d of %d ended with code %d; starting another", process, self._settings.processes, code
             )

@@ -36,7 +36,7 @@ class WatchTimings:
     retry_min_s, retry_max_s: pause before the first and before every later new connection.
     keepalive_s, keepalive_timeout_s: a silent controller is probed this often, and given up this long after a probe.
     first_table_s: longest wait for the first table of a connection.
-    report_s: the controller hears from us this often.
+    report_s: the controller hears from us this often. report_pause_s: and no more often than with this between.
     """
 
     retry_min_s: float = 0.1
@@ -45,6 +45,7 @@ class WatchTimings:
     keepalive_timeout_s: float = 5.0
     first_table_s: float = 10.0
     report_s: float = 0.5
+    report_pause_s: float = 0.05
 
 
 class Watch:
@@ -118,6 +119,7 @@ class Watch:
                 async with asyncio.timeout(self._timings.report_s):
                     await self._report_now.wait()
             self._report_now.clear()
+            await asyncio.sleep(self._timings.report_pause_s)
 
     def _put_in_force(self, table: pb.RouteTable, token: str) -> None:
         self._tables += 1

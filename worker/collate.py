@@ -174,7 +174,7 @@ def _stack(tensors: Sequence[Tensor], spec: TensorSpec) -> torch.Tensor:
 
 def _typed(array: np.ndarray[Any, np.dtype[Any]], datatype: str) -> torch.Tensor:
     if datatype == "BOOL":
-        return torch.from_numpy(array != 0)
+        return torch.from_numpy(array).ne(0)
     return torch.from_numpy(array).view(TORCH_TYPES[datatype])
 
 

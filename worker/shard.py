@@ -104,12 +104,17 @@ def load_shard(
             entry = packaged.stages[stage]
             compiled, note = _trusted(artifact, entry, device, key)
             if compiled is not None:
-                return Shard(
-                    entry,
-                    artifact.manifest.signature,
-                    Aot(artifact.folder / compiled.file, device),
-                    uncompiled=lambda: _eager(artifact, stage, stages, packaged, device)[0],
-                )
+                try:
+                    aot = Aot(artifact.folder / compiled.file, device)
+                except (OSError, RuntimeError) as error:
+                    note = f"{compiled.file} cannot be loaded here: {str(error).strip()[:300]}; {MEND}"
+                else:
+                    return Shard(
+                        entry,
+                        artifact.manifest.signature,
+                        aot,
+                        uncompiled=lambda: _eager(artifact, stage, stages, packaged, device)[0],
+                    )
     loaded, entry = _eager(artifact, stage, stages, packaged, device)
     return Shard(entry, artifact.manifest.signature, loaded, note)
 

@@ -127,3 +127,24 @@ async def test_a_token_that_the_controller_refuses_is_tried_again(tmp_path: Path
             one.push(table(generation=6))
             one.write_control_file(tmp_path)
             await applied.until(6)
+
+
+async def test_the_controller_is_not_flooded_with_reports(tmp_path: Path) -> None:
+    reports, now, began = 0, asyncio.Event(), asyncio.Event()
+
+    def counted() -> pb.GatewayReport:
+        nonlocal reports
+        reports += 1
+        began.set()
+        now.set()  # the next one should not wait either
+        return pb.GatewayReport()
+
+    async with controller() as one:
+        watch = Watch(one.write_control_file(tmp_path), Applied(), FAST, report=counted, report_now=now)
+        watching = asyncio.create_task(watch.run_forever())
+        async with asyncio.timeout(20):
+            await began.wait()
+        await asyncio.wait((watching,), timeout=1.0)
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+    assert 2 <= reports <= 22, "one in 50 ms"

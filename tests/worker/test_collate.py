@@ -70,6 +70,9 @@ def test_the_pad_value_is_exact_in_every_kind_of_number(datatype: str, pad: floa
 
 
 def test_any_nonzero_byte_is_true() -> None:
+    scalar = TensorSpec("x", "BOOL", ())
+    (value,) = Collator([scalar], [scalar]).stack([work(Tensor("x", "BOOL", (), b"\x02"))])
+    assert value.item() is True
     spec = TensorSpec("x", "BOOL", ("batch",))
     (value,) = Collator([spec], [spec]).stack([work(Tensor("x", "BOOL", (3,), b"\x00\x01\xff"))])
     assert value.tolist() == [False, True, True]

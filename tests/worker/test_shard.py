@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from worker.artifact import Artifact, ArtifactError, file_entry, load_artifact
 from worker.errors import InvalidRequest, Unsupported
 from worker.manifest import MANIFEST
 from worker.runtime import Runtime
-from worker.seal import make_key
+from worker.seal import make_key, read_key, seal
 from worker.shard import Shard, load_shard
 
 IDS = torch.randint(1, 50, (3, 7), generator=torch.Generator().manual_seed(3))
@@ -240,6 +241,24 @@ def test_native_code_without_this_machines_seal_is_never_loaded(
             (tmp_path / "1" / entry["file"]).write_bytes(b"not native code at all")
 
     assert "its seal does not hold" in fallen_back(copied(always_compiled, tmp_path, change), machine_key)
+
+
+def test_a_package_that_cannot_be_loaded_here_is_not_used(
+    always_compiled: Artifact, machine_key: Path, tmp_path: Path
+) -> None:
+    """One that this machine vouches for, with a library that its loader refuses."""
+    secret = read_key(machine_key)
+    assert secret is not None
+
+    def change(document: Any) -> None:
+        for entry in compiled_entries(document):
+            file = tmp_path / "1" / entry["file"]
+            with zipfile.ZipFile(file, "w") as archive:
+                archive.writestr("stage/data/aotinductor/model/stage.so", b"made for another C library")
+            about = {key: entry[key] for key in ("device", "instruction_set", "torch")}
+            entry["seal"] = seal(secret, sha256=file_entry(file).sha256, **about)
+
+    assert "cannot be loaded here" in fallen_back(copied(always_compiled, tmp_path, change), machine_key)
 
 
 def test_a_machine_without_a_key_runs_uncompiled(always_compiled: Artifact, tmp_path: Path) -> None:
