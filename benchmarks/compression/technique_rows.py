@@ -58,7 +58,7 @@ _ONE: Final = (
         {"kind": "bf16", "layers": ["conv1", "linear"]}, {"kind": "int8_static", "layers": ["*", "!conv1", "!linear"]},
     )),
     Row("quantization", "mixed: int8 and int4 embedding", MINILM, (
-        {"kind": "int8_dynamic"}, {"kind": "int4_weight_only", "layers": ["embeddings.word_embeddings"]},
+        {"kind": "int8_dynamic"}, {"kind": "int4_weight_only", "layers": ["encoder.embeddings.word_embeddings"]},
     )),
     *(
         Row("pruning", f"a quarter of the channels, {score}", RESNET, (
