@@ -2,10 +2,11 @@
 
 import asyncio
 import importlib
+import logging
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import ray.util
 
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
     # What brings torch is imported when a worker starts: the controller names this class, and does without torch.
     from worker.shard import Shard
     from worker.worker import Worker
+
+END_WITHIN_S: Final = 2.0
+"""Between the end of computing and the process's: what failed is told, and what comes is given back."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +61,7 @@ class WorkerActor:
         self._spec = spec
         self._starting: asyncio.Task[str] | None = None
         self._running: asyncio.Task[None] | None = None
+        self._ending: asyncio.Task[None] | None = None
         self._local: LocalArtifact | None = None
         """Kept for its hold: what a living worker has loaded stays on the node."""
         self._shard: Shard | None = None
@@ -118,6 +125,17 @@ class WorkerActor:
             return True
         return await self._server.drain(timeout_s)
 
+    def _stopped(self, running: asyncio.Task[None]) -> None:
+        """What ends the computing ends the process: callers send what it owes to another replica at once."""
+        if not running.cancelled():
+            logger.critical("%s computes no more and ends: %s", self._spec.replica, running.exception())
+            self._ending = asyncio.create_task(self._end())
+
+    async def _end(self) -> None:
+        if self._server is not None:
+            await self._server.drain(END_WITHIN_S)  # what failed is told
+        os._exit(1)
+
     def _heed(self, epoch: int) -> None:
         if epoch < self._epoch:
             raise Unavailable(f"controller {self._epoch} has taken over from controller {epoch}")
@@ -157,6 +175,7 @@ class WorkerActor:
         )
         await worker.warm_up(warm_up_shapes(shard.signature, spec.batching.max_rows))
         self._running = asyncio.create_task(worker.run_forever())
+        self._running.add_done_callback(self._stopped)
         server = StreamServer(spec.token, worker.serve, worker.load)
         host = spec.host or str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
         self._address = await server.start(host)

@@ -17,7 +17,7 @@ import torch
 
 from worker.batcher import Batcher, Batching, Item
 from worker.collate import TORCH_TYPES, Collator, to_tensors
-from worker.errors import Internal, Overloaded, ShardlineError
+from worker.errors import Internal, Overloaded, ShardlineError, Unavailable
 from worker.expression import evaluate, parse
 from worker.handler import Handler
 from worker.link import Link
@@ -125,6 +125,7 @@ class Worker:
         return Answer(await loop.run_in_executor(self._text, self._handler.after, answer.tensors), answer.timing)
 
     async def run_forever(self) -> None:
+        """Raises torch.AcceleratorError where the device has failed: this process can compute no more."""
         try:
             while True:
                 await self.step()
@@ -185,6 +186,12 @@ class Worker:
         items, rows = begun.items, begun.rows
         try:
             tensors, seconds = await begun.result
+        except torch.AcceleratorError as error:
+            # The device computes nothing more for this process; and another replica's might fail on it in the same way.
+            told = Unavailable(f"the device failed while it computed this batch: {error}"[:500])
+            told.confirmed = True
+            self._fail(items, told)
+            raise
         except Exception as error:  # noqa: BLE001 - the program may raise anything; it is logged and told
             if len(items) > 1:
                 alone = [await self._ended(self._begin([item])) for item in items]
