@@ -258,6 +258,18 @@ def replace_layer_(model: nn.Module, layer: nn.Module, new: nn.Module) -> None:
     new.train(layer.training)
     for parent, name in places:
         setattr(parent, name, new)
+    _call_the_layers(model, new)
+
+
+def _call_the_layers(model: nn.Module, new: nn.Module) -> None:
+    """Keeps PyTorch's own transformer layers from their fast path, which takes the weights of the layers in them and
+    computes by itself: it would look for the weight that `new` has in another form.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer) and any(part is new for part in module.modules()):
+            module.activation_relu_or_gelu = 0  # to PyTorch: an activation that the fast path does not know
+        if isinstance(module, nn.TransformerEncoder) and any(part is new for part in module.modules()):
+            module.use_nested_tensor = False  # which only the fast path can compute with
 
 
 def stored_bytes(module: nn.Module) -> int:

@@ -158,3 +158,31 @@ def attention() -> Model:
         outputs=("vector",),
         axes=(Axis("batch", 1, 256), Axis("length", 1, 512)),
     )
+
+
+class _Encoder(nn.Module):
+    """PyTorch's own encoder, and the mean over what is not masked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(32, 4, 64, batch_first=True), 2)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        y = self.encoder(x, src_key_padding_mask=mask == 0)
+        weight = mask.unsqueeze(-1).to(x.dtype)
+        mean: torch.Tensor = (y * weight).sum(1) / weight.sum(1).clamp(min=1)
+        return mean
+
+
+def encoder() -> Model:
+    """x FP32 [batch, length, 32], mask INT64 [batch, length], padded with 0 → vector FP32 [batch, 32]."""
+    x = torch.randn(3, 5, 32, generator=torch.Generator().manual_seed(0))
+    mask = torch.ones(3, 5, dtype=torch.int64)
+    mask[1:, 3:] = 0
+    return Model(
+        _Encoder().eval(),
+        (Input("x", x, ("batch", "length", None), pad=0.0), Input("mask", mask, ("batch", "length"), pad=0)),
+        outputs=("vector",),
+        axes=(Axis("batch", 1, 64), Axis("length", 1, 64)),
+    )

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from compressor.capture import Flat
+from compressor.capture import Flat, without_fast_path
 from compressor.pruning.removal import compare
 from compressor.step import Change, Context, Phase, Step, seeded, selected, stored_bytes
 from worker.errors import InvalidRequest
@@ -125,7 +125,7 @@ def _watch(
 
         return watch
 
-    with ExitStack() as hooks, torch.no_grad():
+    with ExitStack() as hooks, torch.no_grad(), without_fast_path():
         for name, block in blocks.items():
             hooks.callback(block.register_forward_hook(watcher(seen[name]), with_kwargs=True).remove)
         run = Flat(model.eval())

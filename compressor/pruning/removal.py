@@ -7,7 +7,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from compressor.capture import Flat
+from compressor.capture import Flat, without_fast_path
 from compressor.profiling.measure import distance
 from compressor.pruning.coupling import Place
 from worker.errors import InvalidRequest
@@ -36,7 +36,7 @@ def compare(module: nn.Module, examples: Sequence[Tensor], change: Callable[[], 
         InvalidRequest: it does not give the same.
     """
     run = Flat(module.eval())
-    with torch.no_grad():
+    with torch.no_grad(), without_fast_path():
         expected = run(*examples)
         change()
         try:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from compressor.capture import without_fast_path
 from compressor.training.train import put_
 from compressor.training.training_data import first
 from worker.errors import InvalidRequest
@@ -37,7 +38,7 @@ class Teacher:
             self._device = inputs[0].device
             put_(self.module, self._device)
         self.module.eval()
-        with torch.no_grad(), recorded(self.module, self._layers) as found:
+        with torch.no_grad(), without_fast_path(), recorded(self.module, self._layers) as found:
             output = first(self.module(*inputs))
         return output.float(), dict(found)
 
@@ -159,7 +160,7 @@ class Distillation(nn.Module):
         training = self.student.training
         self.student.eval()
         wanted, inside = self._teacher.asked(example)
-        with torch.no_grad(), recorded(self.student, tuple(self._pairs)) as found:
+        with torch.no_grad(), without_fast_path(), recorded(self.student, tuple(self._pairs)) as found:
             self._compare(first(self.student(*example)), wanted)
         self.student.train(training)
         with torch.random.fork_rng():
