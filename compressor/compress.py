@@ -48,7 +48,7 @@ def compress_(model: nn.Module, *steps: Step, context: Context) -> Compression:
 
     Raises:
         InvalidRequest: some of the steps cannot work, with every reason in one message and `model` as it was; or a step
-            changed nothing.
+            changed nothing, or left a model on which later ones cannot work.
         ShardlineError: a step failed; the model may be changed in part.
     """
     found = problems(model, steps, context)
@@ -74,8 +74,28 @@ def compress_(model: nn.Module, *steps: Step, context: Context) -> Compression:
         if not changes or after == digest:
             raise InvalidRequest(f"{_name(index, step)} changed nothing; leave it out, or give it other layers")
         digest = after
+        if step.phase is Phase.STRUCTURE:
+            _check_what_comes(model, steps, index)
         done.append(Done(step, tuple(changes), time.perf_counter() - began))
     return Compression(module, tuple(done), before, stored_bytes(module))
+
+
+def _check_what_comes(model: nn.Module, steps: Sequence[Step], place: int) -> None:
+    """Asks the steps after `steps[place]` again, which changed names and sizes, before anything else is done.
+
+    Raises:
+        InvalidRequest: some cannot work any more.
+    """
+    found = [
+        f"{_name(index, step)}: {problem}"
+        for index, step in enumerate(steps)
+        if index > place and (problem := step.problem(model, steps)) is not None
+    ]
+    if found:
+        raise InvalidRequest(
+            f"{'; '.join(found)}; so it is after {_name(place, steps[place])}: later steps name the layers that are "
+            "left, by the names that they then have"
+        )
 
 
 def problems(model: nn.Module, steps: Sequence[Step], context: Context) -> list[str]:

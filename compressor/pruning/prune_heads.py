@@ -88,19 +88,24 @@ class PruneHeads(Step):
             return told
         found = self.attentions(model)
         if not found:
-            return (
-                f"{', '.join(self.layers)}: no attention found there; looked for modules with linear layers named "
-                f"{', or '.join(' '.join(names) for names in _NAMES)}, an output projection, and a number of heads"
-            )
+            return self._none_found()
         if all(one.groups <= self.multiple for one in found):
             return f"{found[0].path} has {found[0].groups} heads: too few to take some away"
         return None
+
+    def _none_found(self) -> str:
+        return (
+            f"{', '.join(self.layers)}: no attention found there; looked for modules with linear layers named "
+            f"{', or '.join(' '.join(names) for names in _NAMES)}, an output projection, and a number of heads"
+        )
 
     def attentions(self, model: nn.Module) -> list[Attention]:
         return [one for one in attentions(model) if selected(one.path, self.layers)]
 
     def apply_(self, model: nn.Module, context: Context) -> list[Change]:
         found = self.attentions(model)
+        if not found:
+            raise InvalidRequest(self._none_found())
         scores = [self._scores(model, one, context.seed) for one in found]
         limit = torch.cat(scores).sort().values[: max(1, round(self.share * sum(map(len, scores))))][-1]
         gone: dict[Place, Tensor] = {}

@@ -22,6 +22,8 @@ class PruneLayers(Step):
     2024). Saves storage, resident memory and time in proportion, on any device, and more surely than any other pruning;
     it costs accuracy that distillation wins back in part.
 
+    Names move: the blocks that stay are numbered anew, without gaps, and later steps must name them so.
+
     layers: the blocks that may go. Only blocks whose result is of the shape of what they take do.
     count: how many go.
     score: which: "last"; "spread": evenly over the stack, the first and the last stay; "l1", "l2": those with the least

@@ -134,6 +134,12 @@ def test_a_model_without_attention_that_can_be_recognised_is_refused() -> None:
         compress_(model.module, PruneHeads(share=0.5), context=Context.of(model))
 
 
+def test_attention_that_is_gone_when_its_turn_comes_is_refused() -> None:
+    model = models.attention()
+    with pytest.raises(InvalidRequest, match="no attention found there"):
+        PruneHeads(share=0.5).apply_(model.module, Context.of(model))
+
+
 def test_a_decoder_with_fewer_heads_is_captured_and_cut_exactly(tmp_path: Path) -> None:
     model = decoder()
     compress_(model.module, PruneHeads(share=0.5), context=Context.of(model))
