@@ -274,10 +274,57 @@ def _call_the_layers(model: nn.Module, new: nn.Module) -> None:
 
 def stored_bytes(module: nn.Module) -> int:
     """Bytes that a module's parameters and buffers take; a tensor that is there twice counts once."""
-    held: dict[tuple[int, int], int] = {}
-    for tensor in (*module.parameters(), *module.buffers()):
-        held[tensor.data_ptr(), tensor.numel()] = tensor.numel() * tensor.element_size()
-    return sum(held.values())
+    return sum(_held(module).values())
+
+
+def _held(module: nn.Module) -> dict[tuple[int, int], int]:
+    """Each tensor that a module holds, by its place in memory: its bytes."""
+    return {
+        (tensor.data_ptr(), tensor.numel()): tensor.numel() * tensor.element_size()
+        for tensor in (*module.parameters(), *module.buffers())
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Replaced:
+    """A layer, and what took its place. what: was done to it, in a few words."""
+
+    name: str
+    what: str
+    layer: nn.Module
+    new: nn.Module
+
+
+def changes_of(model: nn.Module, replaced: Sequence[Replaced]) -> list[Change]:
+    """What was done to each layer, asked when `model` holds what took their places.
+
+    A tensor that several of the layers hold counts for the first one, before and after. One that the model needs still,
+    because something that was not replaced holds it too, counts after as well: all changes together are the model's.
+    """
+    left = _held(model)
+    before: dict[tuple[int, int], str] = {}  # which layer each tensor counts for
+    after: set[tuple[int, int]] = set()
+    changes = []
+    for one in replaced:
+        old, new = _held(one.layer), _held(one.new)
+        stays = {place: size for place, size in old.items() if place in left and place not in new}
+        tied = next((before[place] for place in old if place in before), None)
+        what = one.what
+        if tied is not None:
+            what += f"; its weight is that of {tied}, and counted there"
+        elif stays:
+            what += "; the weight that it had stays, as another layer holds it too"
+        changes.append(
+            Change(
+                one.name,
+                what,
+                sum(size for place, size in old.items() if place not in before),
+                sum(size for place, size in (new | stays).items() if place not in after),
+            )
+        )
+        before = dict.fromkeys(old, one.name) | before
+        after |= set(new | stays)
+    return changes
 
 
 def seeded(seed: int, name: str = "") -> torch.Generator:

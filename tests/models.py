@@ -186,3 +186,36 @@ def encoder() -> Model:
         outputs=("vector",),
         axes=(Axis("batch", 1, 64), Axis("length", 1, 64)),
     )
+
+
+class _LanguageModel(nn.Module):
+    """Causal attention over tokens and learned places; the embedding of tokens is the last layer's weight too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.place = nn.Parameter(torch.randn(1, 16, 32) * 0.1)
+        self.token = nn.Embedding(96, 32)
+        self.qkv, self.out = nn.Linear(32, 96), nn.Linear(32, 32)
+        self.up, self.down = nn.Linear(32, 64), nn.Linear(64, 32)
+        self.head = nn.Linear(32, 96, bias=False)
+        self.head.weight = self.token.weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.token(ids) + self.place[:, : ids.shape[1]]
+        q, k, v = (part.unflatten(-1, (4, 8)).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
+        y = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.out(y.transpose(1, 2).flatten(2))
+        logits: torch.Tensor = self.head(x + self.down(nn.functional.gelu(self.up(x))))
+        return logits
+
+
+def language_model() -> Model:
+    """ids INT64 [batch, length] → logits FP32 [batch, length, 96]. `token` and `head` are tied."""
+    ids = torch.randint(0, 96, (2, 7), generator=torch.Generator().manual_seed(0))
+    return Model(
+        _LanguageModel().eval(),
+        (Input("ids", ids, ("batch", "length"), pad=0),),
+        outputs=("logits",),
+        axes=(Axis("batch", 1, 64), Axis("length", 1, 16)),
+    )

@@ -10,7 +10,8 @@ from compressor.model import Model
 from compressor.quantization.formats import claimed_twice
 from compressor.quantization.static_graph import quantize_convolutions
 from compressor.quantization.static_linear import Int8StaticLinear, input_ranges
-from compressor.step import Change, Context, GraphStep, Step, replace_layer_, stored_bytes
+from compressor.step import Change, Context, GraphStep, Replaced, Step, changes_of, replace_layer_, stored_bytes
+from compressor.weights.stored import Ties
 from worker.processor import saturates_int8_here
 
 
@@ -40,13 +41,17 @@ class Int8Static(GraphStep):
 
     def apply_(self, model: nn.Module, context: Context) -> list[Change]:
         linears = {name: layer for name, layer in self.targets(model).items() if isinstance(layer, nn.Linear)}
-        changes = []
+        done, ties = [], Ties()
         for name, largest in input_ranges(model, linears, context.calibration).items():
             layer = linears[name]
             new = Int8StaticLinear(layer, largest)
+            twin = ties.twin(layer)
+            if isinstance(twin, Int8StaticLinear):
+                new.weight = twin.weight  # scales are each one's own, as what the layers take is
             replace_layer_(model, layer, new)
-            changes.append(Change(name, f"{self.kind}, ±{largest:.4g}", stored_bytes(layer), stored_bytes(new)))
-        return changes
+            ties.add(layer, new)
+            done.append(Replaced(name, f"{self.kind}, ±{largest:.4g}", layer, new))
+        return changes_of(model, done)
 
     def apply_graph(self, model: nn.Module, context: Context) -> tuple[nn.Module, list[Change]]:
         convolutions = {name: layer for name, layer in self.targets(model).items() if isinstance(layer, nn.Conv2d)}

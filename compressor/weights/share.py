@@ -7,9 +7,19 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from compressor.step import Change, Context, Phase, Step, none_gains, replace_layer_, stored_bytes
+from compressor.step import Change, Context, Phase, Replaced, Step, changes_of, none_gains, replace_layer_
 from compressor.weights.packing import pack, unpack
-from compressor.weights.stored import STORABLE, Store, dense_bytes, stored, taken_later, unstorable, weight_of
+from compressor.weights.stored import (
+    STORABLE,
+    Store,
+    Stored,
+    Ties,
+    dense_bytes,
+    stored,
+    taken_later,
+    unstorable,
+    weight_of,
+)
 from worker.errors import InvalidRequest
 
 _ROUNDS: Final = 60
@@ -39,17 +49,22 @@ class ShareWeights(Step):
         return super().problem(model, steps) or self._too_small(model) or taken_later(self, model, steps)
 
     def apply_(self, model: nn.Module, context: Context) -> list[Change]:
-        changes = []
+        done, ties = [], Ties()
         for name, layer in self.targets(model).items():
             if self._loses(layer):
                 continue
             context.say(f"sharing the weights of {name}")
-            store = SharedWeight(weight_of(layer), self.bits, self.group_rows)
+            twin = ties.twin(layer)
+            if isinstance(twin, Stored) and isinstance(twin.store, SharedWeight):
+                store = twin.store
+            else:
+                store = SharedWeight(weight_of(layer), self.bits, self.group_rows)
             new = stored(layer, store)
             replace_layer_(model, layer, new)
+            ties.add(layer, new)
             what = f"{self.bits}-bit indices, {store.groups} codebook{'s' * (store.groups > 1)} of {2**self.bits}"
-            changes.append(Change(name, what, stored_bytes(layer), stored_bytes(new)))
-        return changes
+            done.append(Replaced(name, what, layer, new))
+        return changes_of(model, done)
 
     def _too_small(self, model: nn.Module) -> str | None:
         reasons = {name: self._loses(layer) for name, layer in self.targets(model).items()}
