@@ -211,8 +211,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def patterns_problem(model: nn.Module, patterns: Sequence[str]) -> str | None:
-    """The pattern that matches no module, with the nearest name; None where each matches something."""
+    """The pattern that matches no module, and no parameter that the model itself holds, with the nearest name; None
+    where each matches something.
+    """
     names = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
+    names += [name for name, _ in model.named_parameters(recurse=False)]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern.removeprefix("!")) for name in names):
             return f'layers: "{pattern}" matches nothing{nearest(pattern.removeprefix("!").strip("*."), names)}'
