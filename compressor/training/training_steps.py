@@ -50,7 +50,7 @@ class TrainingStep(Step, Course):
         return [Change("", f"{found.steps} steps, loss {found.losses[0]:.4g} → {found.losses[-1]:.4g}", size, size)]
 
     def trained(self, model: nn.Module) -> list[nn.Parameter]:
-        """All in the targets, and of what the model holds outside of any layer (a class token) what the patterns take."""
+        """All in the targets, and what the patterns take of what the model itself holds, as a class token."""
         own = [parameter for name, parameter in model.named_parameters(recurse=False) if selected(name, self.layers)]
         return [*own, *(parameter for layer in self.targets(model).values() for parameter in layer.parameters())]
 
