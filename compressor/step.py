@@ -163,6 +163,11 @@ class Step(BaseModel):
             if name and (not self.takes or type(module) in self.takes) and selected(name, self.layers)
         }
 
+    def zeroed(self, model: nn.Module) -> frozenset[str]:
+        """The layers in which it sets weights to zero that are to stay zero, whatever comes after it."""
+        del model
+        return frozenset()
+
     def needs_calibration(self) -> bool:
         """Whether the step looks at activations, so that it cannot work without calibration data."""
         return False

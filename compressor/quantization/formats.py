@@ -14,7 +14,7 @@ from compressor.quantization.coded import Bits, CodedWeight
 from compressor.quantization.quantize import Int8Linear
 from compressor.quantization.short_floats import Fp8Linear, short
 from compressor.step import Change, Context, Phase, Replaced, Step, changes_of, replace_layer_
-from compressor.weights.stored import STORABLE, Stored, Ties, stored, unstorable
+from compressor.weights.stored import STORABLE, Stored, Ties, stored, unstorable, zeros_problem
 from worker.errors import InvalidRequest
 
 
@@ -153,11 +153,17 @@ class Binary(WeightOnly):
     """Weights that are -scale or scale: 1 bit each (Rastegari et al., "XNOR-Net", 2016, the weights' half of it).
 
     Storage a thirty-second of fp32's. Without training most models lose nearly all by it. No kernel computes with one
-    bit here: storage only, in compiled stages. Any device.
+    bit here: storage only, in compiled stages. Any device. Pruned layers are refused: it has no zero.
     """
 
     bits: ClassVar[Bits] = 1
     kind: Literal["binary"] = "binary"
+
+    def problem(self, model: nn.Module, steps: Sequence[Step]) -> str | None:
+        able = {name: layer for name, layer in self.targets(model).items() if self.unfit(layer) is None}
+        return super().problem(model, steps) or zeros_problem(
+            self, steps, model, able, instead='"ternary"', scaled_rows=True
+        )
 
 
 class ShortFloat(Format):

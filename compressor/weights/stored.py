@@ -6,7 +6,7 @@ once, when it is compiled, and then runs (and takes memory) as the dense layer d
 ways, and the faster one is kept (see `compressor.packaging.decoded`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from torch import Tensor, nn
@@ -17,6 +17,10 @@ from worker.errors import InvalidRequest
 
 STORABLE: Final[tuple[type[nn.Module], ...]] = (nn.Linear, nn.Conv2d, nn.Embedding)
 """Layers that can hold their weight in another form."""
+
+
+MANY_ZEROS: Final = 0.01
+"""From this share of exact zeros on, a layer is one that was pruned, and stays so."""
 
 
 class Store(nn.Module):
@@ -122,6 +126,36 @@ def taken_later(step: Step, model: nn.Module, steps: Sequence[Step]) -> str | No
             return (
                 f'"{other.kind}" comes later and takes {both[0]} too, whose weight is then in another form; give them '
                 f'different layers: layers: ["*", "!{both[0]}"]'
+            )
+    return None
+
+
+def zeros_problem(
+    step: Step,
+    steps: Sequence[Step],
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    *,
+    instead: str,
+    scaled_rows: bool = False,
+) -> str | None:
+    """Which of the layers has zeros, or gets them by an earlier step, that a form without a zero would bring back.
+
+    instead: what to take that has a zero. scaled_rows: each row has a scale, so that one of zeros alone stays so.
+    """
+    earlier = steps[: next((place for place, other in enumerate(steps) if other is step), 0)]
+    pruning = {name: other.kind for other in earlier for name in other.zeroed(model)}
+    for name, layer in layers.items():
+        told = f'"{pruning[name]}" sets weights of it to zero' if name in pruning else ""
+        weight = weight_of(layer).flatten(1 if scaled_rows else 0)
+        used = weight[(weight != 0).any(1)] if scaled_rows else weight
+        zeros = float((used == 0).double().mean()) if used.numel() else 0.0
+        if MANY_ZEROS <= zeros < 1:
+            told = f"{zeros:.0%} of its weights are zero"
+        if told:
+            return (
+                f"{name}: {told}, and one bit has no zero: all of them would come back; take {instead}, or leave the "
+                f'layer out: layers: ["*", "!{name}"]'
             )
     return None
 
