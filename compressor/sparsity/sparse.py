@@ -84,7 +84,7 @@ class Sparse(Step):
         blocks = BlockLinear(layer, self.block)
         if self.run == "blocks":
             return blocks, "blocks at run time, as asked for"
-        example = torch.randn(self.rows, layer.in_features, generator=seeded(context.seed, name))
+        example = torch.randn(self.rows, layer.in_features, generator=seeded(context.seed, name)).to(layer.weight.dtype)
         on = context.target if context.target != "cpu" and torch.cuda.is_available() else "cpu"
         found = fastest({"blocks": blocks.to(on), "dense": dense.to(on)}, example.to(on), device=on)
         blocks.to("cpu")
