@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
+import torch
 from pydantic import Field
 from torch import nn
 
@@ -34,7 +35,16 @@ class Int8Static(GraphStep):
     activation_bits: Literal[7, 8] = Field(default_factory=lambda: 7 if saturates_int8_here() else 8)
 
     def problem(self, model: nn.Module, steps: Sequence[Step]) -> str | None:
-        return super().problem(model, steps) or claimed_twice(self, model, steps)
+        return super().problem(model, steps) or claimed_twice(self, model, steps) or self._too_long(model)
+
+    def _too_long(self, model: nn.Module) -> str | None:
+        for name, layer in self.targets(model).items():
+            if isinstance(layer, nn.Conv2d) and layer.weight.dtype is torch.float64:
+                return (
+                    f"{name}: its weight is {layer.weight.dtype}, and int8 convolutions give float32 or shorter; make the "
+                    f'model .float() first, or leave the layer out: layers: ["*", "!{name}"]'
+                )
+        return None
 
     def needs_calibration(self) -> bool:
         return True

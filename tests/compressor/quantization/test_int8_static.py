@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from compressor.capture import capture
-from compressor.compress import compress_
+from compressor.compress import compress_, problems
 from compressor.model import Input, Model
 from compressor.package import package
 from compressor.packaging.compile import INT8_CONVOLUTION_CALLS, calls, compile_stage, compiler_problem
@@ -188,3 +188,10 @@ def test_convolutions_whose_padding_is_a_word_are_quantized_too() -> None:
         done = compress_(module, Int8Static(), context=_context(model))
         assert [change.layer for change in done.changes] == ["0", "2", "4"]
         assert cosine(done.module(image), exact) > 0.99
+
+
+def test_convolutions_in_64_bits_are_refused_before_anything_is_done() -> None:
+    module = Block().double()
+    (problem,) = problems(module, (Int8Static(),), _context(_model()))
+    assert "first: its weight is torch.float64, and int8 convolutions give float32 or shorter" in problem
+    assert problems(module, (Int8Static(layers=("out",)),), _context(_model())) == []
