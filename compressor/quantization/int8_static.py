@@ -41,7 +41,7 @@ class Int8Static(GraphStep):
         for name, layer in self.targets(model).items():
             if isinstance(layer, nn.Conv2d) and layer.weight.dtype is torch.float64:
                 return (
-                    f"{name}: its weight is {layer.weight.dtype}, and int8 convolutions give float32 or shorter; make the "
+                    f"{name}: its weight is {layer.weight.dtype}, and int8 convolutions give at most float32; make the "
                     f'model .float() first, or leave the layer out: layers: ["*", "!{name}"]'
                 )
         return None

@@ -146,7 +146,7 @@ class Distillation(nn.Module):
             total = total + (1 - self._share) * self._loss(outputs, targets)
         if self._pairs:
             losses = [
-                value_loss(projection(last(found[mine])), last(inside[theirs]))
+                value_loss(projection(last(found[mine]).float()), last(inside[theirs]))
                 for projection, (mine, theirs) in zip(self.projections, self._pairs.items(), strict=True)
             ]
             total = total + self._hidden_share * torch.stack(losses).mean()

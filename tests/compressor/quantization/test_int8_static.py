@@ -193,5 +193,5 @@ def test_convolutions_whose_padding_is_a_word_are_quantized_too() -> None:
 def test_convolutions_in_64_bits_are_refused_before_anything_is_done() -> None:
     module = Block().double()
     (problem,) = problems(module, (Int8Static(),), _context(_model()))
-    assert "first: its weight is torch.float64, and int8 convolutions give float32 or shorter" in problem
+    assert "first: its weight is torch.float64, and int8 convolutions give at most float32" in problem
     assert problems(module, (Int8Static(layers=("out",)),), _context(_model())) == []
