@@ -90,7 +90,7 @@ def test_convolutions_are_stored_in_few_bits_too(tmp_path: Path) -> None:
 
 def test_a_layer_too_small_to_gain_is_left_as_it_is_and_refused_where_it_is_named() -> None:
     net = nn.Sequential(nn.Linear(1, 2), nn.Linear(64, 64))
-    context = Context.of(models.chain())
+    context = Context(inputs=())
     done = compress_(net, Int4WeightOnly(layers=("1",)), context=context)
     assert [change.layer for change in done.changes] == ["1"]
     told = 'step 1 ("int4_weight_only"): 0: too small: its 2 rows of 1 would take 10 bytes instead of 8'
@@ -102,7 +102,7 @@ def test_fp8_is_refused_where_there_is_no_device_for_it() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
     net = nn.Sequential(nn.Linear(32, 32))
-    (problem,) = problems(net, (Fp8(),), Context.of(models.chain()))
+    (problem,) = problems(net, (Fp8(),), Context(inputs=()))
     assert "fp8 is computed on CUDA devices, and there is none here; take int8_dynamic" in problem
 
 
@@ -117,7 +117,7 @@ def test_a_weight_too_large_for_fp16_is_refused_with_its_layer() -> None:
     with torch.no_grad():
         layer.weight[0, 0] = 1e6
     with pytest.raises(InvalidRequest, match=r"0: a weight of 1e\+06 is too large for torch\.float16"):
-        compress_(nn.Sequential(layer), Fp16(), context=Context.of(models.chain()))
+        compress_(nn.Sequential(layer), Fp16(), context=Context(inputs=()))
     assert shortened(layer.weight, torch.bfloat16).dtype == torch.bfloat16
 
 
