@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from compressor.capture import Flat, without_fast_path
 from compressor.profiling.measure import distance
 from compressor.pruning.coupling import Place
+from compressor.step import Change
 from worker.errors import InvalidRequest
 
 _TOLERANCE: Final = 1e-4
@@ -61,6 +62,37 @@ def tolerance(module: nn.Module, outputs: Sequence[Tensor]) -> float:
     held = (tensor.dtype for tensor in (*module.parameters(), *module.buffers(), *outputs))
     steps = [torch.finfo(dtype).eps for dtype in held if dtype.is_floating_point]
     return max(_TOLERANCE, _ROUNDINGS * max(steps, default=0.0))
+
+
+def own_bytes(module: nn.Module) -> dict[str, int]:
+    """Bytes of what each module in it holds itself, by name; a tensor that several hold counts for the first."""
+    seen: set[tuple[int, int]] = set()
+    found: dict[str, int] = {}
+    for name, part in module.named_modules():
+        held = {
+            (tensor.data_ptr(), tensor.numel()): tensor.numel() * tensor.element_size()
+            for tensor in (*part.parameters(recurse=False), *part.buffers(recurse=False))
+        }
+        found[name] = sum(size for place, size in held.items() if place not in seen)
+        seen |= held.keys()
+    return found
+
+
+def told(module: nn.Module, before: Mapping[str, int], whats: Mapping[str, str]) -> list[Change]:
+    """What became of the layers in `whats`, each with all in it, and of those that lost inputs or scales with them.
+
+    before: what `own_bytes` gave before anything was removed. All changes together are the model's.
+    """
+    after = own_bytes(module)
+    changes = []
+    counted: set[str] = set()
+    for name, what in whats.items():
+        within = f"{name}." if name else ""
+        inside = [one for one in before if one not in counted and (one == name or one.startswith(within))]
+        counted.update(inside)
+        changes.append(Change(name, what, sum(before[one] for one in inside), sum(after[one] for one in inside)))
+    others = [one for one in before if one not in counted and before[one] != after[one]]
+    return changes + [Change(one, "lost what it took of these", before[one], after[one]) for one in others]
 
 
 def mask_inputs_(module: nn.Module, gone: Gone) -> None:

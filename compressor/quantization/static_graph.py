@@ -111,8 +111,9 @@ def _write_out_padding(module: GraphModule) -> None:
     What "same" pads more at the end than at the beginning is padded by an operator of its own.
     """
     for node in [node for node in module.graph.nodes if node.target is _PADDED]:
-        defaults = (None, [1, 1], "valid", [1, 1], 1)
-        taken, weight, bias, stride, padding, dilation, groups = (*node.args, *defaults[len(node.args) - 2 :])
+        given: list[Any] = [*node.args]
+        given += [None, [1, 1], "valid", [1, 1], 1][len(given) - 2 :]
+        taken, weight, bias, stride, padding, dilation, groups = given
         kernel = weight.meta["val"].shape[2:]
         whole = (
             [0, 0] if padding == "valid" else [step * (size - 1) for step, size in zip(dilation, kernel, strict=True)]

@@ -103,7 +103,9 @@ def test_heads_of_a_bert_go() -> None:
     step = PruneHeads(share=0.5)
     expected = expected_with_heads_masked(model, step, (ids, mask))
     done = compress_(model.module, step, context=Context.of(model))
-    assert [change.what for change in done.changes] == ["2 of 4 heads stay"] * 2
+    assert [change.what for change in done.changes] == ["2 of 4 heads stay"] * 2 + ["lost what it took of these"] * 2
+    assert done.changes[2].layer.endswith("attention.output.dense")
+    assert sum(change.after - change.before for change in done.changes) == done.after - done.before
     with torch.no_grad():
         torch.testing.assert_close(model.module(ids, mask), expected, rtol=1e-4, atol=1e-5)
 

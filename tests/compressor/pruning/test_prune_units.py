@@ -117,7 +117,11 @@ def test_layers_know_their_new_sizes() -> None:
     assert module.head.in_features == 16 * 4
     assert (module.up.out_features, module.gate.out_features, module.down.in_features) == (32, 32, 32)
     assert done.after < done.before
-    assert [change.what for change in done.done[0].changes] == ["8 of 16 units stay", "16 of 24 units stay"]
+    assert [change.what for change in done.done[0].changes if "stay" in change.what] == [
+        "8 of 16 units stay",
+        "16 of 24 units stay",
+    ]
+    assert sum(change.after - change.before for change in done.changes) == done.after - done.before
 
 
 def test_the_worst_go_and_random_ones_are_the_seeds() -> None:
@@ -185,7 +189,7 @@ def test_models_in_other_floats_lose_units_too(dtype: torch.dtype) -> None:
     module = nn.Sequential(*(_Residual() for _ in range(12))).to(dtype)  # twelve, in which roundings add up
     x = torch.randn(7, 96).to(dtype)
     done = compress_(module, PruneNeurons(share=0.3, layers=("*.up",)), context=Context(inputs=(Input("x", x, ()),)))
-    assert len(done.changes) == 12
+    assert sum(change.what.endswith("units stay") for change in done.changes) == 12
     assert {tensor.dtype for tensor in module.state_dict().values()} == {dtype} == {module(x).dtype}
 
 
