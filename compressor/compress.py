@@ -60,6 +60,7 @@ def compress_(model: nn.Module, *steps: Step, context: Context) -> Compression:
         context = replace(context, teacher=copy.deepcopy(model))
     before = stored_bytes(model)
     digest = weights_digest(model)
+    names = _names(model)
     done: list[Done] = []
     module = model
     for index, step in enumerate(steps):
@@ -75,15 +76,17 @@ def compress_(model: nn.Module, *steps: Step, context: Context) -> Compression:
         if not changes or after == digest:
             raise InvalidRequest(f"{_name(index, step)} changed nothing; leave it out, or give it other layers")
         digest = after
-        if step.phase is Phase.STRUCTURE:
+        left = _names(model)
+        if not names <= left:
             _check_what_comes(model, steps, index)
+        names = left
         done.append(Done(step, tuple(changes), time.perf_counter() - began))
     _check_that_it_runs(module, steps, context)
     return Compression(module, tuple(done), before, stored_bytes(module))
 
 
 def _check_what_comes(model: nn.Module, steps: Sequence[Step], place: int) -> None:
-    """Asks the steps after `steps[place]` again, which changed names and sizes, before anything else is done.
+    """Asks the steps after `steps[place]` again, which took layers away, before anything else is done.
 
     Raises:
         InvalidRequest: some cannot work any more.
@@ -161,6 +164,10 @@ def order_problems(steps: Sequence[Step]) -> list[str]:
     if sum(isinstance(step, GraphStep) for step in steps) > 1:
         found.append("only one step can work on the captured graph; put the layers of both into one")
     return found
+
+
+def _names(model: nn.Module) -> frozenset[str]:
+    return frozenset(name for name, _ in model.named_modules())
 
 
 def _name(index: int, step: Step) -> str:
