@@ -3,7 +3,8 @@
 import io
 import linecache
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Final, cast
 
@@ -69,6 +70,21 @@ def export(model: Model, *, functional: bool) -> ExportedProgram:
             return exported.run_decompositions({}) if functional else exported
         except Exception as error:  # torch.export raises errors of many unrelated types
             raise CaptureError(_explain(model, error)) from error
+
+
+@contextmanager
+def without_fast_path() -> Iterator[None]:
+    """PyTorch's own transformer layers call the layers in them, one after the other, as they do in a capture.
+
+    Else, in evaluation mode, an nn.TransformerEncoder may give them what is not padding as one nested tensor, which
+    hooks cannot look at.
+    """
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 class Flat(torch.nn.Module):

@@ -9,6 +9,7 @@ from typing import Final
 import torch
 from torch import nn
 
+from compressor.capture import without_fast_path
 from compressor.sources.sources import weights_digest
 from compressor.step import Change, Context, GraphStep, Phase, Step, stored_bytes
 from worker.errors import InvalidRequest
@@ -48,7 +49,7 @@ def compress_(model: nn.Module, *steps: Step, context: Context) -> Compression:
 
     Raises:
         InvalidRequest: some of the steps cannot work, with every reason in one message and `model` as it was; or a step
-            changed nothing.
+            changed nothing, or left a model on which later ones cannot work; or what came of it does not run.
         ShardlineError: a step failed; the model may be changed in part.
     """
     found = problems(model, steps, context)
@@ -59,6 +60,7 @@ def compress_(model: nn.Module, *steps: Step, context: Context) -> Compression:
         context = replace(context, teacher=copy.deepcopy(model))
     before = stored_bytes(model)
     digest = weights_digest(model)
+    names = _names(model)
     done: list[Done] = []
     module = model
     for index, step in enumerate(steps):
@@ -74,8 +76,50 @@ def compress_(model: nn.Module, *steps: Step, context: Context) -> Compression:
         if not changes or after == digest:
             raise InvalidRequest(f"{_name(index, step)} changed nothing; leave it out, or give it other layers")
         digest = after
+        left = _names(model)
+        if not names <= left:
+            _check_what_comes(model, steps, index)
+        names = left
         done.append(Done(step, tuple(changes), time.perf_counter() - began))
+    _check_that_it_runs(module, steps, context)
     return Compression(module, tuple(done), before, stored_bytes(module))
+
+
+def _check_what_comes(model: nn.Module, steps: Sequence[Step], place: int) -> None:
+    """Asks the steps after `steps[place]` again, which took layers away, before anything else is done.
+
+    Raises:
+        InvalidRequest: some cannot work any more.
+    """
+    found = [
+        f"{_name(index, step)}: {problem}"
+        for index, step in enumerate(steps)
+        if index > place and (problem := step.problem(model, steps)) is not None
+    ]
+    if found:
+        raise InvalidRequest(
+            f"{'; '.join(found)}; so it is after {_name(place, steps[place])}: later steps name the layers that are "
+            "left, by the names that they then have"
+        )
+
+
+def _check_that_it_runs(module: nn.Module, steps: Sequence[Step], context: Context) -> None:
+    """Runs what came of it on the examples, where they are and it is for this machine's processor.
+
+    Raises:
+        InvalidRequest: it does not run: its code does more with its layers than to call them.
+    """
+    if not context.inputs or context.target != "cpu":
+        return
+    try:
+        with torch.no_grad(), without_fast_path():
+            module.eval()(*context.examples)
+    except (RuntimeError, ValueError, IndexError, AttributeError, TypeError) as error:
+        raise InvalidRequest(
+            f"{type(module).__name__} does not run after {', '.join(step.kind for step in steps)} "
+            f"({str(error).splitlines()[0][:200]}): its code does more with a layer than to call it, as to use its "
+            "weight; leave that layer out"
+        ) from error
 
 
 def problems(model: nn.Module, steps: Sequence[Step], context: Context) -> list[str]:
@@ -120,6 +164,10 @@ def order_problems(steps: Sequence[Step]) -> list[str]:
     if sum(isinstance(step, GraphStep) for step in steps) > 1:
         found.append("only one step can work on the captured graph; put the layers of both into one")
     return found
+
+
+def _names(model: nn.Module) -> frozenset[str]:
+    return frozenset(name for name, _ in model.named_modules())
 
 
 def _name(index: int, step: Step) -> str:

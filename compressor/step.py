@@ -163,6 +163,11 @@ class Step(BaseModel):
             if name and (not self.takes or type(module) in self.takes) and selected(name, self.layers)
         }
 
+    def zeroed(self, model: nn.Module) -> frozenset[str]:
+        """The layers in which it sets weights to zero that are to stay zero, whatever comes after it."""
+        del model
+        return frozenset()
+
     def needs_calibration(self) -> bool:
         """Whether the step looks at activations, so that it cannot work without calibration data."""
         return False
@@ -211,8 +216,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def patterns_problem(model: nn.Module, patterns: Sequence[str]) -> str | None:
-    """The pattern that matches no module, with the nearest name; None where each matches something."""
+    """The pattern that matches no module, and no parameter that the model itself holds, with the nearest name; None
+    where each matches something.
+    """
     names = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
+    names += [name for name, _ in model.named_parameters(recurse=False)]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern.removeprefix("!")) for name in names):
             return f'layers: "{pattern}" matches nothing{nearest(pattern.removeprefix("!").strip("*."), names)}'
@@ -258,14 +266,73 @@ def replace_layer_(model: nn.Module, layer: nn.Module, new: nn.Module) -> None:
     new.train(layer.training)
     for parent, name in places:
         setattr(parent, name, new)
+    _call_the_layers(model, new)
+
+
+def _call_the_layers(model: nn.Module, new: nn.Module) -> None:
+    """Keeps PyTorch's own transformer layers from their fast path, which takes the weights of the layers in them and
+    computes by itself: it would look for the weight that `new` has in another form.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer) and any(part is new for part in module.modules()):
+            module.activation_relu_or_gelu = 0  # to PyTorch: an activation that the fast path does not know
+        if isinstance(module, nn.TransformerEncoder) and any(part is new for part in module.modules()):
+            module.use_nested_tensor = False  # which only the fast path can compute with
 
 
 def stored_bytes(module: nn.Module) -> int:
     """Bytes that a module's parameters and buffers take; a tensor that is there twice counts once."""
-    held: dict[tuple[int, int], int] = {}
-    for tensor in (*module.parameters(), *module.buffers()):
-        held[tensor.data_ptr(), tensor.numel()] = tensor.numel() * tensor.element_size()
-    return sum(held.values())
+    return sum(_held(module).values())
+
+
+def _held(module: nn.Module) -> dict[tuple[int, int], int]:
+    """Each tensor that a module holds, by its place in memory: its bytes."""
+    return {
+        (tensor.data_ptr(), tensor.numel()): tensor.numel() * tensor.element_size()
+        for tensor in (*module.parameters(), *module.buffers())
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Replaced:
+    """A layer, and what took its place. what: was done to it, in a few words."""
+
+    name: str
+    what: str
+    layer: nn.Module
+    new: nn.Module
+
+
+def changes_of(model: nn.Module, replaced: Sequence[Replaced]) -> list[Change]:
+    """What was done to each layer, asked when `model` holds what took their places.
+
+    A tensor that several of the layers hold counts for the first one, before and after. One that the model needs still,
+    because something that was not replaced holds it too, counts after as well: all changes together are the model's.
+    """
+    left = _held(model)
+    before: dict[tuple[int, int], str] = {}  # which layer each tensor counts for
+    after: set[tuple[int, int]] = set()
+    changes = []
+    for one in replaced:
+        old, new = _held(one.layer), _held(one.new)
+        stays = {place: size for place, size in old.items() if place in left and place not in new}
+        tied = next((before[place] for place in old if place in before), None)
+        what = one.what
+        if tied is not None:
+            what += f"; its weight is that of {tied}, and counted there"
+        elif stays:
+            what += "; the weight that it had stays, as another layer holds it too"
+        changes.append(
+            Change(
+                one.name,
+                what,
+                sum(size for place, size in old.items() if place not in before),
+                sum(size for place, size in (new | stays).items() if place not in after),
+            )
+        )
+        before = dict.fromkeys(old, one.name) | before
+        after |= set(new | stays)
+    return changes
 
 
 def seeded(seed: int, name: str = "") -> torch.Generator:

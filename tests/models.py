@@ -158,3 +158,64 @@ def attention() -> Model:
         outputs=("vector",),
         axes=(Axis("batch", 1, 256), Axis("length", 1, 512)),
     )
+
+
+class _Encoder(nn.Module):
+    """PyTorch's own encoder, and the mean over what is not masked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(32, 4, 64, batch_first=True), 2)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        y = self.encoder(x, src_key_padding_mask=mask == 0)
+        weight = mask.unsqueeze(-1).to(x.dtype)
+        mean: torch.Tensor = (y * weight).sum(1) / weight.sum(1).clamp(min=1)
+        return mean
+
+
+def encoder() -> Model:
+    """x FP32 [batch, length, 32], mask INT64 [batch, length], padded with 0 → vector FP32 [batch, 32]."""
+    x = torch.randn(3, 5, 32, generator=torch.Generator().manual_seed(0))
+    mask = torch.ones(3, 5, dtype=torch.int64)
+    mask[1:, 3:] = 0
+    return Model(
+        _Encoder().eval(),
+        (Input("x", x, ("batch", "length", None), pad=0.0), Input("mask", mask, ("batch", "length"), pad=0)),
+        outputs=("vector",),
+        axes=(Axis("batch", 1, 64), Axis("length", 1, 64)),
+    )
+
+
+class _LanguageModel(nn.Module):
+    """Causal attention over tokens and learned places; the embedding of tokens is the last layer's weight too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.place = nn.Parameter(torch.randn(1, 16, 32) * 0.1)
+        self.token = nn.Embedding(96, 32)
+        self.qkv, self.out = nn.Linear(32, 96), nn.Linear(32, 32)
+        self.up, self.down = nn.Linear(32, 64), nn.Linear(64, 32)
+        self.head = nn.Linear(32, 96, bias=False)
+        self.head.weight = self.token.weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.token(ids) + self.place[:, : ids.shape[1]]
+        q, k, v = (part.unflatten(-1, (4, 8)).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
+        y = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.out(y.transpose(1, 2).flatten(2))
+        logits: torch.Tensor = self.head(x + self.down(nn.functional.gelu(self.up(x))))
+        return logits
+
+
+def language_model() -> Model:
+    """ids INT64 [batch, length] → logits FP32 [batch, length, 96]. `token` and `head` are tied."""
+    ids = torch.randint(0, 96, (2, 7), generator=torch.Generator().manual_seed(0))
+    return Model(
+        _LanguageModel().eval(),
+        (Input("ids", ids, ("batch", "length"), pad=0),),
+        outputs=("logits",),
+        axes=(Axis("batch", 1, 64), Axis("length", 1, 16)),
+    )

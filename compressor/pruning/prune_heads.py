@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from compressor.pruning.coupling import Place
 from compressor.pruning.masks import RANDOM, Score
-from compressor.pruning.removal import compare, mask_inputs_, shrink_
-from compressor.step import Change, Context, Phase, Step, seeded, selected, stored_bytes
+from compressor.pruning.removal import compare, mask_inputs_, own_bytes, shrink_, told
+from compressor.step import Change, Context, Phase, Step, seeded, selected
 from compressor.weights.stored import weight_of
 from worker.errors import InvalidRequest
 
@@ -83,29 +83,34 @@ class PruneHeads(Step):
     multiple: int = Field(default=1, ge=1, le=256)
 
     def problem(self, model: nn.Module, steps: Sequence[Step]) -> str | None:
-        told = super().problem(model, steps)
-        if told is not None:
-            return told
+        problem = super().problem(model, steps)
+        if problem is not None:
+            return problem
         found = self.attentions(model)
         if not found:
-            return (
-                f"{', '.join(self.layers)}: no attention found there; looked for modules with linear layers named "
-                f"{', or '.join(' '.join(names) for names in _NAMES)}, an output projection, and a number of heads"
-            )
+            return self._none_found()
         if all(one.groups <= self.multiple for one in found):
             return f"{found[0].path} has {found[0].groups} heads: too few to take some away"
         return None
+
+    def _none_found(self) -> str:
+        return (
+            f"{', '.join(self.layers)}: no attention found there; looked for modules with linear layers named "
+            f"{', or '.join(' '.join(names) for names in _NAMES)}, an output projection, and a number of heads"
+        )
 
     def attentions(self, model: nn.Module) -> list[Attention]:
         return [one for one in attentions(model) if selected(one.path, self.layers)]
 
     def apply_(self, model: nn.Module, context: Context) -> list[Change]:
         found = self.attentions(model)
+        if not found:
+            raise InvalidRequest(self._none_found())
         scores = [self._scores(model, one, context.seed) for one in found]
         limit = torch.cat(scores).sort().values[: max(1, round(self.share * sum(map(len, scores))))][-1]
         gone: dict[Place, Tensor] = {}
         worst: list[Tensor] = []
-        before = {one.path: stored_bytes(one.module) for one in found}
+        before = own_bytes(model)
         known = dict(model.named_parameters(remove_duplicate=False))
         for one, score in zip(found, scores, strict=True):
             wanted = round(self.share * one.groups) if self.among == "layer" else int((score <= limit).sum())
@@ -113,8 +118,8 @@ class PruneHeads(Step):
             worst.append(score.argsort(stable=True)[: max(0, one.groups - stay)].sort().values)
             gone |= {place: indices for place, indices in one.places(worst[-1]).items() if place.tensor in known}
         if not any(map(len, worst)):
-            told = ", ".join(f"{one.path} has {one.groups}" for one in found)[:300]
-            raise InvalidRequest(f"no head goes: {told}, and multiples of {self.multiple} stay; ask for more")
+            there = ", ".join(f"{one.path} has {one.groups}" for one in found)[:300]
+            raise InvalidRequest(f"no head goes: {there}, and multiples of {self.multiple} stay; ask for more")
         mask_inputs_(model, gone)
 
         def change() -> None:
@@ -123,16 +128,14 @@ class PruneHeads(Step):
                 _tell_heads(one, one.groups - len(groups))
 
         compare(model, context.examples, change)
-        return [
-            Change(
-                one.path,
-                f"{(one.groups - len(groups)) * one.queries_a_group} of {one.groups * one.queries_a_group} heads stay",
-                before[one.path],
-                stored_bytes(one.module),
+        whats = {
+            one.path: (
+                f"{(one.groups - len(groups)) * one.queries_a_group} of {one.groups * one.queries_a_group} heads stay"
             )
             for one, groups in zip(found, worst, strict=True)
             if len(groups)
-        ]
+        }
+        return told(model, before, whats)
 
     def _scores(self, model: nn.Module, one: Attention, seed: int) -> Tensor:
         """FP64 [groups]."""

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from compressor.capture import Flat
+from compressor.capture import Flat, without_fast_path
 from compressor.pruning.removal import compare
 from compressor.step import Change, Context, Phase, Step, seeded, selected, stored_bytes
 from worker.errors import InvalidRequest
@@ -21,6 +21,8 @@ class PruneLayers(Step):
     Sources: Sajjad et al., "On the Effect of Dropping Layers", 2023; "influence" is that of ShortGPT (Men et al.,
     2024). Saves storage, resident memory and time in proportion, on any device, and more surely than any other pruning;
     it costs accuracy that distillation wins back in part.
+
+    Names move: the blocks that stay are numbered anew, without gaps, and later steps must name them so.
 
     layers: the blocks that may go. Only blocks whose result is of the shape of what they take do.
     count: how many go.
@@ -125,7 +127,7 @@ def _watch(
 
         return watch
 
-    with ExitStack() as hooks, torch.no_grad():
+    with ExitStack() as hooks, torch.no_grad(), without_fast_path():
         for name, block in blocks.items():
             hooks.callback(block.register_forward_hook(watcher(seen[name]), with_kwargs=True).remove)
         run = Flat(model.eval())

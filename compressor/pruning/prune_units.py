@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from compressor.pruning.coupling import Coupled, Place, coupled
 from compressor.pruning.masks import RANDOM, Score
-from compressor.pruning.removal import remove_
-from compressor.step import Change, Context, Phase, Step, seeded, stored_bytes
+from compressor.pruning.removal import own_bytes, remove_, told
+from compressor.step import Change, Context, Phase, Step, seeded
 from worker.errors import InvalidRequest
 
 
@@ -54,19 +54,18 @@ class PruneUnits(Step):
     def apply_(self, model: nn.Module, context: Context) -> list[Change]:
         groups = self.groups(model, context)
         worst = self.worst(model, groups, context.seed)
-        sizes = {name: stored_bytes(layer) for name, layer in model.named_modules()}
+        sizes = own_bytes(model)
         if not any(map(len, worst)):
-            told = ", ".join(f"{_layer(group.makers[0])} has {group.units}" for group in groups)[:300]
-            raise InvalidRequest(f"nothing goes: {told}, and multiples of {self.multiple} stay; ask for more")
+            there = ", ".join(f"{_layer(group.makers[0])} has {group.units}" for group in groups)[:300]
+            raise InvalidRequest(f"nothing goes: {there}, and multiples of {self.multiple} stay; ask for more")
         remove_(model, places(groups, worst), context.examples)
-        after = dict(model.named_modules())
-        changes = []
+        whats: dict[str, str] = {}
         for group, units in zip(groups, worst, strict=True):
             name = _layer(group.makers[0])
             if len(units):
                 what = f"{group.units - len(units)} of {group.units} units stay"
-                changes.append(Change(name, what, sizes[name], stored_bytes(after[name])))
-        return changes
+                whats[name] = f"{whats[name]}; {what}" if name in whats else what
+        return told(model, sizes, whats)
 
     def groups(self, model: nn.Module, context: Context) -> list[Coupled]:
         """The groups of units that this step may remove.

@@ -78,6 +78,9 @@ class PruneWeights(Step):
     def problem(self, model: nn.Module, steps: Sequence[Step]) -> str | None:
         return super().problem(model, steps) or self._too_small(model)
 
+    def zeroed(self, model: nn.Module) -> frozenset[str]:
+        return frozenset(self.fitting(model))
+
     def apply_(self, model: nn.Module, context: Context) -> list[Change]:
         layers = self.fitting(model)
         masks = self.masks(layers, context.seed)

@@ -13,8 +13,8 @@ from torch import nn
 from compressor.quantization.coded import Bits, CodedWeight
 from compressor.quantization.quantize import Int8Linear
 from compressor.quantization.short_floats import Fp8Linear, short
-from compressor.step import Change, Context, Phase, Step, replace_layer_, stored_bytes
-from compressor.weights.stored import STORABLE, stored, unstorable
+from compressor.step import Change, Context, Phase, Replaced, Step, changes_of, replace_layer_
+from compressor.weights.stored import STORABLE, Stored, Ties, stored, unstorable, zeros_problem
 from worker.errors import InvalidRequest
 
 
@@ -27,21 +27,31 @@ class Format(Step):
         return super().problem(model, steps) or self._nothing_fits(model) or claimed_twice(self, model, steps)
 
     def apply_(self, model: nn.Module, context: Context) -> list[Change]:
-        changes = []
+        done, ties = [], Ties()
         for name, layer in self.targets(model).items():
             if self.unfit(layer):
                 continue
+            twin = ties.twin(layer)
             try:
-                new = self.made(layer)
+                new = self.made(layer) if twin is None else self.made_like(layer, twin)
             except InvalidRequest as error:
                 raise InvalidRequest(f"{name}: {error}") from error
             replace_layer_(model, layer, new)
-            changes.append(Change(name, self.kind, stored_bytes(layer), stored_bytes(new)))
-        return changes
+            ties.add(layer, new)
+            done.append(Replaced(name, self.kind, layer, new))
+        return changes_of(model, done)
 
     def made(self, layer: nn.Module) -> nn.Module:
         """What takes the layer's place."""
         raise NotImplementedError
+
+    def made_like(self, layer: nn.Module, twin: nn.Module) -> nn.Module:
+        """What takes the layer's place, holding the weight that `twin` holds, whose layer had the same."""
+        new = self.made(layer)
+        for name in ("weight", "scale"):
+            if hasattr(twin, name):
+                setattr(new, name, getattr(twin, name))
+        return new
 
     def unfit(self, layer: nn.Module) -> str | None:
         """Why a layer is left as it is."""
@@ -97,6 +107,9 @@ class WeightOnly(Format):
     def made(self, layer: nn.Module) -> nn.Module:
         return stored(layer, CodedWeight(_weight(layer), self.bits, self.group))
 
+    def made_like(self, layer: nn.Module, twin: nn.Module) -> nn.Module:
+        return stored(layer, twin.store) if isinstance(twin, Stored) else self.made(layer)
+
     def unfit(self, layer: nn.Module) -> str | None:
         weight = _weight(layer)
         rows, columns = weight.shape[0], weight[0].numel()
@@ -140,11 +153,17 @@ class Binary(WeightOnly):
     """Weights that are -scale or scale: 1 bit each (Rastegari et al., "XNOR-Net", 2016, the weights' half of it).
 
     Storage a thirty-second of fp32's. Without training most models lose nearly all by it. No kernel computes with one
-    bit here: storage only, in compiled stages. Any device.
+    bit here: storage only, in compiled stages. Any device. Pruned layers are refused: it has no zero.
     """
 
     bits: ClassVar[Bits] = 1
     kind: Literal["binary"] = "binary"
+
+    def problem(self, model: nn.Module, steps: Sequence[Step]) -> str | None:
+        able = {name: layer for name, layer in self.targets(model).items() if self.unfit(layer) is None}
+        return super().problem(model, steps) or zeros_problem(
+            self, steps, model, able, instead='"ternary"', scaled_rows=True
+        )
 
 
 class ShortFloat(Format):

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
+import torch
 from pydantic import Field
 from torch import nn
 
@@ -10,7 +11,8 @@ from compressor.model import Model
 from compressor.quantization.formats import claimed_twice
 from compressor.quantization.static_graph import quantize_convolutions
 from compressor.quantization.static_linear import Int8StaticLinear, input_ranges
-from compressor.step import Change, Context, GraphStep, Step, replace_layer_, stored_bytes
+from compressor.step import Change, Context, GraphStep, Replaced, Step, changes_of, replace_layer_, stored_bytes
+from compressor.weights.stored import Ties
 from worker.processor import saturates_int8_here
 
 
@@ -33,20 +35,33 @@ class Int8Static(GraphStep):
     activation_bits: Literal[7, 8] = Field(default_factory=lambda: 7 if saturates_int8_here() else 8)
 
     def problem(self, model: nn.Module, steps: Sequence[Step]) -> str | None:
-        return super().problem(model, steps) or claimed_twice(self, model, steps)
+        return super().problem(model, steps) or claimed_twice(self, model, steps) or self._too_long(model)
+
+    def _too_long(self, model: nn.Module) -> str | None:
+        for name, layer in self.targets(model).items():
+            if isinstance(layer, nn.Conv2d) and layer.weight.dtype is torch.float64:
+                return (
+                    f"{name}: its weight is {layer.weight.dtype}, and int8 convolutions give at most float32; make the "
+                    f'model .float() first, or leave the layer out: layers: ["*", "!{name}"]'
+                )
+        return None
 
     def needs_calibration(self) -> bool:
         return True
 
     def apply_(self, model: nn.Module, context: Context) -> list[Change]:
         linears = {name: layer for name, layer in self.targets(model).items() if isinstance(layer, nn.Linear)}
-        changes = []
+        done, ties = [], Ties()
         for name, largest in input_ranges(model, linears, context.calibration).items():
             layer = linears[name]
             new = Int8StaticLinear(layer, largest)
+            twin = ties.twin(layer)
+            if isinstance(twin, Int8StaticLinear):
+                new.weight = twin.weight  # scales are each one's own, as what the layers take is
             replace_layer_(model, layer, new)
-            changes.append(Change(name, f"{self.kind}, ±{largest:.4g}", stored_bytes(layer), stored_bytes(new)))
-        return changes
+            ties.add(layer, new)
+            done.append(Replaced(name, f"{self.kind}, ±{largest:.4g}", layer, new))
+        return changes_of(model, done)
 
     def apply_graph(self, model: nn.Module, context: Context) -> tuple[nn.Module, list[Change]]:
         convolutions = {name: layer for name, layer in self.targets(model).items() if isinstance(layer, nn.Conv2d)}

@@ -22,6 +22,9 @@ from worker.errors import InvalidRequest
 _WITHIN: Final = "module."
 """Before the names of modules on the graph: see `Flat`."""
 _CONVOLUTION: Final = torch.ops.aten.conv2d.default
+_PADDED: Final = torch.ops.aten.conv2d.padding
+"""The same with its padding as a word."""
+_PAD: Final = torch.ops.aten.constant_pad_nd.default
 
 
 class Quantized(nn.Module):
@@ -63,6 +66,7 @@ def quantize_convolutions(
         quantizer = x86.X86InductorQuantizer()
         configuration = x86.get_default_x86_inductor_quantization_config(reduce_range=activation_bits == 7)
         quantizer.set_module_type_qconfig(nn.Conv2d, configuration)
+        _write_out_padding(graph)
         for node in graph.graph.nodes:
             if node.target is _CONVOLUTION and (name := _layer(node)) not in names:
                 quantizer.set_module_name_qconfig(_WITHIN + name, None)
@@ -99,6 +103,32 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
+
+
+def _write_out_padding(module: GraphModule) -> None:
+    """Gives convolutions whose padding is a word the same padding in numbers: the quantizer knows no other.
+
+    What "same" pads more at the end than at the beginning is padded by an operator of its own.
+    """
+    for node in [node for node in module.graph.nodes if node.target is _PADDED]:
+        given: list[Any] = [*node.args]
+        given += [None, [1, 1], "valid", [1, 1], 1][len(given) - 2 :]
+        taken, weight, bias, stride, padding, dilation, groups = given
+        kernel = weight.meta["val"].shape[2:]
+        whole = (
+            [0, 0] if padding == "valid" else [step * (size - 1) for step, size in zip(dilation, kernel, strict=True)]
+        )
+        sides = [size // 2 for size in whole]
+        if any(size % 2 for size in whole):
+            # Pairs of (before, after), from the last dimension to the first.
+            pads = [part for side, size in zip(sides[::-1], whole[::-1], strict=True) for part in (side, size - side)]
+            with module.graph.inserting_before(node):
+                padded = module.graph.call_function(_PAD, (taken, pads))
+            padded.meta["val"] = _PAD(taken.meta["val"], pads)
+            taken, sides = padded, [0, 0]
+        node.target = _CONVOLUTION
+        node.args = (taken, weight, bias, stride, sides, dilation, groups)
+    module.recompile()
 
 
 def _layer(node: Node) -> str:

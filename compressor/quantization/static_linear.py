@@ -8,6 +8,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from compressor.capture import without_fast_path
 from worker.errors import InvalidRequest
 
 _LARGEST: Final = 127
@@ -70,7 +71,7 @@ def input_ranges(
         counts[name] = counts[name] + found if name in counts else found
 
     for see in (see_largest, see_counts):
-        with torch.no_grad(), _watched(layers, see):
+        with torch.no_grad(), without_fast_path(), _watched(layers, see):
             for batch in batches:
                 model(*batch)
     return {name: _best(counts[name], value) for name, value in largest.items()}

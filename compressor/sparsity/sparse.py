@@ -12,8 +12,8 @@ from compressor.pruning.masks import as_rows
 from compressor.pruning.prune_weights import PruneWeights, Side
 from compressor.sparsity.block_linear import BlockLinear
 from compressor.sparsity.sparse_weight import BsrWeight, CsrWeight, NofMWeight
-from compressor.step import Change, Context, Phase, Step, none_gains, replace_layer_, seeded, stored_bytes
-from compressor.weights.stored import Store, dense_bytes, stored, taken_later, unstorable, weight_of
+from compressor.step import Change, Context, Phase, Replaced, Step, changes_of, none_gains, replace_layer_, seeded
+from compressor.weights.stored import Store, Stored, Ties, dense_bytes, stored, taken_later, unstorable, weight_of
 from worker.errors import InvalidRequest
 
 
@@ -64,13 +64,15 @@ class Sparse(Step):
         if not able:
             name, layer = next(iter(self.targets(model).items()))
             raise InvalidRequest(f"no layer gains by it; {name}: {self._loses(layer)}")
-        changes = []
+        done, ties = [], Ties()
         for name, layer in able.items():
-            new, what = self._made(name, layer, context)
+            twin = ties.twin(layer)
+            new, what = self._made(name, layer, context) if twin is None else self._made_like(layer, twin)
             replace_layer_(model, layer, new)
+            ties.add(layer, new)
             zeros = float((weight_of(layer) == 0).double().mean())
-            changes.append(Change(name, f"{zeros:.1%} zeros; {what}", stored_bytes(layer), stored_bytes(new)))
-        return changes
+            done.append(Replaced(name, f"{zeros:.1%} zeros; {what}", layer, new))
+        return changes_of(model, done)
 
     def _made(self, name: str, layer: nn.Module, context: Context) -> tuple[nn.Module, str]:
         """The layer in its sparse form, and how it runs and why."""
@@ -82,7 +84,7 @@ class Sparse(Step):
         blocks = BlockLinear(layer, self.block)
         if self.run == "blocks":
             return blocks, "blocks at run time, as asked for"
-        example = torch.randn(self.rows, layer.in_features, generator=seeded(context.seed, name))
+        example = torch.randn(self.rows, layer.in_features, generator=seeded(context.seed, name)).to(layer.weight.dtype)
         on = context.target if context.target != "cpu" and torch.cuda.is_available() else "cpu"
         found = fastest({"blocks": blocks.to(on), "dense": dense.to(on)}, example.to(on), device=on)
         blocks.to("cpu")
@@ -90,6 +92,15 @@ class Sparse(Step):
         times = f"blocks {found.seconds['blocks'] * 1e6:.0f} µs, dense {found.seconds['dense'] * 1e6:.0f} µs"
         told = f"{found.name} at run time: {times} for {self.rows} rows on {on}"
         return (blocks if found.name == "blocks" else dense), told
+
+    def _made_like(self, layer: nn.Module, twin: nn.Module) -> tuple[nn.Module, str]:
+        """The same for a layer with the weight of the one that `twin` took the place of: they go on sharing it."""
+        what = "as the layer that has the same weight"
+        if isinstance(twin, Stored):
+            return stored(layer, twin.store), what
+        blocks = BlockLinear(layer, self.block or (1, 1))  # type: ignore[arg-type]  # only linear layers become blocks
+        blocks.values, blocks.columns = twin.values, twin.columns  # type: ignore[assignment]
+        return blocks, what
 
     def _store(self, weight: Tensor) -> Store:
         if self.block is not None:

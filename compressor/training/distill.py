@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from compressor.capture import without_fast_path
 from compressor.training.train import put_
 from compressor.training.training_data import first
 from worker.errors import InvalidRequest
@@ -37,7 +38,7 @@ class Teacher:
             self._device = inputs[0].device
             put_(self.module, self._device)
         self.module.eval()
-        with torch.no_grad(), recorded(self.module, self._layers) as found:
+        with torch.no_grad(), without_fast_path(), recorded(self.module, self._layers) as found:
             output = first(self.module(*inputs))
         return output.float(), dict(found)
 
@@ -145,7 +146,7 @@ class Distillation(nn.Module):
             total = total + (1 - self._share) * self._loss(outputs, targets)
         if self._pairs:
             losses = [
-                value_loss(projection(last(found[mine])), last(inside[theirs]))
+                value_loss(projection(last(found[mine]).float()), last(inside[theirs]))
                 for projection, (mine, theirs) in zip(self.projections, self._pairs.items(), strict=True)
             ]
             total = total + self._hidden_share * torch.stack(losses).mean()
@@ -159,7 +160,7 @@ class Distillation(nn.Module):
         training = self.student.training
         self.student.eval()
         wanted, inside = self._teacher.asked(example)
-        with torch.no_grad(), recorded(self.student, tuple(self._pairs)) as found:
+        with torch.no_grad(), without_fast_path(), recorded(self.student, tuple(self._pairs)) as found:
             self._compare(first(self.student(*example)), wanted)
         self.student.train(training)
         with torch.random.fork_rng():

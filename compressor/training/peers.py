@@ -56,6 +56,9 @@ class Alone:
 class Group:
     """The processes of `torch.distributed`'s default group."""
 
+    def __init__(self) -> None:
+        self._device = torch.device("cpu")  # of what is trained: NCCL takes no tensors of the CPU
+
     @property
     def rank(self) -> int:
         return distributed.get_rank()
@@ -66,6 +69,7 @@ class Group:
 
     @contextmanager
     def joined(self, objective: nn.Module) -> Iterator[nn.Module]:
+        self._device = next(objective.parameters()).device
         norms = {module: type(module) for module in objective.modules() if isinstance(module, _BatchNorm)}
         try:
             for norm, kind in norms.items():
@@ -81,7 +85,7 @@ class Group:
         return float(total) / self.count
 
     def any(self, flag: bool) -> bool:
-        told = torch.tensor(float(flag))
+        told = torch.tensor(float(flag), device=self._device)
         distributed.all_reduce(told, distributed.ReduceOp.MAX)
         return bool(told)
 

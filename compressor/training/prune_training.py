@@ -52,6 +52,9 @@ class PruneGradually(_Supervised):
     def problem(self, model: nn.Module, steps: Sequence[Step]) -> str | None:
         return super().problem(model, steps) or self._masks().problem(model, (self._masks(),))
 
+    def zeroed(self, model: nn.Module) -> frozenset[str]:
+        return self._masks().zeroed(model)
+
     def hooks(self, model: nn.Module, context: Context) -> Sequence[Hook]:
         masks = self._masks()
         gradual = GradualMasks(

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Final, Literal, Protocol
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from compressor.step import Training, seeded
 from compressor.training.checkpoint import Checkpoint, NoCheckpoint
@@ -200,6 +201,7 @@ class _Run:
         try:
             put_(self.objective, self.device)
             self.objective.train()
+            keep_statistics_(self.objective)
             self.optimiser = optimiser(self.objective, self.course)
             for hook in self.hooks:
                 hook.begin(self.steps)
@@ -330,6 +332,21 @@ def rate_at(course: Course, step: int, steps: int) -> float:
         return course.rate * (step + 1) / (rising + 1)
     left = (step - rising) / max(1.0, steps - rising)
     return course.rate * 0.5 * (1 + math.cos(math.pi * left))
+
+
+def keep_statistics_(objective: nn.Module) -> None:
+    """Puts normalisations that are not trained into evaluation mode, so that their running statistics are frozen too.
+
+    One without weights of its own is trained where something in the innermost module around it is.
+    """
+    modules = dict(objective.named_modules())
+    for name, norm in modules.items():
+        if isinstance(norm, _NormBase):
+            place = name
+            while place and not any(True for _ in modules[place].parameters()):
+                place = place.rpartition(".")[0]
+            if not any(parameter.requires_grad for parameter in modules[place].parameters()):
+                norm.eval()
 
 
 def put_(module: nn.Module, device: str | torch.device, layout: torch.memory_format | None = None) -> None:

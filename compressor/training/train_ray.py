@@ -8,7 +8,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,7 +31,8 @@ class RayTrainer:
     workers: how many; each has one CPU, and one GPU where the training's device is "cuda" (NCCL between them, gloo
         between CPUs).
     storage: a folder, or a URI that Ray knows, which every node reaches; checkpoints are kept in it.
-    name: of this training in `storage`. One that is there already is gone on with.
+    name: the n-th training that this is called for, from 0 on, is `name`-n in `storage`. One that is there already is
+        gone on with: whoever does a recipe again, with a new RayTrainer, goes on where it was.
     restarts: how often workers may die.
     every: steps between two checkpoints; 0: one after each epoch.
     seconds: after which the training stops with a checkpoint; None: it may take as long as it takes.
@@ -43,6 +44,7 @@ class RayTrainer:
     restarts: int = 3
     every: int = 0
     seconds: float | None = None
+    _names: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __call__(
         self,
@@ -72,6 +74,8 @@ class RayTrainer:
         began = time.perf_counter()
         until = math.inf if self.seconds is None else time.time() + self.seconds
         work = _Work(objective, data, course, tuple(hooks), seed, self.every, until)
+        name = f"{self.name}-{len(self._names)}"
+        self._names.append(name)
         say(f"training on {self.workers} workers")
         trainer = TorchTrainer(
             _train,  # type: ignore[arg-type]  # what it returns is kept, though the stub says None
@@ -79,7 +83,7 @@ class RayTrainer:
             torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=_TOGETHER_S),
             scaling_config=train.ScalingConfig(num_workers=self.workers, use_gpu=gpu),
             run_config=train.RunConfig(
-                name=self.name,
+                name=name,
                 storage_path=self.storage,
                 failure_config=train.FailureConfig(max_failures=self.restarts),
                 checkpoint_config=train.CheckpointConfig(num_to_keep=2),

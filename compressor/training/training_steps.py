@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 from torch import nn
 
-from compressor.step import Change, Context, Phase, Step, stored_bytes
+from compressor.step import Change, Context, Phase, Step, selected, stored_bytes
 from compressor.training.distill import Distillation, DistillationNetwork, Match, NetworkDistillation, layers_of
 from compressor.training.prune_hooks import KeepZeros
 from compressor.training.train import Course, Fraction, Hook, NotNegative, Positive, Supervised, train_
@@ -17,7 +17,8 @@ from worker.errors import InvalidRequest
 class TrainingStep(Step, Course):
     """A step that trains. It saves nothing itself: it wins back accuracy that other steps cost, on any device.
 
-    layers: what is trained; all else is frozen.
+    layers: what is trained, parameters that the model itself holds included; all else is frozen, the running statistics
+        of its norms too.
     """
 
     phase: ClassVar[Phase] = Phase.TRAIN
@@ -29,7 +30,7 @@ class TrainingStep(Step, Course):
         if context.training is None:
             raise InvalidRequest(f'"{self.kind}" trains and there is no training data; give some')
         before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-        trained = {id(parameter) for layer in self.targets(model).values() for parameter in layer.parameters()}
+        trained = {id(parameter) for parameter in self.trained(model)}
         try:
             for parameter, _ in before:
                 parameter.requires_grad_(id(parameter) in trained and parameter.is_floating_point())
@@ -48,6 +49,11 @@ class TrainingStep(Step, Course):
         size = stored_bytes(model)
         return [Change("", f"{found.steps} steps, loss {found.losses[0]:.4g} → {found.losses[-1]:.4g}", size, size)]
 
+    def trained(self, model: nn.Module) -> list[nn.Parameter]:
+        """All in the targets, and what the patterns take of what the model itself holds, as a class token."""
+        own = [parameter for name, parameter in model.named_parameters(recurse=False) if selected(name, self.layers)]
+        return [*own, *(parameter for layer in self.targets(model).values() for parameter in layer.parameters())]
+
     def objective(self, model: nn.Module, context: Context) -> nn.Module:
         """What is trained; called with (inputs, targets) it returns the loss."""
         raise NotImplementedError
@@ -60,7 +66,7 @@ class TrainingStep(Step, Course):
     def problem(self, model: nn.Module, steps: Sequence[Step]) -> str | None:
         return super().problem(model, steps) or (
             None
-            if any(parameter.numel() for layer in self.targets(model).values() for parameter in layer.parameters())
+            if any(parameter.numel() for parameter in self.trained(model))
             else f"{', '.join(self.layers)}: nothing there can be trained"
         )
 

@@ -8,9 +8,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from compressor.step import Change, Context, Phase, Step, none_gains, replace_layer_, stored_bytes
+from compressor.step import Change, Context, Phase, Replaced, Step, changes_of, none_gains, replace_layer_
 from compressor.weights.moments import input_moments
-from compressor.weights.stored import weight_of
+from compressor.weights.stored import Ties, weight_of
 from worker.errors import InvalidRequest
 
 _RIDGE: Final = 1e-6
@@ -75,21 +75,23 @@ class LowRank(Step):
                 f"no layer gets smaller: {', '.join(f'{name} needs rank {rank}' for name, rank in ranks.items())[:300]}"
                 "; ask for less energy, or leave the step out"
             )
-        changes = []
+        done, ties = [], Ties()
         for name, layer in layers.items():
-            size = stored_bytes(layer)
             if name not in able:
-                changes.append(Change(name, f"kept: {self._loses(layer)}", size, size))
+                done.append(Replaced(name, f"kept: {self._loses(layer)}", layer, layer))
             elif ranks[name] >= _limit(found[name]):
                 what = f"kept: rank {ranks[name]} would take as many weights, or more"
-                changes.append(Change(name, what, size, size))
+                done.append(Replaced(name, what, layer, layer))
             else:
-                new = factored(layer, *found[name].factors(ranks[name]))
+                new, twin = factored(layer, *found[name].factors(ranks[name])), ties.twin(layer)
+                if twin is not None:
+                    _tie_(new, twin)
                 replace_layer_(model, layer, new)
+                ties.add(layer, new)
                 kept = f"rank {ranks[name]} of {found[name].values.numel()}"
                 what = f"{kept}, {found[name].kept(ranks[name]):.4f} of the energy"
-                changes.append(Change(name, what, size, stored_bytes(new)))
-        return changes
+                done.append(Replaced(name, what, layer, new))
+        return changes_of(model, done)
 
     def _ranks(self, found: Mapping[str, "Decomposition"]) -> dict[str, int]:
         if self.budget is not None:
@@ -235,6 +237,14 @@ def factored(layer: nn.Module, second: Tensor, first: Tensor) -> nn.Sequential:
     if layer.bias is not None:
         two.bias = layer.bias
     return nn.Sequential(one, two)
+
+
+def _tie_(new: nn.Module, twin: nn.Module) -> None:
+    """Lets two pairs of factors be one, where they are equal: calibration may have given the layers different ones."""
+    pairs = [(mine, theirs) for mine, theirs in zip(new.children(), twin.children(), strict=True)]
+    if all(torch.equal(weight_of(mine), weight_of(theirs)) for mine, theirs in pairs):
+        for mine, theirs in pairs:
+            mine.weight = theirs.weight
 
 
 def _cost(one: Decomposition) -> int:

@@ -6,6 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from compressor.capture import without_fast_path
 from compressor.step import Context
 from worker.errors import InvalidRequest
 
@@ -29,7 +30,7 @@ def input_moments(model: nn.Module, layers: Mapping[str, nn.Module], context: Co
     training = model.training
     try:
         model.eval().to(context.device)
-        with torch.no_grad():
+        with torch.no_grad(), without_fast_path():
             for batch in context.calibration:
                 model(*(tensor.to(context.device) for tensor in batch))
     finally:

@@ -7,14 +7,24 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from compressor.step import Change, Context, Phase, Step, none_gains, replace_layer_, stored_bytes
+from compressor.step import Change, Context, Phase, Replaced, Step, changes_of, none_gains, replace_layer_
 from compressor.weights.packing import pack, unpack
-from compressor.weights.stored import STORABLE, Store, dense_bytes, stored, taken_later, unstorable, weight_of
+from compressor.weights.stored import (
+    MANY_ZEROS,
+    STORABLE,
+    Store,
+    Stored,
+    Ties,
+    dense_bytes,
+    stored,
+    taken_later,
+    unstorable,
+    weight_of,
+    zeros_problem,
+)
 from worker.errors import InvalidRequest
 
 _ROUNDS: Final = 60
-_ZEROS: Final = 0.01
-"""From this share of exact zeros on, zero is one of the values: a pruned layer stays pruned."""
 
 
 class ShareWeights(Step):
@@ -25,7 +35,8 @@ class ShareWeights(Step):
     on any device. Uncompiled, it saves resident memory too, and costs time: weights are looked up at each call (of an
     embedding, only the rows that are used). A compiled stage holds the weights dense: the time of fp32, and its memory.
 
-    bits: of an index: 1, 2, 4 or 8.
+    bits: of an index: 1, 2, 4 or 8. Where many weights are zero, zero is one of the values, and a pruned layer stays
+        pruned; two values cannot do that, so 1 bit is refused there.
     group_rows: so many rows (output channels) have a codebook of their own; None: the whole layer has one.
     """
 
@@ -36,20 +47,34 @@ class ShareWeights(Step):
     group_rows: int | None = Field(default=None, ge=1)
 
     def problem(self, model: nn.Module, steps: Sequence[Step]) -> str | None:
-        return super().problem(model, steps) or self._too_small(model) or taken_later(self, model, steps)
+        return (
+            super().problem(model, steps)
+            or self._too_small(model)
+            or taken_later(self, model, steps)
+            or (self._brings_zeros_back(model, steps) if self.bits == 1 else None)
+        )
 
     def apply_(self, model: nn.Module, context: Context) -> list[Change]:
-        changes = []
+        done, ties = [], Ties()
         for name, layer in self.targets(model).items():
             if self._loses(layer):
                 continue
             context.say(f"sharing the weights of {name}")
-            store = SharedWeight(weight_of(layer), self.bits, self.group_rows)
+            twin = ties.twin(layer)
+            if isinstance(twin, Stored) and isinstance(twin.store, SharedWeight):
+                store = twin.store
+            else:
+                store = SharedWeight(weight_of(layer), self.bits, self.group_rows)
             new = stored(layer, store)
             replace_layer_(model, layer, new)
+            ties.add(layer, new)
             what = f"{self.bits}-bit indices, {store.groups} codebook{'s' * (store.groups > 1)} of {2**self.bits}"
-            changes.append(Change(name, what, stored_bytes(layer), stored_bytes(new)))
-        return changes
+            done.append(Replaced(name, what, layer, new))
+        return changes_of(model, done)
+
+    def _brings_zeros_back(self, model: nn.Module, steps: Sequence[Step]) -> str | None:
+        able = {name: layer for name, layer in self.targets(model).items() if self._loses(layer) is None}
+        return zeros_problem(self, steps, model, able, instead="bits: 2")
 
     def _too_small(self, model: nn.Module) -> str | None:
         reasons = {name: self._loses(layer) for name, layer in self.targets(model).items()}
@@ -135,7 +160,7 @@ def cluster(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     if not bool(flat.isfinite().all()):
         raise InvalidRequest("a weight is not a finite number; nothing can stand for it")
     zeros = flat == 0
-    if count > 2 and float(zeros.double().mean()) >= _ZEROS and not bool(zeros.all()):
+    if count > 2 and float(zeros.double().mean()) >= MANY_ZEROS and not bool(zeros.all()):
         centres, index = _lloyd(flat[~zeros], count - 1)
         whole = torch.zeros(flat.numel(), dtype=torch.int64)
         whole[~zeros] = index + 1

@@ -6,7 +6,7 @@ once, when it is compiled, and then runs (and takes memory) as the dense layer d
 ways, and the faster one is kept (see `compressor.packaging.decoded`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from torch import Tensor, nn
@@ -17,6 +17,10 @@ from worker.errors import InvalidRequest
 
 STORABLE: Final[tuple[type[nn.Module], ...]] = (nn.Linear, nn.Conv2d, nn.Embedding)
 """Layers that can hold their weight in another form."""
+
+
+MANY_ZEROS: Final = 0.01
+"""From this share of exact zeros on, a layer is one that was pruned, and stays so."""
 
 
 class Store(nn.Module):
@@ -31,24 +35,35 @@ class Store(nn.Module):
         return weight.index_select(0, index)
 
 
-class StoredLinear(nn.Module):
+class Stored(nn.Module):
+    """A layer with its weight in a store. weight: for models that use a layer's weight by themselves."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__()
+        self.store = store
+
+    @property
+    def weight(self) -> Tensor:
+        weight: Tensor = self.store()
+        return weight
+
+
+class StoredLinear(Stored):
     """x [..., in] → [..., out]."""
 
     def __init__(self, layer: nn.Linear, store: Store) -> None:
-        super().__init__()
-        self.store = store
+        super().__init__(store)
         self.bias = layer.bias
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.linear(x, self.store(), self.bias)
 
 
-class StoredConv2d(nn.Module):
+class StoredConv2d(Stored):
     """x [batch, in, height, width] → [batch, out, height', width']."""
 
     def __init__(self, layer: nn.Conv2d, store: Store) -> None:
-        super().__init__()
-        self.store = store
+        super().__init__(store)
         self.bias = layer.bias
         self._stride, self._padding = layer.stride, layer.padding
         self._dilation, self._groups = layer.dilation, layer.groups
@@ -65,12 +80,11 @@ class StoredConv2d(nn.Module):
         )
 
 
-class StoredEmbedding(nn.Module):
+class StoredEmbedding(Stored):
     """ids INT [...] → [..., width]. Only the rows that are asked for are decoded."""
 
     def __init__(self, layer: nn.Embedding, store: Store) -> None:
-        super().__init__()
-        self.store = store
+        super().__init__(store)
         self._width = layer.embedding_dim
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -78,7 +92,7 @@ class StoredEmbedding(nn.Module):
         return rows.reshape(*ids.shape, self._width)
 
 
-def stored(layer: nn.Module, store: Store) -> nn.Module:
+def stored(layer: nn.Module, store: Store) -> Stored:
     """The layer with its weight in `store`."""
     match layer:
         case nn.Linear():
@@ -114,6 +128,57 @@ def taken_later(step: Step, model: nn.Module, steps: Sequence[Step]) -> str | No
                 f'different layers: layers: ["*", "!{both[0]}"]'
             )
     return None
+
+
+def zeros_problem(
+    step: Step,
+    steps: Sequence[Step],
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    *,
+    instead: str,
+    scaled_rows: bool = False,
+) -> str | None:
+    """Which of the layers has zeros, or gets them by an earlier step, that a form without a zero would bring back.
+
+    instead: what to take that has a zero. scaled_rows: each row has a scale, so that one of zeros alone stays so.
+    """
+    earlier = steps[: next((place for place, other in enumerate(steps) if other is step), 0)]
+    pruning = {name: other.kind for other in earlier for name in other.zeroed(model)}
+    for name, layer in layers.items():
+        told = f'"{pruning[name]}" sets weights of it to zero' if name in pruning else ""
+        weight = weight_of(layer).flatten(1 if scaled_rows else 0)
+        used = weight[(weight != 0).any(1)] if scaled_rows else weight
+        zeros = float((used == 0).double().mean()) if used.numel() else 0.0
+        if MANY_ZEROS <= zeros < 1:
+            told = f"{zeros:.0%} of its weights are zero"
+        if told:
+            return (
+                f"{name}: {told}, and one bit has no zero: all of them would come back; take {instead}, or leave the "
+                f'layer out: layers: ["*", "!{name}"]'
+            )
+    return None
+
+
+class Ties:
+    """What took the places of layers, by their weights: layers that share a weight go on sharing what becomes of it."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[object, ...], tuple[nn.Module, nn.Module]] = {}
+
+    def twin(self, layer: nn.Module) -> nn.Module | None:
+        """What took the place of an earlier layer with the same weight; None: there was none."""
+        found = self._made.get(_identity(layer))
+        return None if found is None else found[1]
+
+    def add(self, layer: nn.Module, new: nn.Module) -> None:
+        # The layer is kept: its weight must live as long as its address stands for it.
+        self._made.setdefault(_identity(layer), (layer, new))
+
+
+def _identity(layer: nn.Module) -> tuple[object, ...]:
+    weight = weight_of(layer)
+    return weight.data_ptr(), weight.shape, weight.stride(), weight.dtype
 
 
 def weight_of(layer: nn.Module) -> Tensor:

@@ -144,3 +144,33 @@ def test_random_choices_differ_by_seed_and_by_layer() -> None:
     drawn = [float(torch.rand(1, generator=seeded(*which))) for which in [(0, "a"), (0, "b"), (1, "a"), (0, "a")]]
     assert len(set(drawn)) == 3
     assert drawn[0] == drawn[3]
+
+
+class _Output(nn.Module):
+    """Multiplies with the embedding's weight itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token, self.up = nn.Embedding(64, 32), nn.Linear(32, 32)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.up(self.token(ids)) @ self.token.weight.t()
+        return y
+
+
+def test_a_model_that_uses_a_weight_itself_is_refused_where_that_is_another_then() -> None:
+    context = Context(inputs=(Input("ids", torch.arange(6).reshape(2, 3), ("batch", None)),))
+    told = r"_Output does not run after bf16 \(expected m1 and m2 .*: its code does more with a layer than to call it"
+    with pytest.raises(InvalidRequest, match=told):
+        compress_(_Output(), Bf16(), context=context)
+    compress_(_Output(), Bf16(layers=("up",)), context=context)
+
+
+@pytest.mark.parametrize("step", [ShareWeights(bits=8), Int4WeightOnly()], ids=lambda step: step.kind)
+def test_a_model_that_uses_a_weight_itself_gets_it_decoded(step: Step) -> None:
+    torch.manual_seed(0)
+    module, ids = _Output(), torch.arange(6).reshape(2, 3)
+    exact = module(ids)
+    compress_(module, step, context=Context(inputs=(Input("ids", ids, ("batch", None)),)))
+    torch.testing.assert_close(module(ids), exact, rtol=0.2, atol=2.0)
+    assert not torch.equal(module(ids), exact)

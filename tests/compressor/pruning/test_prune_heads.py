@@ -103,7 +103,9 @@ def test_heads_of_a_bert_go() -> None:
     step = PruneHeads(share=0.5)
     expected = expected_with_heads_masked(model, step, (ids, mask))
     done = compress_(model.module, step, context=Context.of(model))
-    assert [change.what for change in done.changes] == ["2 of 4 heads stay"] * 2
+    assert [change.what for change in done.changes] == ["2 of 4 heads stay"] * 2 + ["lost what it took of these"] * 2
+    assert done.changes[2].layer.endswith("attention.output.dense")
+    assert sum(change.after - change.before for change in done.changes) == done.after - done.before
     with torch.no_grad():
         torch.testing.assert_close(model.module(ids, mask), expected, rtol=1e-4, atol=1e-5)
 
@@ -132,6 +134,12 @@ def test_a_model_without_attention_that_can_be_recognised_is_refused() -> None:
     model = models.attention()
     with pytest.raises(InvalidRequest, match="no attention found there; looked for modules with linear layers named"):
         compress_(model.module, PruneHeads(share=0.5), context=Context.of(model))
+
+
+def test_attention_that_is_gone_when_its_turn_comes_is_refused() -> None:
+    model = models.attention()
+    with pytest.raises(InvalidRequest, match="no attention found there"):
+        PruneHeads(share=0.5).apply_(model.module, Context.of(model))
 
 
 def test_a_decoder_with_fewer_heads_is_captured_and_cut_exactly(tmp_path: Path) -> None:

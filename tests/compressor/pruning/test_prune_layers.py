@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,9 @@ from torch import Tensor, nn
 from compressor.compress import compress_
 from compressor.model import Input, Model
 from compressor.pruning.prune_layers import PruneLayers
+from compressor.quantization.formats import Int8Dynamic
 from compressor.step import Context
+from compressor.weights.share import ShareWeights
 from tests import models
 from tests.compressor.cut_in_two import assert_two_stages_give_what_the_whole_gives
 from tests.compressor.pruning.test_prune_heads import bert
@@ -59,6 +62,26 @@ def test_what_is_left_gives_what_passing_on_gave() -> None:
         y = y if place == 5 else block(y)
     compress_(model.module, PruneLayers(count=1, score="last"), context=Context.of(model))
     assert torch.equal(model.module(x), last(y))
+
+
+@pytest.mark.parametrize("pattern", ["1.5", "!1.5", "!1.5.*"])
+def test_a_later_step_that_names_a_block_by_its_old_number_is_refused_before_more_is_done(pattern: str) -> None:
+    model, said = stack(), list[str]()
+    steps = (PruneLayers(count=3), ShareWeights(layers=("0",), bits=1), Int8Dynamic(layers=("1", pattern)))
+    with pytest.raises(InvalidRequest) as raised:
+        compress_(model.module, *steps, context=replace(Context.of(model), say=said.append))
+    assert f'step 3 ("int8_dynamic"): layers: "{pattern}" matches nothing; the nearest is "1.' in str(raised.value)
+    assert 'so it is after step 1 ("prune_layers"): later steps name the layers that are left' in str(raised.value)
+    assert said == ["step 1 of 3: prune_layers"]
+
+
+def test_a_later_step_names_the_blocks_by_their_new_numbers() -> None:
+    model = stack()
+    last = model.module.get_submodule("1.5.layer")
+    steps = (PruneLayers(count=3, layers=("1.0", "1.1", "1.2")), Int8Dynamic(layers=("1", "!1.2")))
+    done = compress_(model.module, *steps, context=Context.of(model))
+    assert [change.layer for change in done.done[1].changes] == ["1.0.layer", "1.1.layer"]
+    assert model.module.get_submodule("1.2.layer") is last
 
 
 def test_layers_of_a_bert_go() -> None:

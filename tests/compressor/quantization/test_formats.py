@@ -9,6 +9,7 @@ from compressor.capture import capture
 from compressor.compress import compress_, problems
 from compressor.model import Input
 from compressor.profiling.measure import cosine
+from compressor.pruning.prune_weights import PruneWeights
 from compressor.quantization.formats import (
     FORMATS,
     Binary,
@@ -22,6 +23,10 @@ from compressor.quantization.formats import (
 from compressor.quantization.short_floats import Fp8Linear, shortened
 from compressor.step import Context, Step
 from compressor.steps import read_steps
+from compressor.training.prune_training import PruneGradually
+from compressor.training.training_data import Rows
+from compressor.training.training_steps import FineTune
+from compressor.weights.share import ShareWeights
 from tests import models
 from tests.compressor.cut_in_two import assert_two_stages_give_what_the_whole_gives
 from worker.errors import InvalidRequest
@@ -85,7 +90,7 @@ def test_convolutions_are_stored_in_few_bits_too(tmp_path: Path) -> None:
 
 def test_a_layer_too_small_to_gain_is_left_as_it_is_and_refused_where_it_is_named() -> None:
     net = nn.Sequential(nn.Linear(1, 2), nn.Linear(64, 64))
-    context = Context.of(models.chain())
+    context = Context(inputs=())
     done = compress_(net, Int4WeightOnly(layers=("1",)), context=context)
     assert [change.layer for change in done.changes] == ["1"]
     told = 'step 1 ("int4_weight_only"): 0: too small: its 2 rows of 1 would take 10 bytes instead of 8'
@@ -97,7 +102,7 @@ def test_fp8_is_refused_where_there_is_no_device_for_it() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
     net = nn.Sequential(nn.Linear(32, 32))
-    (problem,) = problems(net, (Fp8(),), Context.of(models.chain()))
+    (problem,) = problems(net, (Fp8(),), Context(inputs=()))
     assert "fp8 is computed on CUDA devices, and there is none here; take int8_dynamic" in problem
 
 
@@ -112,5 +117,45 @@ def test_a_weight_too_large_for_fp16_is_refused_with_its_layer() -> None:
     with torch.no_grad():
         layer.weight[0, 0] = 1e6
     with pytest.raises(InvalidRequest, match=r"0: a weight of 1e\+06 is too large for torch\.float16"):
-        compress_(nn.Sequential(layer), Fp16(), context=Context.of(models.chain()))
+        compress_(nn.Sequential(layer), Fp16(), context=Context(inputs=()))
     assert shortened(layer.weight, torch.bfloat16).dtype == torch.bfloat16
+
+
+ONE_BIT: list[Step] = [Binary(), ShareWeights(bits=1)]
+
+
+@pytest.mark.parametrize("step", ONE_BIT, ids=lambda step: step.kind)
+@pytest.mark.parametrize(
+    "earlier",
+    [
+        [PruneWeights(sparsity=0.5, layers=("up", "down"))],
+        [PruneGradually(sparsity=0.5, prune=("up", "down")), FineTune()],
+    ],
+    ids=lambda steps: str(steps[0].kind),
+)
+def test_one_bit_that_would_bring_pruned_weights_back_is_refused_before_anything_is_done(
+    step: Step, earlier: list[Step]
+) -> None:
+    model = models.attention()
+    rows = Rows((torch.ones(4, 5, dtype=torch.int64),) * 2, torch.zeros(4, 16), towards="values")
+    context = Context.of(model, training=rows)
+    (problem,) = problems(model.module, [*earlier, step], context)
+    assert f'up: "{earlier[0].kind}" sets weights of it to zero, and one bit has no zero' in problem
+    assert "; take " in problem
+    elsewhere = step.model_copy(update={"layers": ("*", "!up", "!down")})
+    assert problems(model.module, [*earlier, elsewhere], context) == []
+
+
+@pytest.mark.parametrize("step", ONE_BIT, ids=lambda step: step.kind)
+def test_one_bit_is_refused_for_a_layer_that_came_pruned(step: Step) -> None:
+    net = nn.Sequential(nn.Linear(64, 64))
+    compress_(net, PruneWeights(sparsity=0.3), context=Context(inputs=()))
+    with pytest.raises(InvalidRequest, match=r'0: 30% of its weights are zero, .* layers: \["\*", "!0"\]'):
+        compress_(net, step, context=Context(inputs=()))
+
+
+def test_a_row_of_zeros_alone_stays_so_in_one_bit() -> None:
+    net = nn.Sequential(nn.Embedding(50, 64, padding_idx=0))
+    compress_(net, Binary(), context=Context(inputs=()))
+    rows = net(torch.tensor([0, 1]))
+    assert float(rows[0].abs().max()) < 1e-9 < float(rows[1].abs().min())

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from compressor.capture import capture
-from compressor.compress import compress_
+from compressor.compress import compress_, problems
 from compressor.model import Input, Model
 from compressor.package import package
 from compressor.packaging.compile import INT8_CONVOLUTION_CALLS, calls, compile_stage, compiler_problem
@@ -172,3 +172,26 @@ def test_a_step_keeps_the_bits_that_its_machine_chose() -> None:
     assert step.model_dump()["activation_bits"] == step.activation_bits
     with pytest.raises(ValueError, match="7 or 8"):
         Int8Static(activation_bits=6)  # type: ignore[arg-type]
+
+
+def test_convolutions_whose_padding_is_a_word_are_quantized_too() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        *(nn.Conv2d(3, 16, 3, padding="same", dilation=2), nn.ReLU()),
+        *(nn.Conv2d(16, 16, (2, 3), padding="same", bias=False), nn.ReLU()),
+        nn.Conv2d(16, 8, 3, padding="valid"),
+    )
+    model = Model(module, (Input("x", torch.randn(2, 3, 8, 8), ("batch", None, None, None)),))
+    (image,) = _images()[0]
+    with torch.no_grad():
+        exact = module(image)
+        done = compress_(module, Int8Static(), context=_context(model))
+        assert [change.layer for change in done.changes] == ["0", "2", "4"]
+        assert cosine(done.module(image), exact) > 0.99
+
+
+def test_convolutions_in_64_bits_are_refused_before_anything_is_done() -> None:
+    module = Block().double()
+    (problem,) = problems(module, (Int8Static(),), _context(_model()))
+    assert "first: its weight is torch.float64, and int8 convolutions give at most float32" in problem
+    assert problems(module, (Int8Static(layers=("out",)),), _context(_model())) == []

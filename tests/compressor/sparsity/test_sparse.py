@@ -121,6 +121,16 @@ def test_dense_is_kept_where_blocks_are_slower() -> None:
     assert "dense at run time: blocks" in done.changes[0].what
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_layers_in_other_floats_are_measured_in_them(dtype: torch.dtype) -> None:
+    module = pruned(PruneWeights(sparsity=0.75, block=(16, 16), among="row")).to(dtype)
+    x = torch.randn(5, 64).to(dtype)
+    expected = module(x)
+    done = compress_(module, Sparse(layout="bsr", block=(16, 16)), context=Context(inputs=()))
+    assert "at run time: blocks" in done.changes[0].what
+    torch.testing.assert_close(module(x), expected)
+
+
 def test_the_fastest_is_the_fastest() -> None:
     class Waits(nn.Module):
         def __init__(self, rounds: int) -> None:

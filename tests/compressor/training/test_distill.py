@@ -185,3 +185,13 @@ def test_steps_that_cannot_train_say_why() -> None:
         read_steps([{"kind": "distill", "temperatur": 3}])
     with pytest.raises(InvalidRequest, match=r"steps\.0\.rate: .* not -1"):
         read_steps([{"kind": "fine_tune", "rate": -1}])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_a_narrower_student_in_other_floats_learns_from_layers(dtype: torch.dtype) -> None:
+    student, teacher, rows = mlp(8, seed=1).to(dtype), mlp().to(dtype), data()
+    rows = Rows((rows.inputs[0].to(dtype),), rows.targets, rows=16)
+    example = (EXAMPLE[0].to(dtype),)
+    objective = Distillation(student, teacher, example, loss=None, hidden={"2": "2"}, match="values")
+    found = train_(objective, rows, Course(epochs=8, rate=0.02))
+    assert found.losses[-1] < 0.7 * found.losses[0]

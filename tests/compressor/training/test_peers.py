@@ -88,6 +88,19 @@ def test_two_processes_train_what_one_trains_up_to_rounding(tmp_path: Path) -> N
     assert all(torch.equal(a, b) for a, b in zip(results[0][0].values(), results[1][0].values(), strict=True))
 
 
+def test_a_group_on_a_gpu_trains_what_one_process_trains(tmp_path: Path) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device here")
+    alone, together = Supervised(net(1), classes), Supervised(net(1), classes)
+    expected = train_(alone, data(), COURSE, device="cuda")
+    distributed.init_process_group("nccl", f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        found = train_(together, data(), COURSE, device="cuda", peers=Group())
+    finally:
+        distributed.destroy_process_group()
+    assert found.losses == pytest.approx(expected.losses, rel=1e-3)
+
+
 @pytest.mark.parametrize("shape", [(6, 4), (6, 4, 5), (6, 4, 5, 5)])
 def test_shared_batch_normalisation_of_one_process_is_pytorchs(shape: tuple[int, ...], tmp_path: Path) -> None:
     distributed.init_process_group("gloo", f"file://{tmp_path}/meeting", rank=0, world_size=1)

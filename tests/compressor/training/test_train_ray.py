@@ -11,6 +11,10 @@ import torch
 from torch import distributed, nn
 
 from cluster.launch import embedded_ray
+from compressor.compress import compress_
+from compressor.model import Input, Model
+from compressor.step import Context
+from compressor.steps import read_steps
 from compressor.training.train import Course, Hook, Supervised, train_
 from compressor.training.train_ray import RayTrainer
 from compressor.training.training_data import Rows, classes
@@ -68,6 +72,24 @@ def test_two_workers_of_which_one_is_killed_give_what_one_gives(ray: None, tmp_p
         torch.testing.assert_close(together.state_dict()[name], weight, rtol=1e-3, atol=1e-4)
     assert said[0] == "training on 2 workers"
     assert said[-1].startswith("epoch 3 of 3: loss ")
+
+
+def test_the_trainings_of_a_recipe_are_each_their_own(ray: None, tmp_path: Path) -> None:
+    model = Model(net(), (Input("x", torch.zeros(2, 4), ("batch", None)),))
+    rows = data()
+    trainer = RayTrainer(workers=1, storage=str(tmp_path / "storage"))
+    steps = read_steps(
+        [
+            {"kind": "prune_weights", "sparsity": 0.3},
+            {"kind": "fine_tune", "rate": 0.1},
+            {"kind": "prune_weights", "sparsity": 0.6},
+            {"kind": "fine_tune", "rate": 0.1},
+        ]
+    )
+    compress_(model.module, *steps, context=Context.of(model, training=rows, trainer=trainer))
+    weights = [layer.weight for layer in model.module.modules() if isinstance(layer, nn.Linear)]
+    assert [int((weight == 0).sum()) for weight in weights] == [int(0.6 * weight.numel()) for weight in weights]
+    assert sorted(path.name for path in (tmp_path / "storage").iterdir()) == ["training-0", "training-1"]
 
 
 def test_a_loss_that_is_no_number_and_a_spent_deadline_come_back_as_they_are(ray: None, tmp_path: Path) -> None:
