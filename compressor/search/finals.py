@@ -118,5 +118,5 @@ class HeldOut:
             answers = self._evaluation.answers(run, self._model, self.records)
         return (
             self._evaluation.interval(answers, self.records, seed=self._seed),
-            self._evaluation.drop(answers, self._base, self.records, level=level, seed=self._seed),
+            self._evaluation.proven_drop(answers, self._base, self.records, level=level, seed=self._seed),
         )

@@ -28,7 +28,7 @@ from compressor.evaluation.records import Records, read_records, sample, split, 
 from compressor.model import Model
 from compressor.recipe import Recipe as Packaging
 from compressor.recipe_file import read_calibration
-from compressor.search.budget import Budget
+from compressor.search.budget import Budget, check_provable
 from compressor.search.builder import Builder, adopted
 from compressor.search.calibration import MOST_ROWS, write_calibration
 from compressor.search.explore import explore
@@ -114,6 +114,8 @@ def tune(request: Request, say: Say = lambda _: None) -> Report:
     model = request.source if isinstance(request.source, Model) else read_source(request.source)
     evaluation = find_evaluation(request.evaluate)
     calibration, held_out = read_data(request, evaluation)
+    # A share of an accuracy is never more than so many points.
+    check_provable(evaluation, held_out, request.max_drop.amount)
     with _work_folder(request.out) as work:
         treatments = request.treatments or usual_treatments(request.device, timed=request.objective.timed)
         setting = _setting(request, model, evaluation, calibration, treatments)
@@ -267,6 +269,7 @@ class _Search:
             with pace.clocked("look"):
                 base = asked.base(shard_run(baseline, setting))
         allowed = request.max_drop.allowed(base.value)
+        check_provable(evaluation, held_out, allowed)
         with self._phase("search"):
             mixing = self._mixing(lab, evaluation, calibration, allowed)
         bench = Bench(lab, builder, asked, baseline, base, allowed)

@@ -186,7 +186,7 @@ def _batches(model: Model, objective: Objective) -> dict[str, tuple[torch.Tensor
 
 
 def _figure(interval: Interval) -> Figure:
-    return Figure(interval.value, interval.low, interval.high, interval.level)
+    return Figure(interval.value, interval.low, interval.high, interval.level, interval.method)
 
 
 def _machine(setting: Setting) -> dict[str, str]:
