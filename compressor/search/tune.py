@@ -44,7 +44,7 @@ from compressor.search.store import Store, key_of
 from compressor.search.treatments import Treatment, steps_for, usual_treatments
 from compressor.search.trial import Setting, context_of, fresh_model
 from compressor.search.verdict import Bench, choose
-from compressor.search.written import Asked, report_of, write_report
+from compressor.search.written import Asked, report_of, rivals_of, write_report
 from compressor.sources.sources import read_source
 from worker.errors import InvalidRequest, Overloaded
 from worker.runtime import check_device
@@ -276,8 +276,6 @@ class _Search:
         with self._phase("held-out data"):
             verdict = choose(bench, mixing, self.say)
         with self._phase("report"):
-            self.say(f"writing: {verdict.reason}")
-            folder = adopted(verdict.folder, request.out)
             recipe = builder.recipe(verdict.point.recipe) if verdict.point else None
             asked_for = Asked(
                 source=str(request.source)
@@ -291,7 +289,20 @@ class _Search:
                 held_out=held_out,
                 evaluation=evaluation,
             )
-            report = report_of(asked_for, bench, mixing, verdict, folder=folder, recipe=recipe, trials=len(self.store))
+            self.say("comparing what is returned with others")
+            rivals = rivals_of(asked_for, bench, verdict)
+            self.say(f"writing: {verdict.reason}")
+            folder = adopted(verdict.folder, request.out)
+            report = report_of(
+                asked_for,
+                bench,
+                mixing,
+                verdict,
+                folder=folder,
+                recipe=recipe,
+                rivals=rivals,
+                trials=len(self.store),
+            )
         report = replace(report, seconds=self.spent | {"all": time.monotonic() - began})
         write_report(request.out, report, recipe)
         if recipe is None or recipe.calibration is None:
