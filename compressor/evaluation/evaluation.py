@@ -149,7 +149,7 @@ class Spearman(Evaluation):
 
     def answers(self, run: Run, model: Model, records: Records) -> Floats:
         records.numbers("score")
-        texts = [*records.column("sentence1"), *records.column("sentence2")]
+        texts = [*records.texts("sentence1"), *records.texts("sentence2")]
         encoder = TextInputs(model)
         found: list[torch.Tensor] = [torch.empty(0)] * len(texts)
         for places, tensors in encoder.batches(texts, ROWS):
@@ -279,7 +279,7 @@ def batches(model: Model, records: Records) -> Iterator[tuple[NDArray[np.int64],
     missing = [item.name for item in model.inputs if item.name not in records.columns]
     if missing and "text" in records.columns and model.handler is not None:
         encoder = TextInputs(model)
-        yield from encoder.batches(list(records.column("text")), ROWS)
+        yield from encoder.batches(records.texts("text"), ROWS)
         return
     if missing:
         raise InvalidRequest(
