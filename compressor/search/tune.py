@@ -30,7 +30,7 @@ from compressor.recipe import Recipe as Packaging
 from compressor.recipe_file import read_calibration
 from compressor.search.budget import Budget, check_provable
 from compressor.search.builder import Builder, adopted
-from compressor.search.calibration import MOST_ROWS, write_calibration
+from compressor.search.calibration import MOST_ROWS, remove_unnamed, write_calibration
 from compressor.search.explore import explore
 from compressor.search.fan_out import FanOut, Here, ray_tasks
 from compressor.search.finals import HeldOut, shard_run
@@ -45,7 +45,7 @@ from compressor.search.treatments import Treatment, steps_for, usual_treatments
 from compressor.search.trial import Setting, context_of, fresh_model
 from compressor.search.verdict import Bench, choose
 from compressor.search.written import Asked, report_of, rivals_of, write_report
-from compressor.sources.sources import read_source
+from compressor.sources.sources import code_of, read_source
 from worker.errors import InvalidRequest, Overloaded
 from worker.runtime import check_device
 from worker.seal import DEFAULT_KEY
@@ -185,17 +185,7 @@ def _setting(
     calibration: Records,
     treatments: Sequence[Treatment],
 ) -> Setting:
-    told = [
-        Packaging(request.source).key(model),
-        request.evaluate,
-        calibration.digest(),
-        request.device,
-        request.seed,
-        request.runtime,
-        torch.__version__,
-        _code_digest(),
-    ]
-    key = key_of(told)
+    key = search_key(request, model, calibration)
     path = calibration_file(request, key)
     needed = any(steps_for(item, ["*"]).needs_calibration() for each in treatments for item in each.templates)
     if needed and not path.is_file():
@@ -213,6 +203,22 @@ def _setting(
         inputs=read_calibration(str(path), model, MOST_ROWS) if needed else (),
         machine_key=request.key,
     )
+
+
+def search_key(request: Request, model: Model, calibration: Records) -> str:
+    """A hash of all that trials depend on: what was measured under another key is not this search's."""
+    told = [
+        Packaging(request.source).key(model),
+        request.evaluate,
+        code_of(request.evaluate) if ":" in request.evaluate else "",
+        calibration.digest(),
+        request.device,
+        request.seed,
+        request.runtime,
+        torch.__version__,
+        _code_digest(),
+    ]
+    return key_of(told)
 
 
 def calibration_file(request: Request, key: str) -> Path:
@@ -306,7 +312,7 @@ class _Search:
         report = replace(report, seconds=self.spent | {"all": time.monotonic() - began})
         write_report(request.out, report, recipe)
         if recipe is None or recipe.calibration is None:
-            builder.calibration.unlink(missing_ok=True)
+            remove_unnamed(builder.calibration, request.out)
         return report
 
     def _mixing(self, lab: Laboratory, evaluation: Evaluation, calibration: Records, allowed: float) -> Mixing:

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from compressor.evaluation.evaluation import find_evaluation
 from compressor.package import package
 from compressor.recipe_file import read_recipe
 from compressor.search.budget import Budget
 from compressor.search.objective import read_objective
 from compressor.search.treatments import treatment
-from compressor.search.tune import WORK, Request, tune
+from compressor.search.tune import WORK, Request, read_data, search_key, tune
 from tests.compressor.search.tiny import WIDTH, broad, classifier, small_classifier, write_data
 from worker.artifact import load_artifact, versions
 from worker.errors import InvalidRequest, Overloaded
@@ -256,6 +257,20 @@ def test_a_figure_that_is_not_a_number_stops_the_search_and_leaves_no_version(
 
 def not_a_number(run: object, columns: dict[str, np.ndarray]) -> list[float]:
     return [float("nan")] * len(columns["x"])
+
+
+def test_an_evaluation_whose_code_changed_is_another_search(
+    request_of: Callable[..., Request], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    code = tmp_path / "mine_to_judge.py"
+    code.write_text("def right(run, columns):\n    return [1.0] * len(columns['x'])\n")
+    request = request_of(source=SMALL, evaluate="mine_to_judge:right")
+    calibration, _ = read_data(request, find_evaluation(request.evaluate))
+    key = search_key(request, small_classifier(), calibration)
+    assert search_key(request, small_classifier(), calibration) == key
+    code.write_text("def right(run, columns):\n    return [0.25] * len(columns['x'])\n")
+    assert search_key(request, small_classifier(), calibration) != key
 
 
 def test_two_searches_do_not_share_a_folder(request_of: Callable[..., Request]) -> None:
