@@ -157,16 +157,20 @@ def rivals_of(asked: Asked, bench: Bench, verdict: Verdict) -> list[RivalRow]:
                 )
             )
         elif name == ONNX:
-            file = onnx_file(work, asked.setting.key)
-            judged = tried(lambda file=file: bench.held_out.aside(onnx_int8(fresh_model(asked.setting), file)))
-            if isinstance(judged, str):
-                rows.append(RivalRow(name, seconds, note=judged))
-            else:
-                rows.append(RivalRow(name, seconds, *map(_figure, judged), file.stat().st_size))
+            rows.append(_onnx_row(bench, asked.setting, seconds))
         else:
             rows.append(RivalRow(name, seconds, note="" if name != EAGER else "fp32"))
     rows += [RivalRow(name, {}, note=problem) for name, problem in found["problems"].items()]
     return rows
+
+
+def _onnx_row(bench: Bench, setting: Setting, seconds: Mapping[str, float]) -> RivalRow:
+    file = onnx_file(bench.builder.work, setting.key)
+    judged = tried(lambda: bench.held_out.aside(onnx_int8(fresh_model(setting), file)))
+    if isinstance(judged, str):
+        return RivalRow(ONNX, seconds, note=judged)
+    figure, drop = judged
+    return RivalRow(ONNX, seconds, _figure(figure), _figure(drop), file.stat().st_size)
 
 
 def _resident(folders: Mapping[str, Path], objective: Objective, setting: Setting) -> tuple[dict[str, int], str]:

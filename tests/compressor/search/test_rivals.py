@@ -38,7 +38,7 @@ def setting_of(module: torch.nn.Module, width: int) -> Setting:
 def test_whatever_a_rival_raises_is_why_it_is_not_here() -> None:
     assert tried(lambda: 3) == 3
     assert tried(lambda: __import__("no_such_module_at_all")) == "not installed"
-    assert tried(lambda: {}["version"]) == "KeyError: 'version'"
+    assert tried(lambda: {"name": "onnx"}["version"]) == "KeyError: 'version'"
 
 
 def test_a_rival_that_takes_the_example_and_no_other_batch_is_left_out_of_the_comparison(tmp_path: Path) -> None:

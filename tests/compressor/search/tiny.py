@@ -63,9 +63,9 @@ def steep() -> Model:
     """`small_classifier`, in which what lies between the layers is too large for fp16."""
     model = classifier(64)
     with torch.no_grad():
-        for layer in model.module.get_submodule("layers"):
-            layer[0].weight.mul_(1e5)
-            layer[2].weight.mul_(1e-5)
+        for name, weight in model.module.get_submodule("layers").named_parameters():
+            if name.endswith("weight"):
+                weight.mul_(1e5 if name.endswith("0.weight") else 1e-5)
     return model
 
 
