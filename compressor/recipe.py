@@ -1,8 +1,6 @@
 """What is to be made: a source and what to do to it. Its key tells whether that has been made before."""
 
 import hashlib
-import importlib
-import inspect
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +12,7 @@ from compressor.model import Model
 from compressor.packaging.compile import compiler_problem
 from compressor.quantization.formats import Int8Dynamic
 from compressor.recipe_file import RecipeFile
-from compressor.sources.sources import read_source, weights_digest
+from compressor.sources.sources import code_of, read_source, weights_digest
 from worker.artifact import ArtifactError, read_manifest, versions
 from worker.manifest import FORMAT, Manifest
 from worker.runtime import check_device, instruction_set
@@ -45,21 +43,22 @@ class Recipe:
 
     @property
     def knows_its_data(self) -> bool:
-        """Whether the key tells one content of the training data from another: of a file it does, of a function not."""
-        place = self.steps.training if self.steps else None
-        return place is None or _file_digest(place) is not None
+        """Whether the key tells one content of the data from another: of files it does, of what functions give not."""
+        places = (self.steps.calibration, self.steps.training) if self.steps else ()
+        return all(place is None or _file_digest(place) is not None for place in places)
 
     def key(self, model: Model | None = None) -> str:
-        """A hash of all that goes in, weights included. `model`: the source's, where it is loaded already."""
+        """A hash of all that goes in: weights, the teacher's too, data files, and the code of functions that give data.
+
+        `model`: the source's, where it is loaded already.
+        """
         told = [
             _KEY_VERSION,
             FORMAT,
             torch.__version__,
             _identity(self.source, model),
             self.steps.model_dump(mode="json") if self.steps else None,
-            [_file_digest(place) for place in (self.steps.calibration, self.steps.training) if place]
-            if self.steps
-            else None,
+            _content(self.steps) if self.steps else None,
             self.stages,
             self.device.partition(":")[0],
             self.runtime,
@@ -104,6 +103,13 @@ def is_compiled(manifest: Manifest, instructions: str) -> bool:
     )
 
 
+def _content(steps: RecipeFile) -> list[str]:
+    """Hashes of what a recipe only names."""
+    data = [place for place in (steps.calibration, steps.training) if place]
+    found = [_file_digest(place) or hashlib.sha256(code_of(place).encode()).hexdigest() for place in data]
+    return [*found, _identity(steps.teacher, None)] if steps.teacher else found
+
+
 def _file_digest(place: str) -> str | None:
     """A hash of a data file; None where `place` is a function's name."""
     if not Path(place).is_file():
@@ -132,10 +138,7 @@ def _of_model(model: Model) -> str:
     digest = hashlib.sha256(weights_digest(model.module).encode())
     for name in sorted({type(module).__module__ for module in model.module.modules()}):
         if not name.startswith("torch."):
-            try:
-                digest.update(inspect.getsource(importlib.import_module(name)).encode())
-            except (OSError, TypeError, ImportError):
-                digest.update(name.encode())
+            digest.update(code_of(name).encode())
     for item in model.inputs:
         told = [item.name, str(item.example.dtype), list(item.example.shape), item.axes, item.pad]
         digest.update(json.dumps(told).encode())

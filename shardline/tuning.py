@@ -106,7 +106,8 @@ def shown(report: dict[str, Any], out: str) -> str:
     lines = [report["reason"]] if report["found"] else [f"the model stays as it was: {report['reason']}"]
     lines.append(f"{report['evaluation']} on {report['held_out_records']} held-out records: {_told(report['figure'])}")
     if report["found"]:
-        lines.append(f"lost: {_told(report['drop'])} {unit}, {report['allowed']:.3g} allowed")
+        told = f"{_told(report['drop'])} {unit}, {report['allowed']:.3g} allowed"
+        lines.append(f"lost: {told} (interval: {report['drop']['method']})")
     for row in report["rivals"]:
         if row["seconds"]:
             times = ", ".join(f"{batch} {seconds * 1e3:.3g} ms" for batch, seconds in row["seconds"].items())

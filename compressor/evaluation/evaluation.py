@@ -9,6 +9,7 @@ import re
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Final
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from compressor.evaluation import metrics
 from compressor.evaluation.bootstrap import Floats, Interval, Statistic, interval, paired_difference
+from compressor.evaluation.paired_counts import paired_shares, records_needed
 from compressor.evaluation.records import Records
 from compressor.evaluation.text_inputs import TextInputs
 from compressor.model import Input, Model
@@ -70,6 +72,17 @@ class Evaluation(ABC):
         worse, better = (theirs, ours) if self.higher_is_better else (ours, theirs)
         return paired_difference(worse, better, len(records), level=level, seed=seed)
 
+    def proven_drop(
+        self, answers: Floats, base: Floats, records: Records, *, level: float = 0.95, seed: int = 0
+    ) -> Interval:
+        """As `drop`, by the surest interval that there is for the figure: what a budget is proven by."""
+        return self.drop(answers, base, records, level=level, seed=seed)
+
+    def records_needed(self, drop: float, *, level: float) -> float:
+        """How many records prove such a drop at the best, where no answer changes. 0: nothing tells beforehand."""
+        del drop, level
+        return 0
+
 
 class Accuracy(Evaluation):
     """Percent of records whose largest logit is that of their label.
@@ -108,6 +121,17 @@ class Accuracy(Evaluation):
         mean = metrics.mean(answers)
         return lambda counts: 100 * mean(counts)
 
+    def proven_drop(
+        self, answers: Floats, base: Floats, records: Records, *, level: float = 0.95, seed: int = 0
+    ) -> Interval:
+        """Exact: see `compressor.evaluation.paired_counts`."""
+        del seed
+        found = _counted(self, answers, base, records, level)
+        return replace(found, value=100 * found.value, low=100 * found.low, high=100 * found.high)
+
+    def records_needed(self, drop: float, *, level: float) -> float:
+        return records_needed(drop / 100, level=level)
+
 
 class Spearman(Evaluation):
     """Spearman's correlation x100 of the cosine of two sentences' embeddings with their labelled similarity.
@@ -125,7 +149,7 @@ class Spearman(Evaluation):
 
     def answers(self, run: Run, model: Model, records: Records) -> Floats:
         records.numbers("score")
-        texts = [*records.column("sentence1"), *records.column("sentence2")]
+        texts = [*records.texts("sentence1"), *records.texts("sentence2")]
         encoder = TextInputs(model)
         found: list[torch.Tensor] = [torch.empty(0)] * len(texts)
         for places, tensors in encoder.batches(texts, ROWS):
@@ -211,6 +235,22 @@ class Function(Evaluation):
         del records
         return metrics.mean(answers)
 
+    def proven_drop(
+        self, answers: Floats, base: Floats, records: Records, *, level: float = 0.95, seed: int = 0
+    ) -> Interval:
+        """Exact where every number is 0 or 1, such as for an answer that is right or not."""
+        if np.isin(answers, (0, 1)).all() and np.isin(base, (0, 1)).all():
+            return _counted(self, answers, base, records, level)
+        return self.drop(answers, base, records, level=level, seed=seed)
+
+
+def _counted(evaluation: Evaluation, answers: Floats, base: Floats, records: Records, level: float) -> Interval:
+    """The drop of shares of records, from answers that are 0 or 1."""
+    for each in (answers, base):
+        evaluation.figure(each, records)  # refuses what is not a number
+    worse, better = np.count_nonzero(answers < base), np.count_nonzero(answers > base)
+    return paired_shares(int(worse), int(better), len(records), level=level)
+
 
 BUILT_IN: Final[dict[str, type[Evaluation]]] = {kind.name: kind for kind in (Accuracy, Spearman, Perplexity)}
 
@@ -239,7 +279,7 @@ def batches(model: Model, records: Records) -> Iterator[tuple[NDArray[np.int64],
     missing = [item.name for item in model.inputs if item.name not in records.columns]
     if missing and "text" in records.columns and model.handler is not None:
         encoder = TextInputs(model)
-        yield from encoder.batches(list(records.column("text")), ROWS)
+        yield from encoder.batches(records.texts("text"), ROWS)
         return
     if missing:
         raise InvalidRequest(

@@ -3,10 +3,12 @@
 import csv
 import hashlib
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +19,8 @@ Column = NDArray[Any]
 """One value a record, or an array a record: [records, …]."""
 
 MOST_BYTES: Final = 4 * 2**30
+_NO_ARCHIVE: Final = (ValueError, EOFError, TypeError, KeyError, NotImplementedError, BadZipFile, zlib.error)
+"""What numpy and zipfile raise of files that are cut off, empty, damaged, or one array (.npy) by another name."""
 EXPECTED: Final = "expected .csv, .tsv, .jsonl or .npz"
 
 
@@ -40,14 +44,19 @@ class Records:
         return self.columns[name]
 
     def numbers(self, name: str) -> NDArray[np.float64]:
-        """A column as numbers. Raises InvalidRequest naming the record that holds none."""
+        """A column as one number a record. Raises InvalidRequest naming the record that holds none."""
         column = self.column(name)
+        if column.ndim != 1:
+            raise InvalidRequest(
+                f"{self.source}: column {name!r} has {list(column.shape[1:])} a record; expected one number each"
+            )
         try:
             numbers = column.astype(np.float64)
-        except ValueError:
+        except (ValueError, TypeError, OverflowError):
             place = next(index for index, value in enumerate(column) if not _is_number(value))
             raise InvalidRequest(
-                f"{self.source}: column {name!r}: {column[place]!r} in record {place} is not a number"
+                f"{self.source}: column {name!r}: {column[place]!r} in record {place} is not a number; give one there, "
+                "or take the record out"
             ) from None
         broken = np.flatnonzero(~np.isfinite(numbers))
         if len(broken):
@@ -55,6 +64,17 @@ class Records:
                 f"{self.source}: column {name!r}: {numbers[broken[0]]} in record {broken[0]}; expected a finite number"
             )
         return numbers
+
+    def texts(self, name: str) -> list[str]:
+        """A column as texts. Raises InvalidRequest naming the record that holds none."""
+        column = self.column(name)
+        place = next((index for index, value in enumerate(column) if not _is_text(value)), None)
+        if place is not None:
+            raise InvalidRequest(
+                f"{self.source}: column {name!r}: {column[place]!r} in record {place} is not a text (of whole Unicode "
+                "characters); give one there, or take the record out"
+            )
+        return [str(value) for value in column]
 
     def digest(self) -> str:
         """A hash of names and values."""
@@ -68,14 +88,19 @@ class Records:
 def _is_number(value: Any) -> bool:
     try:
         float(value)
-    except ValueError:
+    except (ValueError, TypeError, OverflowError):
         return False
     return True
 
 
+def _is_text(value: Any) -> bool:
+    """Half of a surrogate pair, which JSON can hold, is no character and has no UTF-8."""
+    return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
+
+
 def _bytes(column: Column) -> bytes:
     if column.dtype.kind in "OU":
-        return "\0".join(map(str, column.tolist())).encode()
+        return "\0".join(map(str, column.tolist())).encode(errors="surrogatepass")
     return np.ascontiguousarray(column).tobytes()
 
 
@@ -106,9 +131,15 @@ def _read_separated(path: Path, names: Sequence[str]) -> dict[str, Column]:
     tabs = path.suffix == ".tsv"
     with path.open(encoding="utf-8", newline="") as file:
         # Tab-separated data sets hold lone quotes: there a quote is a letter like any other.
-        rows = list(
-            csv.reader(file, delimiter="\t" if tabs else ",", quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL)
+        reader = csv.reader(
+            file, delimiter="\t" if tabs else ",", quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
         )
+        try:
+            rows = list(reader)
+        except csv.Error as error:
+            raise InvalidRequest(
+                f"data {str(path)!r}: line {reader.line_num}: {error}; is a quote not closed? Long texts fit in .jsonl"
+            ) from error
     rows = [row for row in rows if row]
     if not rows:
         return {}
@@ -134,7 +165,7 @@ def _read_lines(path: Path, _: Sequence[str]) -> dict[str, Column]:
                 continue
             try:
                 item = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise InvalidRequest(f"data {str(path)!r}: line {number} is not JSON: {error}") from error
             if not isinstance(item, dict) or (found and item.keys() != found[0].keys()):
                 raise InvalidRequest(
@@ -158,8 +189,10 @@ def _read_arrays(path: Path, _: Sequence[str]) -> dict[str, Column]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             columns = {name: archive[name] for name in archive.files}
-    except ValueError as error:
-        raise InvalidRequest(f"data {str(path)!r}: not plain arrays: {error}") from error
+    except _NO_ARCHIVE as error:
+        raise InvalidRequest(
+            f"data {str(path)!r}: not plain arrays, or damaged: {error}; write it with numpy.savez, an array a column"
+        ) from error
     lengths = {name: column.shape[0] if column.ndim else None for name, column in columns.items()}
     if len(set(lengths.values())) > 1 or None in lengths.values():
         told = ", ".join(f"{name} {length}" for name, length in lengths.items())
@@ -176,10 +209,20 @@ def keys_of(records: Records, columns: Sequence[str]) -> list[bytes]:
 
 
 def _record_hashes(column: Column) -> list[bytes]:
-    return [
-        hashlib.sha256(value.encode() if isinstance(value, str) else np.asarray(value).tobytes()).digest()
-        for value in column
-    ]
+    return [hashlib.sha256(_told(value)).digest() for value in column]
+
+
+def _told(value: Any) -> bytes:
+    """The same for the same numbers, whichever type they are kept in: fp32 and fp64 agree to the digits of fp32."""
+    if isinstance(value, str):
+        return value.encode(errors="surrogatepass")
+    numbers = np.asarray(value)
+    if numbers.dtype.kind not in "biuf":
+        return repr(numbers.tolist()).encode(errors="surrogatepass")
+    if numbers.dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            numbers = numbers.astype(np.float32)
+    return f"{numbers.shape}".encode() + (numbers.astype(np.float64) + 0.0).tobytes()  # -0 + 0 is 0
 
 
 def without_overlap(records: Records, others: Records, columns: Sequence[str], *, drop: bool) -> Records:

@@ -17,6 +17,7 @@ from worker.errors import Internal
 from worker.expression import evaluate, parse, symbols
 from worker.nouns import BATCH
 from worker.program import DATATYPES
+from worker.seal import DEFAULT_KEY
 from worker.shard import load_shard
 
 WITHIN_S: Final = 300.0
@@ -30,17 +31,26 @@ class Resident:
     ran: int
 
 
-def resident_bytes(artifacts: Sequence[Path], rows: int, length: int, *, device: str = "cpu") -> list[Resident]:
+def resident_bytes(
+    artifacts: Sequence[Path], rows: int, length: int, *, device: str = "cpu", key: Path = DEFAULT_KEY
+) -> list[Resident]:
     """What a worker's process grows by when it loads each artifact's one stage and computes one batch.
 
     Args:
         rows, length: of the batch; sizes of the batch axis and of every other.
+        key: vouches for compiled packages; without it an artifact runs uncompiled.
 
     Raises:
         Internal: a process failed, or they took over `WITHIN_S` seconds.
     """
     given = json.dumps(
-        {"artifacts": [str(path) for path in artifacts], "rows": rows, "length": length, "device": device}
+        {
+            "artifacts": [str(path) for path in artifacts],
+            "rows": rows,
+            "length": length,
+            "device": device,
+            "key": str(key),
+        }
     )
     command = [sys.executable, "-m", "compressor.profiling.resident", given]
     try:
@@ -74,13 +84,13 @@ def signature_inputs(artifact: Path, sizes: Mapping[str, int], other: int) -> tu
     return tuple(made)
 
 
-def _grown(artifact: Path, rows: int, length: int, device: str) -> tuple[int, int]:
+def _grown(artifact: Path, rows: int, length: int, device: str, key: Path) -> tuple[int, int]:
     """Bytes that this process grows by: after loading, and after a batch too."""
     torch.set_num_threads(1)
     inputs = signature_inputs(artifact, {BATCH: rows}, length)
     process = psutil.Process()
     before = process.memory_info().rss
-    shard = load_shard(load_artifact(artifact), stage=0, stages=1, device=device)
+    shard = load_shard(load_artifact(artifact), stage=0, stages=1, device=device, key=key)
     loaded = process.memory_info().rss
     shard.run(inputs)
     return loaded - before, process.memory_info().rss - before
@@ -92,7 +102,8 @@ def _main(given: Mapping[str, Any]) -> None:
     found = []
     for artifact in given["artifacts"]:
         with context.Pool(1) as pool:
-            found.append(pool.apply(_grown, (Path(artifact), given["rows"], given["length"], given["device"])))
+            how = given["rows"], given["length"], given["device"], Path(given["key"])
+            found.append(pool.apply(_grown, (Path(artifact), *how)))
     sys.stdout.write(json.dumps(found) + "\n")
 
 

@@ -5,10 +5,16 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
+from compressor.evaluation.evaluation import Evaluation
+from compressor.evaluation.records import Records
 from worker.errors import InvalidRequest
 
 ERROR: Final = 0.05
-"""The probability with which the returned model may lose more than the budget, over all looks at the held-out data."""
+"""The probability with which the returned model may lose more than the budget, over all looks at the held-out data.
+
+It is kept exactly for shares of records (accuracy), and about so for figures that only the bootstrap has an interval
+for (see `compressor.evaluation`).
+"""
 
 _FORM: Final = re.compile(r"(\d+(?:\.\d+)?)(%?)")
 
@@ -43,3 +49,14 @@ def level_of_look(look: int) -> float:
     the first look has the usual 95 % interval, later ones wider ones.
     """
     return 1 - 2 * ERROR / float(2**look)
+
+
+def check_provable(evaluation: Evaluation, held_out: Records, allowed: float) -> None:
+    """Raises InvalidRequest: so few records cannot prove such a budget, not even where no answer changes."""
+    needed = evaluation.records_needed(allowed, level=level_of_look(1))
+    if len(held_out) < needed:
+        told = f"that takes {needed:.0f}; give more records, or" if math.isfinite(needed) else "no number can; give"
+        raise InvalidRequest(
+            f"{held_out.source}: {len(held_out)} held-out records cannot prove that at most {allowed:g} "
+            f"{evaluation.unit} are lost, not even where no answer changes: {told} a larger --max-drop"
+        )

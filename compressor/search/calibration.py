@@ -12,6 +12,7 @@ from compressor.evaluation.evaluation import Evaluation
 from compressor.evaluation.records import Records, sample
 from compressor.model import Model
 from compressor.search.trial import module_run
+from worker.artifact import ArtifactError, read_manifest, versions
 from worker.errors import InvalidRequest
 
 MOST_ROWS: Final = 512
@@ -39,6 +40,18 @@ def write_calibration(path: Path, evaluation: Evaluation, model: Model, records:
         partial = Path(folder) / path.name
         np.savez(partial, **columns)
         partial.replace(path)
+
+
+def remove_unnamed(path: Path, out: Path) -> None:
+    """Removes a calibration file, unless a version under `out` has a recipe that names it, or cannot be read."""
+    for version in versions(out):
+        try:
+            made = read_manifest(out / str(version)).recipe.compression
+        except ArtifactError:
+            return
+        if made is not None and made.calibration is not None and Path(made.calibration).name == path.name:
+            return
+    path.unlink(missing_ok=True)
 
 
 def _joined(parts: list[torch.Tensor], pad: bool | int | float | None, name: str) -> torch.Tensor:

@@ -12,10 +12,11 @@ from compressor.evaluation.evaluation import Evaluation, Run
 from compressor.evaluation.records import Records
 from compressor.model import Model
 from compressor.profiling.measure import clock_of, seconds_in_turns, threads
+from compressor.profiling.resident import resident_bytes
 from compressor.search.budget import level_of_look
-from compressor.search.rivals import ONNX, onnx_int8
+from compressor.search.rivals import ONNX, onnx_file, onnx_int8, tried
 from compressor.search.trial import Setting, fresh_model, module_run
-from worker.artifact import load_artifact
+from worker.artifact import load_artifact, read_manifest
 from worker.runtime import keep_freed_memory
 from worker.shard import load_shard
 
@@ -23,6 +24,7 @@ EAGER: Final = "PyTorch, uncompiled"
 
 ROUNDS: Final = 25
 TIMING_S: Final = 60.0
+RESIDENT_TURNS: Final = 3
 
 
 def shard_run(folder: Path, setting: Setting) -> Run:
@@ -58,6 +60,30 @@ def median_seconds(
     return found
 
 
+def artifact_bytes(setting: Setting, folders: Sequence[Path]) -> list[float]:
+    """Bytes of each artifact: on disk where size is the objective, else resident.
+
+    Raises:
+        Internal: memory could not be measured.
+    """
+    if setting.objective.kind == "size":
+        return [float(disk_bytes(folder)) for folder in folders]
+    objective = setting.objective
+    grown = resident_bytes(
+        [*folders] * RESIDENT_TURNS,
+        objective.rows,
+        objective.length,
+        device=setting.device,
+        key=setting.machine_key,
+    )
+    return [statistics.median(item.ran for item in grown[place :: len(folders)]) for place in range(len(folders))]
+
+
+def disk_bytes(folder: Path) -> int:
+    """Of all files of an artifact that its manifest names: the program, compiled packages, and the handler's."""
+    return sum(file.bytes for file in read_manifest(folder).files.values())
+
+
 def compare(
     setting: Setting, folders: Mapping[str, Path], batches: Mapping[str, Sequence[torch.Tensor]], work: Path
 ) -> dict[str, Any]:
@@ -71,15 +97,21 @@ def compare(
     runs |= {name: shard_run(folder, setting) for name, folder in folders.items()}
     problems = {}
     if setting.device == "cpu":
-        try:
-            runs[ONNX] = onnx_int8(fresh_model(setting), work)
-        except ImportError:
-            problems[ONNX] = "not installed"
-        except RuntimeError as error:
-            problems[ONNX] = str(error)
+        rival = tried(lambda: _ran(onnx_int8(fresh_model(setting), onnx_file(work, setting.key)), batches))
+        if isinstance(rival, str):
+            problems[ONNX] = rival
+        else:
+            runs[ONNX] = rival
     found = median_seconds(runs, batches, setting.device)
     seconds = {name: {label: found[label][place] for label in batches} for place, name in enumerate(runs)}
     return {"seconds": seconds, "problems": problems}
+
+
+def _ran(run: Run, batches: Mapping[str, Sequence[torch.Tensor]]) -> Run:
+    """The run, after it has shown that it takes all of the batches."""
+    for inputs in batches.values():
+        run(inputs)
+    return run
 
 
 class HeldOut:
@@ -118,5 +150,5 @@ class HeldOut:
             answers = self._evaluation.answers(run, self._model, self.records)
         return (
             self._evaluation.interval(answers, self.records, seed=self._seed),
-            self._evaluation.drop(answers, self._base, self.records, level=level, seed=self._seed),
+            self._evaluation.proven_drop(answers, self._base, self.records, level=level, seed=self._seed),
         )

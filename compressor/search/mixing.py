@@ -37,6 +37,8 @@ class Point:
     """One recipe and all that was found out about it. The search fills it in as it goes on.
 
     drop: on calibration data. seconds: at the objective's sizes, compiled; None where it was not timed.
+    bytes: of its weights as they are stored. share: of the uncompressed artifact's bytes on disk or in memory, as the
+        objective is, that its artifact was measured to take; None where it was not.
     whole: the treatment that all groups have which take it; empty: it is a mix.
     """
 
@@ -50,6 +52,7 @@ class Point:
     held_out: Interval | None = None
     verdict: str = ""
     whole: str = ""
+    share: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -213,11 +213,17 @@ def _method(report: Told) -> str:
     paragraphs = [
         f"Decided on {report['calibration_records']} records of {report['calibration']}; judged on "
         f"{report['held_out_records']} records of {report['held_out']}, which share none with them; these were asked "
-        f"about {report['looks']} {'mix' if report['looks'] == 1 else 'mixes'}. Intervals: paired bootstraps.",
+        f"about {report['looks']} {'mix' if report['looks'] == 1 else 'mixes'}. {_intervals(report)}",
         f"{report['trials']} trials, seed {report['seed']}, device {report['device']}. {machine}.",
         f"Time spent: {spent}.",
     ]
     return "".join(f"<p>{_text(paragraph)}</p>" for paragraph in paragraphs)
+
+
+def _intervals(report: Told) -> str:
+    asked = {point["held_out"]["method"] for point in report["points"] if point["held_out"]}
+    proof = f"; what was lost on held-out data, by which the budget is proven: {', '.join(asked)}" if asked else ""
+    return f"Intervals: percentile bootstrap over records, paired for losses{proof}."
 
 
 def _table(caption: str, heads: Sequence[str], rows: Iterable[tuple[str, bool]]) -> str:

@@ -14,12 +14,13 @@ FORMAT: Final = 1
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A figure with its interval, in the evaluation's unit."""
+    """A figure with its interval, in the evaluation's unit. method: how the interval was found."""
 
     value: float
     low: float
     high: float
     level: float
+    method: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,11 @@
-"""What others make of the same model: ONNX Runtime's dynamic int8, where it is installed."""
+"""What others make of the same model: ONNX Runtime's dynamic int8, where it is installed and works."""
 
 import contextlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import torch
 
@@ -14,30 +15,49 @@ from compressor.model import Model
 
 ONNX: Final = "ONNX Runtime int8"
 
+T = TypeVar("T")
 
-def onnx_int8(model: Model, folder: Path) -> Run:
+
+def tried(make: Callable[[], T]) -> T | str:
+    """What `make` gives, or why there is none: a rival that does not work must not end a search that has."""
+    try:
+        return make()
+    except ImportError:
+        return "not installed"
+    except Exception as error:  # noqa: BLE001 (others' libraries raise errors of many unrelated types)
+        return f"{type(error).__name__}: {str(error).strip()[:300]}"
+
+
+def onnx_file(work: Path, key: str) -> Path:
+    """Where ONNX Runtime's program of the model lies; `key`: of what decides it, the model above all.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    return work / f"onnx-int8-{key}-{version('onnxruntime')}.onnx"
+
+
+def onnx_int8(model: Model, path: Path) -> Run:
     """ONNX Runtime's dynamic int8 of the model on one thread, made as its makers recommend: fp32 export, its
-    pre-processing, per channel.
+    pre-processing, per channel. It is written as `path`, or taken from there.
 
     Raises:
         ImportError: ONNX Runtime or its tools are not installed.
-        RuntimeError: it could not be exported or quantized; the message says why.
+        Exception: whatever they raise where it cannot be exported, quantized or loaded.
     """
     import onnxruntime  # noqa: PLC0415 (optional: a rival is only compared with where it is installed)
     from onnxruntime.quantization import QuantType, quantize_dynamic  # noqa: PLC0415
     from onnxruntime.quantization.shape_inference import quant_pre_process  # noqa: PLC0415
 
-    path = folder / f"onnx-int8-{onnxruntime.__version__}.onnx"
     names = [item.name for item in model.inputs]
     if not path.is_file():
+        folder = path.parent
         exact, prepared, partial = folder / "exact.onnx", folder / "prepared.onnx", folder / "partial.onnx"
         try:
             _export(model, exact, names)
             quant_pre_process(str(exact), str(prepared), skip_symbolic_shape=True)
             quantize_dynamic(str(prepared), str(partial), weight_type=QuantType.QInt8, per_channel=True)
             partial.rename(path)
-        except Exception as error:  # both libraries raise errors of many unrelated types
-            raise RuntimeError(f"{type(error).__name__}: {str(error).strip()[:300]}") from error
         finally:
             for each in (exact, prepared, partial):
                 with contextlib.suppress(FileNotFoundError):

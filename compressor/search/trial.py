@@ -4,6 +4,7 @@ Nothing here knows of Ray, nor of what other trials there are.
 """
 
 import copy
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -148,7 +149,7 @@ class _Compared:
 
 @lru_cache(maxsize=1)
 def _reference(setting: Setting) -> tuple[torch.Tensor, ...]:
-    model = _loaded(setting)
+    model = fresh_model(setting)  # `module_run` moves what it is given to the device
     watched = _Reference(module_run(model.module, setting.device))
     find_evaluation(setting.evaluation).answers(watched, model, setting.calibration)
     return tuple(watched.outputs)
@@ -173,14 +174,21 @@ def clocked(setting: Setting, function: Callable[..., Result], *given: Any) -> R
 
 
 def judge(setting: Setting, steps: Described) -> Result:
-    """The answers on the calibration data, the squared relative distance of the outputs, and the weights' bytes."""
+    """The answers on the calibration data, the squared relative distance of the outputs, and the weights' bytes.
+
+    Or why there are none: the steps cannot be done, or what they leave gives no figure.
+    """
     with threads(1):
         try:
             model = compressed(setting, steps)
             run = _Compared(module_run(model.module, setting.device), _reference(setting))
-            answers = find_evaluation(setting.evaluation).answers(run, model, setting.calibration)
+            evaluation = find_evaluation(setting.evaluation)
+            answers = evaluation.answers(run, model, setting.calibration)
+            evaluation.interval(answers, setting.calibration, seed=setting.seed)  # refuses what is not a number
         except ShardlineError as error:
             return {"problem": str(error)}
+    if not math.isfinite(run.distance):
+        return {"problem": f"its outputs on calibration data are not finite numbers: they are {run.distance} away"}
     return {"answers": answers.tolist(), "distance": run.distance, "bytes": stored_bytes(model.module)}
 
 

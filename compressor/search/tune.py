@@ -28,9 +28,9 @@ from compressor.evaluation.records import Records, read_records, sample, split, 
 from compressor.model import Model
 from compressor.recipe import Recipe as Packaging
 from compressor.recipe_file import read_calibration
-from compressor.search.budget import Budget
+from compressor.search.budget import Budget, check_provable
 from compressor.search.builder import Builder, adopted
-from compressor.search.calibration import MOST_ROWS, write_calibration
+from compressor.search.calibration import MOST_ROWS, remove_unnamed, write_calibration
 from compressor.search.explore import explore
 from compressor.search.fan_out import FanOut, Here, ray_tasks
 from compressor.search.finals import HeldOut, shard_run
@@ -44,8 +44,8 @@ from compressor.search.store import Store, key_of
 from compressor.search.treatments import Treatment, steps_for, usual_treatments
 from compressor.search.trial import Setting, context_of, fresh_model
 from compressor.search.verdict import Bench, choose
-from compressor.search.written import Asked, report_of, write_report
-from compressor.sources.sources import read_source
+from compressor.search.written import Asked, report_of, rivals_of, write_report
+from compressor.sources.sources import code_of, read_source
 from worker.errors import InvalidRequest, Overloaded
 from worker.runtime import check_device
 from worker.seal import DEFAULT_KEY
@@ -114,6 +114,8 @@ def tune(request: Request, say: Say = lambda _: None) -> Report:
     model = request.source if isinstance(request.source, Model) else read_source(request.source)
     evaluation = find_evaluation(request.evaluate)
     calibration, held_out = read_data(request, evaluation)
+    # A share of an accuracy is never more than so many points.
+    check_provable(evaluation, held_out, request.max_drop.amount)
     with _work_folder(request.out) as work:
         treatments = request.treatments or usual_treatments(request.device, timed=request.objective.timed)
         setting = _setting(request, model, evaluation, calibration, treatments)
@@ -183,17 +185,7 @@ def _setting(
     calibration: Records,
     treatments: Sequence[Treatment],
 ) -> Setting:
-    told = [
-        Packaging(request.source).key(model),
-        request.evaluate,
-        calibration.digest(),
-        request.device,
-        request.seed,
-        request.runtime,
-        torch.__version__,
-        _code_digest(),
-    ]
-    key = key_of(told)
+    key = search_key(request, model, calibration)
     path = calibration_file(request, key)
     needed = any(steps_for(item, ["*"]).needs_calibration() for each in treatments for item in each.templates)
     if needed and not path.is_file():
@@ -211,6 +203,22 @@ def _setting(
         inputs=read_calibration(str(path), model, MOST_ROWS) if needed else (),
         machine_key=request.key,
     )
+
+
+def search_key(request: Request, model: Model, calibration: Records) -> str:
+    """A hash of all that trials depend on: what was measured under another key is not this search's."""
+    told = [
+        Packaging(request.source).key(model),
+        request.evaluate,
+        code_of(request.evaluate) if ":" in request.evaluate else "",
+        calibration.digest(),
+        request.device,
+        request.seed,
+        request.runtime,
+        torch.__version__,
+        _code_digest(),
+    ]
+    return key_of(told)
 
 
 def calibration_file(request: Request, key: str) -> Path:
@@ -267,14 +275,13 @@ class _Search:
             with pace.clocked("look"):
                 base = asked.base(shard_run(baseline, setting))
         allowed = request.max_drop.allowed(base.value)
+        check_provable(evaluation, held_out, allowed)
         with self._phase("search"):
             mixing = self._mixing(lab, evaluation, calibration, allowed)
         bench = Bench(lab, builder, asked, baseline, base, allowed)
         with self._phase("held-out data"):
             verdict = choose(bench, mixing, self.say)
         with self._phase("report"):
-            self.say(f"writing: {verdict.reason}")
-            folder = adopted(verdict.folder, request.out)
             recipe = builder.recipe(verdict.point.recipe) if verdict.point else None
             asked_for = Asked(
                 source=str(request.source)
@@ -288,11 +295,24 @@ class _Search:
                 held_out=held_out,
                 evaluation=evaluation,
             )
-            report = report_of(asked_for, bench, mixing, verdict, folder=folder, recipe=recipe, trials=len(self.store))
+            self.say("comparing what is returned with others")
+            rivals = rivals_of(asked_for, bench, verdict)
+            self.say(f"writing: {verdict.reason}")
+            folder = adopted(verdict.folder, request.out)
+            report = report_of(
+                asked_for,
+                bench,
+                mixing,
+                verdict,
+                folder=folder,
+                recipe=recipe,
+                rivals=rivals,
+                trials=len(self.store),
+            )
         report = replace(report, seconds=self.spent | {"all": time.monotonic() - began})
         write_report(request.out, report, recipe)
         if recipe is None or recipe.calibration is None:
-            builder.calibration.unlink(missing_ok=True)
+            remove_unnamed(builder.calibration, request.out)
         return report
 
     def _mixing(self, lab: Laboratory, evaluation: Evaluation, calibration: Records, allowed: float) -> Mixing:

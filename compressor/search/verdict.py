@@ -8,7 +8,7 @@ from typing import Final
 
 from compressor.evaluation.bootstrap import Interval
 from compressor.search.builder import Builder
-from compressor.search.finals import HeldOut, artifact_seconds, shard_run
+from compressor.search.finals import HeldOut, artifact_bytes, artifact_seconds, shard_run
 from compressor.search.laboratory import Laboratory
 from compressor.search.mixing import Mixing, Point, judge_mix, repair, time_points
 from compressor.search.pace import MARGIN
@@ -52,8 +52,8 @@ def choose(bench: Bench, mixing: Mixing, say: Callable[[str], None]) -> Verdict:
     """Asks the held-out data about the best point, then about what follows, until one keeps the budget.
 
     A point that fails is repaired, and the milder mix takes its place in the row. A point that passes is returned only
-    if its artifact is really faster than the uncompressed one. The first is asked whatever the time: its share of the
-    limit was kept free.
+    if its artifact is really faster than the uncompressed one; where size or memory is the objective, if it is really
+    smaller and no slower. The first is asked whatever the time: its share of the limit was kept free.
     """
     pace = bench.lab.pace
     waiting = worthy(mixing)
@@ -69,6 +69,10 @@ def choose(bench: Bench, mixing: Mixing, say: Callable[[str], None]) -> Verdict:
             )
         began = time.monotonic()
         last = left < 2 * one or bench.held_out.looks == MOST_LOOKS - 1
+        if not mixing.timed:
+            waiting = _weighed(bench, mixing, waiting[: MOST_LOOKS - bench.held_out.looks], pace.limit - 2 * one, say)
+            if not waiting:
+                break
         point = next_asked(waiting, mixing.allowed, last=last)
         verdict = _asked(bench, point, say)
         costs.append(time.monotonic() - began)
@@ -77,16 +81,22 @@ def choose(bench: Bench, mixing: Mixing, say: Callable[[str], None]) -> Verdict:
         if point.held_out is not None:
             _repair(bench, mixing, point)
         waiting = worthy(mixing)
-    return _baseline(bench, f"nothing that keeps the budget was faster and proven on held-out data ({_tried(mixing)})")
+    better = "faster" if mixing.timed else "smaller, no slower"
+    return _baseline(
+        bench, f"nothing that keeps the budget was {better} and proven on held-out data ({_tried(mixing)})"
+    )
 
 
 def worthy(mixing: Mixing) -> list[Point]:
     """Points that keep the budget on calibration data, beat the uncompressed model and were not asked yet, the best
-    first. A mix comes before one treatment of the whole model only if it is clearly better.
+    first. A mix comes before one treatment of the whole model only if it is clearly faster. Where size or memory is the
+    objective, those whose artifacts were measured come first, by what they take; others by the bytes of their weights.
     """
 
-    def rank(point: Point) -> tuple[float, str]:
-        return (mixing.cost(point) or 0.0) * (LEAD if mixing.timed and not point.whole else 1.0), point.name
+    def rank(point: Point) -> tuple[bool, float, str]:
+        if point.share is not None:
+            return False, point.share, point.name
+        return True, (mixing.cost(point) or 0.0) * (LEAD if mixing.timed and not point.whole else 1.0), point.name
 
     found = [point for point in mixing.points.values() if point.recipe and not point.verdict and mixing.pays(point)]
     return sorted(found, key=rank)
@@ -102,30 +112,77 @@ def next_asked(waiting: Sequence[Point], allowed: float, *, last: bool) -> Point
     return sure[0] if sure else min(waiting, key=lambda point: point.drop.high)
 
 
-def _asked(bench: Bench, point: Point, say: Callable[[str], None]) -> Verdict | None:
-    pace = bench.lab.pace
+def _weighed(
+    bench: Bench, mixing: Mixing, waiting: Sequence[Point], until: float, say: Callable[[str], None]
+) -> list[Point]:
+    """The worthy points after those that wait were built and measured: the first whatever the time, others `until`."""
+    for place, point in enumerate(point for point in waiting if point.share is None):
+        if place and time.monotonic() >= until:
+            break
+        folder = _built(bench, point)
+        if folder is not None:
+            _is_smaller(bench, point, folder, say)
+    return worthy(mixing)
+
+
+def _built(bench: Bench, point: Point) -> Path | None:
+    """The point's artifact; None, with a verdict, where it cannot be made."""
     try:
-        with pace.clocked("package"):
-            folder = bench.builder.built(point.recipe)
+        with bench.lab.pace.clocked("package"):
+            return bench.builder.built(point.recipe)
     except ShardlineError as error:
         point.verdict = f"cannot be packaged: {error}"
+        return None
+
+
+def _is_smaller(bench: Bench, point: Point, folder: Path, say: Callable[[str], None]) -> bool:
+    """Whether the artifact takes less than the uncompressed, on disk or of memory: measured once; else a verdict."""
+    if point.share is None:
+        say(f"measuring the artifact of {point.name}")
+        try:
+            ours, theirs = bench.lab.alone((artifact_bytes, ([folder, bench.baseline],)))
+        except ShardlineError as error:
+            point.verdict = f"cannot be measured: {error}"
+            return False
+        point.share = ours / theirs
+        if ours >= theirs:
+            where = _where(bench)
+            point.verdict = (
+                f"its artifact takes {ours / 1e6:.4g} MB {where}, and the uncompressed one {theirs / 1e6:.4g} MB"
+            )
+    return point.share < 1
+
+
+def _where(bench: Bench) -> str:
+    return "on disk" if bench.lab.setting.objective.kind == "size" else "of memory"
+
+
+def _asked(bench: Bench, point: Point, say: Callable[[str], None]) -> Verdict | None:
+    timed = bench.lab.setting.objective.timed
+    folder = _built(bench, point)
+    if folder is None or not (timed or _is_smaller(bench, point, folder, say)):
         return None
     say(f"timing the artifact of {point.name}")
     sizes = bench.lab.setting.objective.sizes(bench.lab.model)
     inputs = timed_inputs(bench.lab.model, sizes)
     ours, theirs = bench.lab.alone((artifact_seconds, ([folder, bench.baseline], {"objective": inputs})))["objective"]
-    limit = theirs if bench.lab.setting.objective.timed else theirs * STEADY
+    limit = theirs if timed else theirs * STEADY
     if ours >= limit:
         point.verdict = f"its artifact takes {ours * 1e3:.3g} ms, and the uncompressed one {theirs * 1e3:.3g} ms"
         return None
     say(f"asking the held-out data about {point.name}")
-    figure, drop = bench.held_out.look(shard_run(folder, bench.lab.setting))
+    try:
+        figure, drop = bench.held_out.look(shard_run(folder, bench.lab.setting))
+    except ShardlineError as error:
+        point.verdict = f"cannot be judged on held-out data: {error}"
+        return None
     point.held_out = drop
     if drop.high > bench.allowed:
         point.verdict = f"may lose {drop.high:.3g} on held-out data, over {bench.allowed:.3g}"
         return None
     point.verdict = "returned"
-    reason = f"{point.name}: at most {drop.high:.3g} lost on held-out data, {theirs / ours:.2f}x as fast"
+    saved = "" if timed else f"{point.share:.3g} of the uncompressed artifact's bytes {_where(bench)}, "
+    reason = f"{point.name}: at most {drop.high:.3g} lost on held-out data, {saved}{theirs / ours:.2f}x as fast"
     return Verdict(point, folder, figure, drop, reason)
 
 
@@ -155,7 +212,7 @@ def why_none(mixing: Mixing) -> str:
             f"that takes about {mixing.needed_s:.0f} s"
         )
     if not points:
-        return f"nothing that was tried makes the model faster{told}"
+        return f"nothing that was tried makes the model {'faster' if mixing.timed else 'smaller'}{told}"
     nearest = min(points, key=lambda point: point.drop.high)
     if nearest.drop.high > mixing.allowed:
         return (

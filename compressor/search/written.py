@@ -16,19 +16,17 @@ from compressor.evaluation.records import Records
 from compressor.model import Model
 from compressor.profiling.resident import resident_bytes
 from compressor.recipe_file import RecipeFile
-from compressor.search.finals import EAGER, compare
+from compressor.search.finals import EAGER, compare, disk_bytes
 from compressor.search.mixing import Mixing, Point
 from compressor.search.objective import Objective
 from compressor.search.page import page
 from compressor.search.pareto import front
 from compressor.search.report import Figure, LayerTold, PointRow, Report, RivalRow, write_json, write_whole
-from compressor.search.rivals import ONNX, onnx_int8
+from compressor.search.rivals import ONNX, onnx_file, onnx_int8, tried
 from compressor.search.trial import Setting, fresh_model, timed_inputs
 from compressor.search.verdict import Bench, Verdict
 from compressor.steps import described
-from worker.artifact import read_manifest
 from worker.errors import ShardlineError
-from worker.manifest import PROGRAM
 from worker.runtime import instruction_set
 
 ROWS: Final = (1, 8, 32)
@@ -62,9 +60,10 @@ def report_of(
     *,
     folder: Path,
     recipe: RecipeFile | None,
+    rivals: list[RivalRow],
     trials: int,
 ) -> Report:
-    """The report on a search. `folder`: of the artifact that is returned."""
+    """The report on a search. `folder`: of the artifact that is returned. `rivals`: see `rivals_of`."""
     evaluation, setting = asked.evaluation, asked.setting
     chosen = verdict.point.treatments if verdict.point else {}
     return Report(
@@ -105,7 +104,7 @@ def report_of(
             )
             for row in mixing.rows
         ],
-        rivals=_rivals(asked, bench, verdict),
+        rivals=rivals,
         trials=trials,
         machine=_machine(setting),
     )
@@ -133,7 +132,7 @@ def _points(mixing: Mixing, *, timed: bool) -> list[PointRow]:
     ]
 
 
-def _rivals(asked: Asked, bench: Bench, verdict: Verdict) -> list[RivalRow]:
+def rivals_of(asked: Asked, bench: Bench, verdict: Verdict) -> list[RivalRow]:
     """What is returned, beside the uncompressed model in two ways and ONNX Runtime where it is installed."""
     model = bench.lab.model
     work = bench.builder.work
@@ -141,7 +140,7 @@ def _rivals(asked: Asked, bench: Bench, verdict: Verdict) -> list[RivalRow]:
     batches = _batches(model, objective)
     folders = {COMPILED: bench.baseline} | ({RETURNED: verdict.folder} if verdict.point else {})
     found = bench.lab.alone((compare, (folders, batches, work)))
-    resident, problem = _resident(folders, objective, asked.setting.device)
+    resident, problem = _resident(folders, objective, asked.setting)
     rows = []
     for name, seconds in found["seconds"].items():
         if name in folders:
@@ -152,25 +151,38 @@ def _rivals(asked: Asked, bench: Bench, verdict: Verdict) -> list[RivalRow]:
                     seconds,
                     _figure(verdict.figure if returned else bench.base),
                     _figure(verdict.drop) if returned else None,
-                    read_manifest(folders[name]).files[PROGRAM].bytes,
+                    disk_bytes(folders[name]),
                     resident.get(name),
                     problem,
                 )
             )
         elif name == ONNX:
-            figure, drop = bench.held_out.aside(onnx_int8(fresh_model(asked.setting), work))
-            size = sum(path.stat().st_size for path in work.glob("onnx-int8-*.onnx"))
-            rows.append(RivalRow(name, seconds, _figure(figure), _figure(drop), size))
+            rows.append(_onnx_row(bench, asked.setting, seconds))
         else:
             rows.append(RivalRow(name, seconds, note="" if name != EAGER else "fp32"))
     rows += [RivalRow(name, {}, note=problem) for name, problem in found["problems"].items()]
     return rows
 
 
-def _resident(folders: Mapping[str, Path], objective: Objective, device: str) -> tuple[dict[str, int], str]:
+def _onnx_row(bench: Bench, setting: Setting, seconds: Mapping[str, float]) -> RivalRow:
+    file = onnx_file(bench.builder.work, setting.key)
+    judged = tried(lambda: bench.held_out.aside(onnx_int8(fresh_model(setting), file)))
+    if isinstance(judged, str):
+        return RivalRow(ONNX, seconds, note=judged)
+    figure, drop = judged
+    return RivalRow(ONNX, seconds, _figure(figure), _figure(drop), file.stat().st_size)
+
+
+def _resident(folders: Mapping[str, Path], objective: Objective, setting: Setting) -> tuple[dict[str, int], str]:
     """Resident bytes by name, or why there are none."""
     try:
-        found = resident_bytes(list(folders.values()), objective.rows, objective.length, device=device)
+        found = resident_bytes(
+            list(folders.values()),
+            objective.rows,
+            objective.length,
+            device=setting.device,
+            key=setting.machine_key,
+        )
     except ShardlineError as error:
         return {}, str(error)
     return {name: item.ran for name, item in zip(folders, found, strict=True)}, ""
@@ -186,7 +198,7 @@ def _batches(model: Model, objective: Objective) -> dict[str, tuple[torch.Tensor
 
 
 def _figure(interval: Interval) -> Figure:
-    return Figure(interval.value, interval.low, interval.high, interval.level)
+    return Figure(interval.value, interval.low, interval.high, interval.level, interval.method)
 
 
 def _machine(setting: Setting) -> dict[str, str]:

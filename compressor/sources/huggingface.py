@@ -31,6 +31,10 @@ def read_folder(folder: Path) -> Model:
         Unsupported: transformers is not installed, or the pooling is not known here.
     """
     config = _read_json(folder / "config.json")
+    if not isinstance(config, dict):
+        raise InvalidRequest(
+            f"{folder / 'config.json'}: expected an object with model_type, not a {type(config).__name__}"
+        )
     if not any(folder.glob("*.safetensors")):
         raise InvalidRequest(f"{folder}: no .safetensors file; other formats can run code when loaded and are not read")
     if config.get("is_decoder") or config.get("is_encoder_decoder"):
@@ -38,6 +42,8 @@ def read_folder(folder: Path) -> Model:
     encoder = _load(folder)
     if encoder.config.is_encoder_decoder:
         raise InvalidRequest(f"{folder}: {encoder.config.model_type} is a decoder; encoders are supported")
+    if not isinstance(getattr(encoder.config, "vocab_size", None), int):
+        raise InvalidRequest(f"{folder}: {encoder.config.model_type} takes no tokens; encoders of text are supported")
     longest = _longest(encoder.config)
     pad = int(encoder.config.pad_token_id or 0)
     pooling = _pooling(folder)
@@ -71,6 +77,11 @@ def _load(folder: Path) -> Any:
         ).eval()
     except ImportError as error:
         raise Unsupported("a Hugging Face folder needs transformers: pip install 'shardline[huggingface]'") from error
+    except Exception as error:  # of a damaged file or an unknown model, it raises errors of many unrelated types
+        raise InvalidRequest(
+            f"{folder}: transformers cannot load it: {type(error).__name__}: {str(error).strip()[:500]}; are "
+            "config.json and the .safetensors files whole, and of a model that needs no code of the folder's own?"
+        ) from error
     finally:
         logging.disable(before)
 

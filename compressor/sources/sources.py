@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib
+import inspect
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -64,6 +65,14 @@ def _from_tuple(source: str, made: Any) -> Model:
         for name, example in examples.items()
     )
     return Model(module, inputs)
+
+
+def code_of(name: str) -> str:
+    """The source code of a module, also as "module:function"; `name` itself where there is none to read."""
+    try:
+        return inspect.getsource(importlib.import_module(name.partition(":")[0]))
+    except (OSError, TypeError, ImportError):
+        return name
 
 
 def weights_digest(module: torch.nn.Module) -> str:

@@ -141,6 +141,33 @@ def test_the_same_recipe_is_found_and_another_is_not(tmp_path: Path) -> None:
     )
 
 
+def test_another_teacher_in_the_same_file_is_another_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "teacher.pt2"
+    asked = Recipe(models.attention(), compression=RecipeFile(steps=(Int8Dynamic(),), teacher=str(path)))
+    path.write_bytes(b"one")
+    key = asked.key()
+    assert asked.key() == key
+    path.write_bytes(b"another")
+    assert asked.key() != key
+
+
+@pytest.mark.parametrize("place", ["calibration", "training"])
+def test_a_function_whose_code_changed_gives_other_data(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    name = f"data_for_{place}"
+    code = tmp_path / f"{name}.py"
+    code.write_text("def batches():\n    return [1]\n")
+    recipe = RecipeFile.model_validate({"steps": [{"kind": "int8_dynamic"}], place: f"{name}:batches"})
+    asked = Recipe(models.attention(), compression=recipe)
+    key = asked.key()
+    assert asked.key() == key
+    assert not asked.knows_its_data
+    code.write_text("def batches():\n    return [1, 2, 3]\n")
+    assert asked.key() != key
+
+
 def test_one_way_to_say_what_is_compressed(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="give one of the two"):
         package(models.attention(), tmp_path / "m", quantize="int8", compression=RecipeFile(steps=(Int8Dynamic(),)))

@@ -136,7 +136,7 @@ def test_a_budget_that_nothing_keeps_gives_the_model_as_it_was_and_says_so(
     out = tmp_path / "models" / "tiny"
     asked = changed(command, max_drop="0.5", objective="size")
     asked[1] = SMALL
-    data = write_data(tmp_path / "small.npz", small_classifier(), 600, seed=1)
+    data = write_data(tmp_path / "small.npz", small_classifier(), 1200, seed=1)
     assert main(changed(asked, data=data)) == exits.NOTHING_FOUND
     told = capsys.readouterr().out
     assert "the model stays as it was: nothing keeps the budget: the most careful mix" in told
@@ -200,7 +200,7 @@ def test_empty_and_mismatched_data_are_told(
     ):
         path = tmp_path / f"{name}.npz"
         np.savez(path, **columns)
-        assert main(changed(command, data=path)) == exits.FAILED
+        assert main(changed(command, data=path, max_drop="20")) == exits.FAILED
         assert told in capsys.readouterr().err, name
     assert not versions(tmp_path / "models" / "tiny")
 

@@ -9,6 +9,8 @@ from torch import nn
 from compressor.evaluation.evaluation import Accuracy, Perplexity, Spearman, find_evaluation
 from compressor.evaluation.records import Records
 from compressor.model import Input, Model
+from compressor.search.trial import module_run
+from tests import stories
 from worker.errors import InvalidRequest
 
 IMAGES = Model(nn.Identity(), (Input("x", torch.zeros(2, 3), ("batch", None)),))
@@ -92,6 +94,28 @@ def test_perplexity_counts_each_next_token_that_is_not_masked() -> None:
     answers = evaluation.answers(uniform, model, data)
     assert answers[:, 1].tolist() == [2, 1]
     assert evaluation.interval(answers, data).value == pytest.approx(vocabulary)
+
+
+def test_the_perplexity_of_a_real_decoder_on_real_stories_is_what_is_known_of_it() -> None:
+    if not stories.STORIES.is_dir():
+        pytest.skip(f"needs the decoder in {stories.STORIES}")
+    text = (stories.STORIES / "tinystories_sample.txt").read_text(encoding="utf-8")
+    encode = stories.tokenizer().encoded
+    told = [encode(story.strip()) for story in text.split("<|endoftext|>") if story.strip()]
+    ids, mask = (np.zeros((len(told), max(map(len, told))), np.int64) for _ in range(2))
+    for place, tokens in enumerate(told):
+        ids[place, : len(tokens)], mask[place, : len(tokens)] = tokens, 1
+    data, model, evaluation = records(ids=ids, mask=mask), stories.decoder(), Perplexity()
+    answers = evaluation.answers(module_run(model.module, "cpu"), model, data)
+    assert answers[:, 1].sum() == 1804
+    found = evaluation.interval(answers, data)
+    assert found.value == pytest.approx(3.548, abs=5e-4)  # as it was measured by others: ../shared/data/README.md
+    assert 3 < found.low < 3.548 < found.high < 4
+    # And of a text that it was not trained on, it knows far less.
+    lines = [encode(line)[:9] for line in stories.SHAKESPEARE.read_text().splitlines()[:40] if line]
+    ids = np.array([line for line in lines if len(line) == 9])
+    other = records(ids=ids, mask=np.ones_like(ids))
+    assert evaluation.interval(evaluation.answers(module_run(model.module, "cpu"), model, other), other).low > 30
 
 
 def test_an_evaluation_of_the_users_own_gives_one_number_a_record() -> None:

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,10 @@ def test_json_lines_and_arrays_are_read(tmp_path: Path) -> None:
         ("a.jsonl", "{}\nnot json\n", "line 2 is not JSON"),
         ("a.jsonl", '{"a": 1}\n{"b": 1}\n', "line 2: expected an object with the keys a"),
         ("a.jsonl", '{"a": [1]}\n{"a": [1, 2]}\n', "different lengths"),
+        ("a.jsonl", "[" * 100_000, "line 1 is not JSON"),
+        ("a.csv", f'x,y\n"{"a" * 200_000}",1\n', r"a\.csv.*line 2: field larger than field limit .*\.jsonl"),
         ("a.npz", "nonsense", "not plain arrays"),
+        ("a.npz", "", "not plain arrays, or damaged: .*numpy.savez"),
         ("a.txt", "x", "expected .csv, .tsv, .jsonl or .npz"),
     ],
 )
@@ -63,13 +67,76 @@ def test_a_missing_file_and_arrays_of_different_lengths_are_refused(tmp_path: Pa
         read_records(tmp_path / "a.npz")
 
 
+def arrays_cut_off(path: Path) -> None:
+    np.savez_compressed(path, x=np.random.default_rng(0).normal(size=(50, 4)), label=np.arange(50))
+    path.write_bytes(path.read_bytes()[:500])
+
+
+def arrays_with_a_hole(path: Path) -> None:
+    np.savez_compressed(path, x=np.random.default_rng(0).normal(size=(50, 4)), label=np.arange(50))
+    content = path.read_bytes()
+    path.write_bytes(content[:200] + bytes(50) + content[250:])
+
+
+def one_array(path: Path) -> None:
+    with path.open("wb") as file:
+        np.save(file, np.zeros((50, 4)))
+
+
+@pytest.mark.parametrize("write", [arrays_cut_off, arrays_with_a_hole, one_array])
+def test_damaged_arrays_and_one_array_by_another_name_are_refused_with_the_file_and_the_mend(
+    write: Callable[[Path], None], tmp_path: Path
+) -> None:
+    write(tmp_path / "broken.npz")
+    with pytest.raises(
+        InvalidRequest, match=r"broken\.npz': not plain arrays, or damaged: .*write it with numpy.savez"
+    ):
+        read_records(tmp_path / "broken.npz")
+
+
+def test_what_is_no_text_is_refused_with_its_record(tmp_path: Path) -> None:
+    lines = tmp_path / "a.jsonl"
+    for value in ("null", "3", '"\\ud83d"'):
+        lines.write_text('{"text": "a", "label": 0}\n{"text": %s, "label": 1}\n' % value)  # noqa: UP031
+        records = read_records(lines)
+        assert len(keys_of(records, ("text",))) == len(set(keys_of(records, ("text",)))) == 2
+        with pytest.raises(InvalidRequest, match=r"a\.jsonl: column 'text': .* in record 1 is not a text"):
+            records.texts("text")
+    assert table(text=["a", "ü"]).texts("text") == ["a", "ü"]
+
+
 def test_a_label_that_is_no_number_is_refused_with_its_record() -> None:
     with pytest.raises(InvalidRequest, match=r"column 'score': 'good' in record 1 is not a number"):
         table(score=["1", "good"]).numbers("score")
     with pytest.raises(InvalidRequest, match=r"column 'score': nan in record 0"):
         table(score=["nan", "1"]).numbers("score")
+    for value in (None, {"a": 1}, [1], 10**400):
+        with pytest.raises(InvalidRequest, match=r"column 'score': .* in record 1 is not a number; give one there"):
+            table(score=["1", value, "x"]).numbers("score")
+    pairs = Records({"label": np.zeros((3, 2))}, "data.npz")
+    with pytest.raises(InvalidRequest, match=r"data.npz: column 'label' has \[2\] a record; expected one number each"):
+        pairs.numbers("label")
     with pytest.raises(InvalidRequest, match=r"no column 'scores'; there is score"):
         table(score=["1"]).column("scores")
+
+
+@pytest.mark.parametrize("kept_as", [np.float64, np.float16, np.int64, np.uint8, np.bool_])
+def test_a_record_is_the_same_whichever_type_its_numbers_are_kept_in(kept_as: type) -> None:
+    pixels = np.array([[0, 1, 1], [1, 0, 0]])
+    ours = Records({"x": pixels[:1].astype(np.float32)}, "ours.npz")
+    theirs = Records({"x": pixels.astype(kept_as)}, "theirs.npz")
+    with pytest.raises(InvalidRequest, match="1 of 1 records are also in theirs"):
+        without_overlap(ours, theirs, ("x",), drop=False)
+
+
+def test_fractions_are_the_same_in_single_and_double_and_shapes_and_large_numbers_tell_records_apart() -> None:
+    def key(value: object) -> bytes:
+        return keys_of(Records({"x": np.array([value])}, "data.npz"), ("x",))[0]
+
+    assert key(np.float32(0.1)) == key(np.float64(0.1))
+    assert key(0.0) == key(-0.0)
+    assert key(2**24 + 1) != key(2**24)
+    assert key([[1.0, 2.0]]) != key([1.0, 2.0])
 
 
 def test_a_record_that_is_in_both_is_refused_whatever_its_label_and_order() -> None:

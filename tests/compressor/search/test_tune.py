@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from compressor.evaluation.evaluation import find_evaluation
 from compressor.package import package
 from compressor.recipe_file import read_recipe
 from compressor.search.budget import Budget
 from compressor.search.objective import read_objective
 from compressor.search.treatments import treatment
-from compressor.search.tune import WORK, Request, tune
-from tests.compressor.search.tiny import WIDTH, classifier, small_classifier, write_data
+from compressor.search.tune import WORK, Request, read_data, search_key, tune
+from tests.compressor.search.tiny import WIDTH, broad, classifier, small_classifier, write_data
 from worker.artifact import load_artifact, versions
 from worker.errors import InvalidRequest, Overloaded
 from worker.shard import load_shard
@@ -125,6 +126,89 @@ def test_where_nothing_keeps_the_budget_the_uncompressed_model_is_returned_and_i
     assert not (request.out / WORK).exists()
 
 
+def test_where_size_counts_what_saves_weights_and_leaves_a_larger_artifact_is_not_returned(
+    request_of: Callable[..., Request],
+) -> None:
+    int8 = treatment({"kind": "int8_weight_only"})
+    thin = "tests.compressor.search.tiny:thin"
+    report = tune(request_of(source=thin, treatments=(int8,), max_drop=Budget(90), objective=read_objective("size")))
+    (point,) = (each for each in report.points if each.recipe)
+    assert point.bytes < report.points[0].bytes
+    assert not report.found
+    assert "MB on disk, and the uncompressed one" in point.verdict
+
+
+def test_where_memory_counts_it_is_measured(request_of: Callable[..., Request], tmp_path: Path) -> None:
+    data = write_data(tmp_path / "broad.npz", broad(), 300, seed=1)
+    source, objective = "tests.compressor.search.tiny:broad", read_objective("memory")
+    report = tune(request_of(source=source, data=data, treatments=(HALF,), max_drop=Budget(5), objective=objective))
+    assert report.found, report.reason
+    assert "of the uncompressed artifact's bytes of memory" in report.reason
+    resident = {row.name: row.resident_bytes or 0 for row in report.rivals}
+    assert resident["returned"] < 0.8 * resident["uncompressed artifact"]
+
+
+def test_a_treatment_that_leaves_no_numbers_is_left_out_and_the_search_goes_on(
+    request_of: Callable[..., Request],
+) -> None:
+    steep, fp16 = "tests.compressor.search.tiny:steep", treatment({"kind": "fp16"})
+    report = tune(request_of(source=steep, treatments=(fp16, BINARY), objective=read_objective("size")))
+    assert "values: nan in record" in report.left_out[fp16.name]
+    assert f"{BINARY.name} everywhere" in {point.name for point in report.points}
+
+
+def test_what_cannot_be_judged_on_held_out_data_is_not_returned_and_the_search_ends_in_order(
+    request_of: Callable[..., Request], data: Path, tmp_path: Path
+) -> None:
+    arrays = dict(np.load(data))
+    calibration = tmp_path / "calibration.npz"
+    np.savez(calibration, x=arrays["x"][:400], label=arrays["label"][:400])
+    arrays["x"][400, 0] = MARK
+    np.savez(tmp_path / "marked.npz", x=arrays["x"][400:], label=arrays["label"][400:])
+    report = tune(
+        request_of(
+            evaluate=f"{__name__}:fragile",
+            data=tmp_path / "marked.npz",
+            calibration=calibration,
+            max_drop=Budget(0.1),
+            treatments=(HALF,),
+        )
+    )
+    assert not report.found
+    told = [point.verdict for point in report.points if point.verdict]
+    assert told
+    assert all("cannot be judged on held-out data: values: nan in record 0" in verdict for verdict in told)
+
+
+MARK = 9.0
+
+
+def fragile(run: Callable[..., tuple[torch.Tensor, ...]], columns: dict[str, np.ndarray]) -> list[float]:
+    """Whether classes are right; no number for a marked record, except by the model as it was."""
+    x = torch.from_numpy(columns["x"])
+    (logits,) = run(x)
+    with torch.no_grad():
+        exact = classifier().module(x)
+    lost = (x[:, 0] == MARK) & ((logits - exact).abs().amax(1) > 1e-5)
+    right = (logits.argmax(1).numpy() == columns["label"]).astype(float)
+    return np.where(lost.numpy(), np.nan, right).tolist()  # type: ignore[no-any-return]
+
+
+def test_a_version_is_there_only_when_nothing_can_fail_any_more_but_writing_the_report(
+    request_of: Callable[..., Request],
+) -> None:
+    request = request_of(source=SMALL)
+    there: dict[str, tuple[int, ...]] = {}
+
+    def look(step: str) -> None:
+        there.setdefault(step.partition(":")[0], versions(request.out))
+
+    tune(request, look)
+    assert there["comparing what is returned with others"] == ()
+    assert there["writing"] == ()
+    assert versions(request.out) == (1,)
+
+
 @pytest.mark.slow
 def test_what_is_smaller_but_slower_is_not_returned(request_of: Callable[..., Request]) -> None:
     # Uncompiled, int8 is slower on small layers: it is never returned, not even where only size counts.
@@ -173,6 +257,20 @@ def test_a_figure_that_is_not_a_number_stops_the_search_and_leaves_no_version(
 
 def not_a_number(run: object, columns: dict[str, np.ndarray]) -> list[float]:
     return [float("nan")] * len(columns["x"])
+
+
+def test_an_evaluation_whose_code_changed_is_another_search(
+    request_of: Callable[..., Request], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    code = tmp_path / "mine_to_judge.py"
+    code.write_text("def right(run, columns):\n    return [1.0] * len(columns['x'])\n")
+    request = request_of(source=SMALL, evaluate="mine_to_judge:right")
+    calibration, _ = read_data(request, find_evaluation(request.evaluate))
+    key = search_key(request, small_classifier(), calibration)
+    assert search_key(request, small_classifier(), calibration) == key
+    code.write_text("def right(run, columns):\n    return [0.25] * len(columns['x'])\n")
+    assert search_key(request, small_classifier(), calibration) != key
 
 
 def test_two_searches_do_not_share_a_folder(request_of: Callable[..., Request]) -> None:

@@ -36,6 +36,15 @@ def test_what_is_slower_or_loses_too_much_or_was_not_timed_or_was_asked_is_not_a
     assert worthy(mixing_of(*points)) == []
 
 
+def test_where_size_is_the_objective_measured_artifacts_come_first_and_the_smallest_of_them_before_all() -> None:
+    points = [point(name, None, 0.1) for name in ("light", "heavy", "unmeasured", "large")]
+    for each, weights, share in zip(points, (10, 30, 5, 100), (0.6, 0.4, None, None), strict=True):
+        each.bytes, each.share = weights, share
+    mixing = mixing_of(*points)
+    mixing.timed, mixing.points[()].bytes = False, 90
+    assert [each.name for each in worthy(mixing)] == ["heavy", "light", "unmeasured"]
+
+
 def test_the_fastest_is_asked_and_where_none_can_follow_the_fastest_that_is_likely_to_be_proven() -> None:
     fast, likely, slow = point("fast", 1.0, 0.45), point("likely", 2.0, 0.2), point("slow", 9.0, 0.0)
     assert next_asked([fast, likely, slow], ALLOWED, last=False) is fast

@@ -57,3 +57,23 @@ def write_data(path: Path, model: Model, records: int, seed: int) -> Path:
     labels = torch.where(wrong, (labels + 1) % CLASSES, labels)
     np.savez(path, x=x.numpy(), label=labels.numpy())
     return path
+
+
+def steep() -> Model:
+    """`small_classifier`, in which what lies between the layers is too large for fp16."""
+    model = classifier(64)
+    with torch.no_grad():
+        for name, weight in model.module.get_submodule("layers").named_parameters():
+            if name.endswith("weight"):
+                weight.mul_(1e5 if name.endswith("0.weight") else 1e-5)
+    return model
+
+
+def thin() -> Model:
+    """The same with 4 neurons in a block: describing its graph takes more than its weights."""
+    return classifier(4)
+
+
+def broad() -> Model:
+    """The same with 32,768 neurons in a block: 16.8 MB of weights in each."""
+    return classifier(32_768)

@@ -129,13 +129,39 @@ def test_a_plain_encoder_gives_its_last_hidden_state(tmp_path: Path) -> None:
         (lambda folder: (folder / "model.safetensors").unlink(), "no .safetensors"),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json: cannot be read"),
         (lambda folder: (folder / "config.json").write_text('{"is_decoder": true, "model_type": "gpt2"}'), "decoder"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "config.json: expected an object with model_type"),
         (lambda folder: (folder / "modules.json").write_text('[{"type": "x.Dense"}]'), "Dense; known are"),
+        (
+            lambda folder: (folder / "model.safetensors").write_bytes(
+                (folder / "model.safetensors").read_bytes()[:-999]
+            ),
+            "transformers cannot load it: SafetensorError: .*are config.json and the .safetensors files whole",
+        ),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b""), "transformers cannot load it"),
+        (
+            lambda folder: (folder / "config.json").write_text('{"model_type": "never_heard_of"}'),
+            "transformers cannot load it: ValueError: .*never_heard_of",
+        ),
+        (
+            lambda folder: (folder / "config.json").write_text('{"model_type": "bert", "num_attention_heads": 5}'),
+            "transformers cannot load it",
+        ),
     ],
 )
 def test_a_folder_that_is_no_encoder_says_why(tmp_path: Path, change: object, problem: str) -> None:
     tiny_bert(tmp_path)
     change(tmp_path)  # type: ignore[operator]
     with pytest.raises((InvalidRequest, Unsupported), match=problem):
+        read_source(tmp_path)
+
+
+def test_an_encoder_of_images_is_refused(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="needs the huggingface extra: transformers")
+    config = transformers.ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=8, patch_size=4
+    )
+    transformers.ViTModel(config).save_pretrained(tmp_path)
+    with pytest.raises(InvalidRequest, match="vit takes no tokens"):
         read_source(tmp_path)
 
 
@@ -147,7 +173,7 @@ def test_code_inside_a_folder_does_not_run(tmp_path: Path) -> None:
     config["auto_map"] = {"AutoModel": "modeling_evil.EvilModel", "AutoConfig": "modeling_evil.EvilConfig"}
     config["model_type"] = "evil"
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises((ShardlineError, ValueError)):
+    with pytest.raises(ShardlineError, match="transformers cannot load it"):
         read_source(tmp_path)
     assert not marker.exists()
 

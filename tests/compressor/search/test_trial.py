@@ -1,0 +1,43 @@
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compressor.evaluation.records import read_records
+from compressor.search.objective import read_objective
+from compressor.search.store import Store
+from compressor.search.trial import Setting, fresh_model, judge
+from tests.compressor.search.tiny import small_classifier, steep, write_data
+
+
+def setting_of(folder: Path, name: str = "small_classifier", **more: Any) -> Setting:
+    model = steep() if name == "steep" else small_classifier()
+    data = write_data(folder / "data.npz", model, 60, seed=1)
+    source = f"tests.compressor.search.tiny:{name}"
+    return Setting(source, "accuracy", read_records(data), read_objective("size"), key=f"{folder} {name}", **more)
+
+
+def test_what_gives_no_numbers_any_more_is_a_problem_and_not_a_result(tmp_path: Path) -> None:
+    setting = setting_of(tmp_path, "steep")
+    assert "problem" not in judge(setting, ())
+    found = judge(setting, [{"kind": "fp16"}])  # what lies between the layers is too large for it
+    assert "values: nan in record" in found["problem"]
+    Store(tmp_path).put("fp16", found)
+
+
+def test_answers_of_which_no_figure_can_be_made_are_a_problem(tmp_path: Path) -> None:
+    found = judge(replace(setting_of(tmp_path), evaluation=f"{__name__}:endless"), ())
+    assert "values: inf in record 3" in found["problem"]
+
+
+def endless(run: object, columns: dict[str, Any]) -> list[float]:
+    return [0.0, 0.0, 0.0, float("inf"), *[0.0] * (len(columns["x"]) - 4)]
+
+
+def test_a_trial_on_another_device_leaves_the_source_where_it_is(tmp_path: Path) -> None:
+    # "meta" is on every machine, and like CUDA it is where a module is moved to in place; it only gives no numbers.
+    setting = setting_of(tmp_path, device="meta")
+    with pytest.raises(NotImplementedError, match="meta"):
+        judge(setting, ())
+    assert {weight.device.type for weight in fresh_model(setting).module.parameters()} == {"cpu"}
