@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from shardline import exits
 from shardline.cli import LISTEN, default_state_dir
 from shardline.infer import Answered, InferClient
+from shardline.os_errors import told
 from shardline.progress import Say, lines, steps
 from shardline.serving import ServeSettings, refuse_busy_port, serving
 from shardline.signals import Forced, StopAsked, StopSignals
@@ -76,6 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return run(settings, say, once=given.once)
     except ShardlineError as error:
         say(f"demo: {error}")
+        return exits.FAILED
+    except OSError as error:
+        say(f"demo: {told(error)}")
         return exits.FAILED
     except KeyboardInterrupt:
         return exits.FORCED
