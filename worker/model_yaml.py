@@ -362,7 +362,7 @@ def _yaml_value(value: object) -> str:
 
 
 def known_keys() -> Mapping[str, str]:
-    """Every key, dotted, and what it means: what the documentation and `--help` show."""
+    """Every key, dotted, and what it means: what docs/models.md shows."""
 
     def under(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, str]]:
         for key, field in section.model_fields.items():

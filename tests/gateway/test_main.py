@@ -17,6 +17,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from gateway.__main__ import parse
+from gateway.settings import ServerLimits
 from tests.gateway.backend import Serve, echo, model, table, worker
 from tests.gateway.controller import FakeController, controller
 from tests.gateway.gate import Gate
@@ -240,6 +241,8 @@ def _broken_uvloop(folder: Path) -> Path:
         (["--control", "c", "--listen", "8001"], "'8001' is not host:port"),
         (["--control", "c", "--listen", "127.0.0.1:99999"], "is not host:port"),
         (["--control", "c", "--processes", "0"], "'0' is not a whole number above 0"),
+        (["--control", "c", "--max-message-bytes", "2G"], "'2G' is not a whole number from 1 to 1073741824"),
+        (["--control", "c", "--max-message-bytes", str((1 << 30) + 1)], "is not a whole number from 1 to 1073741824"),
         (["--control", "c", "--notice-s", "-1"], "'-1' is not a number of seconds"),
         (["--control", "c", "--finish-s", "soon"], "'soon' is not a number of seconds"),
     ],
@@ -255,6 +258,15 @@ def test_it_listens_on_loopback_unless_told_otherwise() -> None:
     assert settings.listen == "127.0.0.1:8001"
     assert not dies_with_parent
     assert parse(["--control", "c", "--listen", "[::]:0"])[0].listen == "[::]:0"
+
+
+def test_a_connection_may_send_the_largest_message_that_is_allowed() -> None:
+    """A connection alone gets half of what may be arriving (`gateway.http2.calls`)."""
+    usual = ServerLimits()
+    for most in (1000, usual.max_message_bytes, 1 << 30):
+        limits = parse(["--control", "c", "--max-message-bytes", str(most)])[0].limits
+        assert limits.max_message_bytes == most
+        assert limits.max_receiving_bytes >= max(4 * most, usual.max_receiving_bytes)
 
 
 async def test_it_listens_on_ipv6_too(tmp_path: Path) -> None:
