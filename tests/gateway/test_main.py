@@ -18,10 +18,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from gateway.__main__ import parse
 from gateway.settings import ServerLimits
+from tests.chaos.load import RETRY
 from tests.gateway.backend import Serve, echo, model, table, worker
 from tests.gateway.controller import FakeController, controller
 from tests.gateway.gate import Gate
-from tests.gateway.stock import ROWS, InferenceServerException, channel, connected, infer, infer_input
+from tests.gateway.stock import ROWS, InferenceServerException, channel, client, connected, infer, infer_input
 
 
 @dataclass
@@ -110,6 +111,27 @@ async def test_a_process_that_dies_is_started_again_and_the_other_serves_meanwhi
             np.testing.assert_array_equal((await client.infer("echo", [infer_input()])).as_numpy("x"), ROWS)
         one.process.send_signal(signal.SIGTERM)
         assert await one.ended() == 0
+
+
+@pytest.mark.parametrize("again", [True, False])
+async def test_what_a_process_held_when_it_died_is_for_its_clients_to_send_again(tmp_path: Path, again: bool) -> None:
+    gate = Gate()
+    more = [("grpc.service_config", json.dumps(RETRY))] if again else []
+    async with started(tmp_path, "--processes", "2", serve=gate.serve) as one:
+        sender = client.InferenceServerClient(one.address, channel_args=more)
+        held = asyncio.create_task(sender.infer("echo", [infer_input()]))
+        await gate.until(entered=1)
+        (holder,) = [child for child in one.children() if _connections(child, one.address)]
+        holder.kill()
+        if again:
+            await gate.until(entered=2)
+            gate.open()
+            np.testing.assert_array_equal((await held).as_numpy("x"), ROWS)
+        else:
+            with pytest.raises(InferenceServerException) as caught:
+                await held
+            assert caught.value.status() == "StatusCode.UNAVAILABLE"
+        await sender.close()
 
 
 async def test_each_process_has_a_session_of_its_own(tmp_path: Path) -> None:
