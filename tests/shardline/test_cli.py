@@ -1,6 +1,7 @@
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from importlib.metadata import version
@@ -148,10 +149,12 @@ def test_package_writes_a_version_and_how_to_serve_it_and_keeps_the_operators_fi
 def test_a_file_that_cannot_be_opened_is_named_with_what_to_do(
     toy_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    log = tmp_path / "state" / "ray.log"
+    models, log = tmp_path / "models", tmp_path / "state" / "ray.log"
+    shutil.copytree(toy_folder, models / "toy" / "1")
+    (models / "toy" / "model.yaml").touch()
     log.mkdir(parents=True)
-    models = str(toy_folder.parent.parent)
-    assert main(["serve", models, "--listen", "127.0.0.1:0", "--state-dir", str(tmp_path / "state")]) == exits.FAILED
+    at = ["--listen", "127.0.0.1:0", "--state-dir", str(tmp_path / "state")]
+    assert main(["serve", str(models), *at]) == exits.FAILED
     assert capsys.readouterr().err.endswith(
         f"shardline: {log}: Is a directory; check the path, and run the command again\n"
     )
@@ -161,7 +164,7 @@ def test_an_output_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "shardline.cli", "package", "tests.models:chain", "--runtime", "eager"]
     with open("/dev/full", "w") as full:
         done = subprocess.run(
-            [*command, "--out", str(tmp_path / "chain")],
+            [*command, "--out", str(tmp_path / "chain")], env={**os.environ, "PYTHONUNBUFFERED": ""},
             stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=120,
         )  # fmt: skip
     assert done.returncode == exits.FAILED

@@ -39,7 +39,7 @@ async def test_a_request_over_the_bound_is_refused_and_one_under_it_answered(tmp
     bounds = GatewayBounds(max_message_bytes=1000, notice_s=0)
     async with started(tmp_path, bounds) as (process, address), connected(address) as client:
         np.testing.assert_array_equal((await client.infer("echo", [infer_input()])).as_numpy("x"), ROWS)
-        with pytest.raises(InferenceServerException, match="1000 bytes") as caught:
+        with pytest.raises(InferenceServerException, match="larger than max: 1000") as caught:
             await client.infer("echo", [infer_input(np.zeros((100, 4), np.float32))])
         assert caught.value.status() == "StatusCode.RESOURCE_EXHAUSTED"
         assert await asyncio.to_thread(process.drain) == 0
@@ -59,4 +59,4 @@ async def test_a_drain_waits_for_the_calls_at_work_as_long_as_it_was_told(tmp_pa
             await held
         assert caught.value.status() == "StatusCode.UNAVAILABLE"
         await ended
-        assert 0.5 <= time.monotonic() - began < 10
+        assert 0.5 <= time.monotonic() - began < 25  # the default lets them have 30
