@@ -6,9 +6,16 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .PHONY: run test test-slow chaos lint protos bench-deps clean
 
+# Whether a Python is one of those that pyproject.toml takes.
+fits = $(1) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null
+
 # A stamp per set of extras: nothing is installed twice.
 $(VENV)/.stamp-%: pyproject.toml
+	@test -x $(BIN)/python || $(call fits,$(PYTHON)) || { echo "Shardline needs Python 3.11 or 3.12; $(PYTHON) is" \
+		"$$($(PYTHON) --version 2>&1 | head -1). Try: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(call fits,$(BIN)/python) || { echo "Shardline needs Python 3.11 or 3.12; $(VENV) is of" \
+		"$$($(BIN)/python --version 2>&1 | head -1). Remove it, then: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 	@echo "installing shardline[$*] into $(VENV) (the first time takes a few minutes)"
 	@$(PIP) install --editable '.[$(subst -,$(comma),$*)]'
 	@touch $@
@@ -38,7 +45,8 @@ lint: $(VENV)/.stamp-dev-demo
 protos: $(VENV)/.stamp-dev-demo
 	$(BIN)/python -m protos.generate
 
-bench-deps: $(VENV)/.stamp-dev-demo $(VENV)/.stamp-bench
+bench-deps: $(VENV)/.stamp-dev-demo
+	@$(BIN)/python -m benchmarks.rivals
 
 clean:
 	rm -rf $(VENV) models build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -7,10 +7,13 @@ import os
 import sys
 from pathlib import Path
 
-from gateway.flags import host_port, seconds
+from gateway.flags import MESSAGE_BYTES, host_port, seconds
 from gateway.parent import die_with_parent
 from gateway.settings import LOG_FORMAT, GatewaySettings, ServerLimits
 from gateway.supervisor import StartError, run
+
+LARGE_AT_ONCE = 8
+"""So many of the largest requests may be on their way in, where that is more than the default lets in."""
 
 
 def parse(arguments: list[str]) -> tuple[GatewaySettings, bool]:
@@ -27,7 +30,9 @@ def parse(arguments: list[str]) -> tuple[GatewaySettings, bool]:
     parser.add_argument("--ready-file", type=Path, help="written, with the address, once every process listens")
     parser.add_argument("--notice-s", type=seconds, default=2.0, help="from SIGTERM to no new calls, seconds")
     parser.add_argument("--finish-s", type=seconds, default=30.0, help="then for the calls at work, seconds")
-    parser.add_argument("--max-message-bytes", type=_positive, default=bounds.max_message_bytes, help="of one request")
+    parser.add_argument(
+        "--max-message-bytes", type=MESSAGE_BYTES, default=bounds.max_message_bytes, help="of one request"
+    )
     parser.add_argument("--max-connections", type=_positive, default=bounds.max_connections, help="of one process")
     parser.add_argument("--max-streams", type=_positive, default=bounds.max_streams, help="calls on one connection")
     parser.add_argument("--max-calls", type=_positive, default=bounds.max_calls, help="calls in one process")
@@ -39,6 +44,7 @@ def parse(arguments: list[str]) -> tuple[GatewaySettings, bool]:
         max_connections=given.max_connections,
         max_streams=given.max_streams,
         max_calls=given.max_calls,
+        max_receiving_bytes=max(bounds.max_receiving_bytes, LARGE_AT_ONCE * given.max_message_bytes),
     )
     settings = GatewaySettings(
         listen=given.listen,

@@ -5,6 +5,7 @@ Each raises `argparse.ArgumentTypeError`, whose text says what came and what was
 
 import argparse
 from collections.abc import Callable
+from typing import Final
 
 
 def host_port(expected: str) -> Callable[[str], str]:
@@ -26,6 +27,10 @@ def whole(least: int, most: int) -> Callable[[str], int]:
         return int(text)
 
     return read
+
+
+MESSAGE_BYTES: Final = whole(1, 1 << 30)
+"""Of one request. A frame between gateway and worker carries twice as much."""
 
 
 def seconds(text: str) -> float:

@@ -1,7 +1,8 @@
-"""Parameters of a request, an input and a requested output: what is understood, and what is refused and why.
+"""Parameters of a request, an input and a requested output: what is understood, what is refused, what is passed over.
 
 `priority` and `timeout` mean what they mean to Triton: level 1 is served first, 0 or a level that does not exist is the
-default level; a timeout is in microseconds, 0 is none.
+default level; a timeout is in microseconds, 0 is none. What would make the answer another one than the client expects
+is refused. All else is passed over: Triton and MLServer hand it to the model at most, and models here take none.
 """
 
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ DEFAULT_LEVEL: Final = 5
 _SEQUENCE: Final = frozenset({"sequence_id", "sequence_start", "sequence_end"})
 _WITHOUT_EFFECT_HERE: Final = frozenset({"triton_enable_empty_final_response"})
 """Concern only calls that stream their responses; clients set them on every request."""
+_RESERVED: Final = "triton_"
 
 Parameters = Mapping[str, pb.InferParameter]
 
@@ -34,7 +36,7 @@ DEFAULTS: Final = Options()
 
 
 def options(parameters: Parameters) -> Options:
-    """Raises `Unsupported` for sequences, `InvalidRequest` for what is not understood."""
+    """Raises `Unsupported` for sequences and encodings, `InvalidRequest` for what Triton reserves and a wrong value."""
     if not parameters:
         return DEFAULTS
     priority, timeout_s = DEFAULTS.priority, DEFAULTS.timeout_s
@@ -48,27 +50,36 @@ def options(parameters: Parameters) -> Options:
         elif name in _SEQUENCE:
             if _value(parameter):
                 raise Unsupported(f"parameter '{name}': this server keeps no sequences; send each request by itself")
-        elif name not in _WITHOUT_EFFECT_HERE:
-            raise InvalidRequest(f"parameter {quoted(name)} is not understood; 'priority' and 'timeout' are")
+        elif name.startswith(_RESERVED) and name not in _WITHOUT_EFFECT_HERE:
+            raise InvalidRequest(
+                f"parameter {quoted(name)}: names that begin with '{_RESERVED}' are Triton's own, and this one is "
+                "unknown; leave it out"
+            )
+        else:
+            _refuse_encoding(name, parameter, "the request")
     return Options(priority, timeout_s)
 
 
 def check_input_parameters(parameters: Parameters, label: str) -> None:
-    """Raises `Unsupported` for shared memory, `InvalidRequest` for anything else."""
-    for name in parameters:
+    """Raises `Unsupported` for shared memory and encodings."""
+    for name, parameter in parameters.items():
         _refuse_shared_memory(name, label)
-        raise InvalidRequest(f"{label}: parameter {quoted(name)} is not understood; inputs take none")
+        _refuse_encoding(name, parameter, label)
 
 
 def check_output_parameters(parameters: Parameters, label: str) -> None:
-    """Raises `Unsupported` for shared memory and classification, `InvalidRequest` for anything else."""
+    """Raises `Unsupported` for shared memory, encodings and classification."""
     for name, parameter in parameters.items():
         _refuse_shared_memory(name, label)
-        if name == "classification":
-            if _value(parameter):
-                raise Unsupported(f"{label}: this server does not classify; ask for the output and sort it")
-        elif name != "binary_data":
-            raise InvalidRequest(f"{label}: parameter {quoted(name)} is not understood; outputs take none")
+        _refuse_encoding(name, parameter, label)
+        if name == "classification" and _value(parameter):
+            raise Unsupported(f"{label}: this server does not classify; ask for the output and sort it")
+
+
+def _refuse_encoding(name: str, parameter: pb.InferParameter, label: str) -> None:
+    """MLServer's other content types say how to hold the same values; this one says that they are others."""
+    if name == "content_type" and _value(parameter) == "base64":
+        raise Unsupported(f"{label}: content_type base64: this server neither reads nor writes base64; use plain bytes")
 
 
 def _refuse_shared_memory(name: str, label: str) -> None:

@@ -8,10 +8,13 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from gateway.flags import host_port, seconds, whole
+from gateway.flags import MESSAGE_BYTES, host_port, seconds, whole
 from shardline import exits
+from shardline.gateway_process import DEFAULT_BOUNDS, GatewayBounds
+from shardline.os_errors import told
 from shardline.planning_options import planning_commands
 from shardline.rollout_options import rollout_commands
 from shardline.tune_options import tune_command
@@ -30,7 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser().parse_args(arguments)
     run: Run = given.run
     try:
-        return run(given)
+        code = run(given)
+        sys.stdout.flush()
+        return code
     except exits.NotServing as error:
         sys.stderr.write(f"shardline: {error}\n")
         return exits.NOT_SERVING
@@ -40,9 +45,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return exits.FORCED
     except BrokenPipeError:
-        # Who read our output has gone. Python would complain once more when it flushes at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _output_is_written()  # who reads our output has gone
         return exits.FAILED
+    except OSError as error:
+        sys.stderr.write(f"shardline: {told(error, '' if _output_is_written() else 'standard output')}\n")
+        return exits.FAILED
+
+
+def _output_is_written() -> bool:
+    """What cannot be is dropped: Python would complain once more when it flushes at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
 
 
 def parser() -> argparse.ArgumentParser:
@@ -51,6 +68,7 @@ def parser() -> argparse.ArgumentParser:
         description="Serve a PyTorch model as a pipeline of shards, over the Open Inference Protocol.",
         epilog="example: shardline package my_module:my_factory --out models/mine && shardline serve models/",
     )
+    root.add_argument("--version", action="version", version=f"shardline {_version()}")
     commands = root.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, run: Run, summary: str, example: str) -> argparse.ArgumentParser:
@@ -114,6 +132,13 @@ def parser() -> argparse.ArgumentParser:
     return root
 
 
+def _version() -> str:
+    try:
+        return version("shardline")
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
 def _package_options(package: argparse.ArgumentParser) -> None:
     package.add_argument("--quantize", choices=["int8"], help="linear layers with 8-bit weights and activations")
     _artifact_options(package)
@@ -175,6 +200,28 @@ def _serve_options(serve: argparse.ArgumentParser) -> None:
     )
     serve.add_argument(
         "--control-port", type=_port, default=0, metavar="PORT", help="of the controller (default: a free one)"
+    )
+    gateway = serve.add_argument_group("the gateway (docs/gateway.md)")
+    gateway.add_argument(
+        "--max-message-bytes",
+        type=MESSAGE_BYTES,
+        default=DEFAULT_BOUNDS.max_message_bytes,
+        metavar="N",
+        help="of one request; a larger one is refused before it is read (default: %(default)s)",
+    )
+    gateway.add_argument(
+        "--notice-s",
+        type=seconds,
+        default=DEFAULT_BOUNDS.notice_s,
+        metavar="SECONDS",
+        help="from the signal to stop until no new calls are taken (default: %(default)g)",
+    )
+    gateway.add_argument(
+        "--finish-s",
+        type=seconds,
+        default=DEFAULT_BOUNDS.finish_s,
+        metavar="SECONDS",
+        help="then for the calls at work (default: %(default)g)",
     )
     _state_dir_option(serve)
 
@@ -277,6 +324,7 @@ def _serve(given: argparse.Namespace) -> int:
         in_ray=given.state_in == "ray",
         token_file=given.token_file,
         control_port=given.control_port,
+        gateway=GatewayBounds(given.max_message_bytes, given.notice_s, given.finish_s),
     )
     return run(settings)
 

@@ -6,6 +6,7 @@ Packages once: the second run starts in seconds. Serves until Ctrl-C, which drai
 import argparse
 import importlib.util
 import os
+import shutil
 import statistics
 import sys
 import time
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from shardline import exits
 from shardline.cli import LISTEN, default_state_dir
 from shardline.infer import Answered, InferClient
+from shardline.os_errors import told
 from shardline.progress import Say, lines, steps
 from shardline.serving import ServeSettings, refuse_busy_port, serving
 from shardline.signals import Forced, StopAsked, StopSignals
@@ -77,6 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ShardlineError as error:
         say(f"demo: {error}")
         return exits.FAILED
+    except OSError as error:
+        say(f"demo: {told(error)}")
+        return exits.FAILED
     except KeyboardInterrupt:
         return exits.FORCED
 
@@ -114,11 +119,11 @@ def run(settings: ServeSettings, say: Say, *, once: bool) -> int:
         try:
             with serving(settings, stop, say) as cluster:
                 if not cluster.wait_until_ready(READY_WITHIN_S, all_replicas=True):
-                    raise Unavailable(f"not ready within {READY_WITHIN_S:g} s; see `shardline status`")
+                    raise Unavailable(f"not ready within {READY_WITHIN_S:g} s; see `{command()} status`")
                 out.write(ask(cluster.address))
                 out.flush()
                 if not once:
-                    say(f"serving on {cluster.address}; `shardline status` shows the cluster; Ctrl-C drains and ends")
+                    say(f"serving on {cluster.address}; `{command()} status` shows the cluster; Ctrl-C drains and ends")
                     cluster.keep()
         except StopAsked:
             pass
@@ -127,6 +132,11 @@ def run(settings: ServeSettings, say: Say, *, once: bool) -> int:
             return exits.FORCED
     say("drained; bye")
     return exits.OK
+
+
+def command() -> str:
+    """How `shardline` is started here: `make run` puts it beside its own Python, which need not be on the PATH."""
+    return "shardline" if shutil.which("shardline") else os.path.relpath(Path(sys.executable).with_name("shardline"))
 
 
 def ask(url: str) -> str:

@@ -8,18 +8,30 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
+from gateway.settings import ServerLimits
 from worker.errors import ShardlineError
 
 POLL_S = 0.05
 READY_WITHIN_S = 60.0
-NOTICE_S = 1.0
-FINISH_S = 30.0
 MARGIN_S = 10.0
 
 
 class GatewayError(ShardlineError):
     """The gateway could not start; the message shows its last words."""
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayBounds:
+    """max_message_bytes: of one request. notice_s, finish_s: of its drain (see `gateway.settings`)."""
+
+    max_message_bytes: int = ServerLimits().max_message_bytes
+    notice_s: float = 1.0
+    finish_s: float = 30.0
+
+
+DEFAULT_BOUNDS: Final = GatewayBounds()
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +42,7 @@ class GatewayPlace:
     processes: int
     control_file: Path
     folder: Path
+    bounds: GatewayBounds = DEFAULT_BOUNDS
 
     @property
     def log(self) -> Path:
@@ -54,8 +67,9 @@ class GatewayProcess:
                     *("--processes", str(place.processes)),
                     *("--control", str(place.control_file)),
                     *("--ready-file", str(place.ready_file)),
-                    *("--notice-s", str(NOTICE_S)),
-                    *("--finish-s", str(FINISH_S)),
+                    *("--max-message-bytes", str(place.bounds.max_message_bytes)),
+                    *("--notice-s", str(place.bounds.notice_s)),
+                    *("--finish-s", str(place.bounds.finish_s)),
                     "--die-with-parent",
                 ],
                 stdin=subprocess.DEVNULL,
@@ -92,7 +106,7 @@ class GatewayProcess:
         if self.exit_code is None:
             self._process.send_signal(signal.SIGTERM)
         try:
-            return self._process.wait(NOTICE_S + FINISH_S + MARGIN_S)
+            return self._process.wait(self._place.bounds.notice_s + self._place.bounds.finish_s + MARGIN_S)
         except subprocess.TimeoutExpired:
             return self.kill()
 

@@ -150,7 +150,7 @@ def run(
             inputs = read_npz(file or Path())
         answered = client.infer(model, version, inputs, timeout_s)
     if out is not None:
-        np.savez(out, allow_pickle=False, **{name: _plain(array) for name, array in answered.outputs.items()})
+        _write_npz(out, answered.outputs)
     sys.stdout.write(as_line(model, answered) if as_json else as_text(model, answered))
     return exits.OK
 
@@ -165,6 +165,15 @@ def read_npz(path: Path) -> dict[str, Array]:
             return {name: np.ascontiguousarray(arrays[name]) for name in arrays.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise InvalidRequest(f"{path}: not an .npz file of plain arrays: {error}") from error
+
+
+def _write_npz(path: Path, arrays: Mapping[str, Array]) -> None:
+    """Raises OSError that names the file."""
+    try:
+        np.savez(path, allow_pickle=False, **{name: _plain(array) for name, array in arrays.items()})
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def as_line(model: str, answered: Answered) -> str:

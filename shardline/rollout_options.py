@@ -17,7 +17,7 @@ def rollout_commands(command: AddCommand) -> tuple[argparse.ArgumentParser, ...]
         "Serve a model as its model.yaml says now: another version, or another plan.",
         "shardline rollout minilm --canary 10 --wait 300",
     )
-    rollout.add_argument("model", metavar="MODEL")
+    rollout.add_argument("model", metavar="MODEL", help="its name, as `shardline status` shows it")
     rollout.add_argument("--version", type=_number, metavar="N", help="this version (default: what model.yaml says)")
     rollout.add_argument(
         "--canary",
@@ -36,10 +36,12 @@ def rollout_commands(command: AddCommand) -> tuple[argparse.ArgumentParser, ...]
         "--even-without-room", action="store_true", help="also where no node is large enough: Ray may add one"
     )
     rollback = command("rollback", _rollback, "Serve a model as it was before.", "shardline rollback minilm --wait 300")
-    rollback.add_argument("model", metavar="MODEL")
-    rollback.add_argument("--to", type=_number, default=0, metavar="REVISION", help="of `shardline history`")
+    rollback.add_argument("model", metavar="MODEL", help="its name, as `shardline status` shows it")
+    rollback.add_argument(
+        "--to", type=_number, default=0, metavar="REVISION", help="of `shardline history` (default: the one before)"
+    )
     history = command("history", _history, "Show what served, and why it changed.", "shardline history minilm")
-    history.add_argument("model", nargs="?", default="", metavar="MODEL")
+    history.add_argument("model", nargs="?", default="", metavar="MODEL", help="this one alone (default: every model)")
     history.add_argument("--json", action="store_true", help="for machines: the same facts as one JSON list")
     for added in (rollout, rollback):
         added.add_argument(

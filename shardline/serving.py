@@ -14,7 +14,7 @@ from cluster.health import DRAIN_MARGIN_S
 from cluster.repository import read_repository, with_signatures
 from cluster.state import ServedModel, State, StateDir, StateError
 from protos import control_pb2
-from shardline.gateway_process import GatewayError, GatewayPlace, GatewayProcess
+from shardline.gateway_process import DEFAULT_BOUNDS, GatewayBounds, GatewayError, GatewayPlace, GatewayProcess
 from shardline.progress import Say
 from shardline.running import answers
 from shardline.signals import Forced, StopSignals
@@ -64,6 +64,7 @@ class ServeSettings:
     in_ray: bool = False
     token_file: Path | None = None
     control_port: int = 0
+    gateway: GatewayBounds = DEFAULT_BOUNDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +225,9 @@ def serving(settings: ServeSettings, stop: StopSignals, say: Say) -> Iterator[Se
         controller = _start_cluster(settings, state_dir, state, stack, stop=stop, say=say)
         stop.install()  # Ray put handlers of its own in place
         stop.check()
-        place = GatewayPlace(settings.listen, settings.processes, state_dir.control_file, state_dir.folder)
+        place = GatewayPlace(
+            settings.listen, settings.processes, state_dir.control_file, state_dir.folder, settings.gateway
+        )
         serving_now = Serving(place, state_dir, controller, stop, say)
         stack.callback(serving_now.kill_gateway)
         drain_s = drain_bound_s(models.values())

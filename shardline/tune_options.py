@@ -39,7 +39,12 @@ def _accuracy_options(group: argparse._ArgumentGroup) -> None:
         help="accuracy, spearman, perplexity, or module:function(run, columns) → one number a record, more is better",
     )
     group.add_argument(
-        "--data", type=Path, required=True, metavar="FILE", help="held-out records that judge: .csv .tsv .jsonl .npz"
+        "--data",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="held-out records that judge: .csv .tsv .jsonl .npz. Columns: accuracy takes each input of the model, or "
+        "text, and label; spearman sentence1, sentence2, score; perplexity each input; a function any",
     )
     group.add_argument(
         "--calibration",

@@ -325,13 +325,20 @@ def _shown(value: object) -> str:
 
 
 def write_model_yaml(path: Path, model: ModelYaml) -> None:
-    """Writes `model` to `path`, at once or not at all, with a comment on every key. Replaces what was there."""
+    """Writes `model` to `path`, at once or not at all, with a comment on every key. Replaces what was there.
+
+    Raises OSError that names `path`.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(model_yaml_text(model))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        try:
+            temporary.write_text(model_yaml_text(model))
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
+        raise
 
 
 def model_yaml_text(model: ModelYaml) -> str:
@@ -358,7 +365,7 @@ def _yaml_value(value: object) -> str:
 
 
 def known_keys() -> Mapping[str, str]:
-    """Every key, dotted, and what it means: what the documentation and `--help` show."""
+    """Every key, dotted, and what it means: what docs/models.md shows."""
 
     def under(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, str]]:
         for key, field in section.model_fields.items():

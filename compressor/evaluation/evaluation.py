@@ -35,10 +35,14 @@ _FUNCTION: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", re.ASCII)
 
 
 class Evaluation(ABC):
-    """names: of the columns of a file without a header. inputs: the columns that make two records the same."""
+    """names: of the columns of a file without a header. inputs: the columns that make two records the same.
+
+    data: the columns that it needs, in words.
+    """
 
     name: str
     unit: str
+    data: ClassVar[str]
     names: ClassVar[tuple[str, ...]] = ()
     higher_is_better: ClassVar[bool] = True
 
@@ -85,13 +89,11 @@ class Evaluation(ABC):
 
 
 class Accuracy(Evaluation):
-    """Percent of records whose largest logit is that of their label.
-
-    Data: a column for each input of the model (.npz), or `text`; and `label`, the class's number.
-    """
+    """Percent of records whose largest logit is that of their label."""
 
     name = "accuracy"
     unit = "points"
+    data = "one for each input of the model (.npz), or `text`; and `label`, the class's number from 0"
     names = ("text", "label")
 
     def inputs(self, records: Records) -> tuple[str, ...]:
@@ -134,13 +136,11 @@ class Accuracy(Evaluation):
 
 
 class Spearman(Evaluation):
-    """Spearman's correlation x100 of the cosine of two sentences' embeddings with their labelled similarity.
-
-    Data: columns `sentence1`, `sentence2`, `score`, as STS-B has them. The model is one that is served as text.
-    """
+    """Spearman's correlation x100 of the cosine of two sentences' embeddings with their labelled similarity."""
 
     name = "spearman"
     unit = "points"
+    data = "`sentence1`, `sentence2`, `score`, as STS-B has them; for a model that is served as text"
     names = ("sentence1", "sentence2", "score")
 
     def inputs(self, records: Records) -> tuple[str, ...]:
@@ -170,15 +170,14 @@ class Spearman(Evaluation):
 
 
 class Perplexity(Evaluation):
-    """exp of the mean loss of each next token.
-
-    Data: a column for each input of the model (.npz); the first input is token ids [records, length], and the first
-    output logits [records, length, vocabulary]. Where another input has "mask" in its name, a token counts where that
-    is not 0.
-    """
+    """exp of the mean loss of each next token. The model's first output is logits [records, length, vocabulary]."""
 
     name = "perplexity"
     unit = "perplexity"
+    data = (
+        "one for each input of the model (.npz), the first of them token ids [records, length]; where another has "
+        '"mask" in its name, a token counts where that is not 0'
+    )
     higher_is_better = False
 
     def answers(self, run: Run, model: Model, records: Records) -> Floats:
@@ -211,6 +210,7 @@ class Function(Evaluation):
     """
 
     unit = "units"
+    data = "yours: the function gets all of them"
 
     def __init__(self, name: str) -> None:
         self.name = name

@@ -17,10 +17,12 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from gateway.__main__ import parse
+from gateway.settings import ServerLimits
+from tests.chaos.load import RETRY
 from tests.gateway.backend import Serve, echo, model, table, worker
 from tests.gateway.controller import FakeController, controller
 from tests.gateway.gate import Gate
-from tests.gateway.stock import ROWS, InferenceServerException, channel, connected, infer, infer_input
+from tests.gateway.stock import ROWS, InferenceServerException, channel, client, connected, infer, infer_input
 
 
 @dataclass
@@ -109,6 +111,27 @@ async def test_a_process_that_dies_is_started_again_and_the_other_serves_meanwhi
             np.testing.assert_array_equal((await client.infer("echo", [infer_input()])).as_numpy("x"), ROWS)
         one.process.send_signal(signal.SIGTERM)
         assert await one.ended() == 0
+
+
+@pytest.mark.parametrize("again", [True, False])
+async def test_what_a_process_held_when_it_died_is_for_its_clients_to_send_again(tmp_path: Path, again: bool) -> None:
+    gate = Gate()
+    more = [("grpc.service_config", json.dumps(RETRY))] if again else []
+    async with started(tmp_path, "--processes", "2", serve=gate.serve) as one:
+        sender = client.InferenceServerClient(one.address, channel_args=more)
+        held = asyncio.create_task(sender.infer("echo", [infer_input()]))
+        await gate.until(entered=1)
+        (holder,) = [child for child in one.children() if _connections(child, one.address)]
+        holder.kill()
+        if again:
+            await gate.until(entered=2)
+            gate.open()
+            np.testing.assert_array_equal((await held).as_numpy("x"), ROWS)
+        else:
+            with pytest.raises(InferenceServerException) as caught:
+                await held
+            assert caught.value.status() == "StatusCode.UNAVAILABLE"
+        await sender.close()
 
 
 async def test_each_process_has_a_session_of_its_own(tmp_path: Path) -> None:
@@ -240,6 +263,8 @@ def _broken_uvloop(folder: Path) -> Path:
         (["--control", "c", "--listen", "8001"], "'8001' is not host:port"),
         (["--control", "c", "--listen", "127.0.0.1:99999"], "is not host:port"),
         (["--control", "c", "--processes", "0"], "'0' is not a whole number above 0"),
+        (["--control", "c", "--max-message-bytes", "2G"], "'2G' is not a whole number from 1 to 1073741824"),
+        (["--control", "c", "--max-message-bytes", str((1 << 30) + 1)], "is not a whole number from 1 to 1073741824"),
         (["--control", "c", "--notice-s", "-1"], "'-1' is not a number of seconds"),
         (["--control", "c", "--finish-s", "soon"], "'soon' is not a number of seconds"),
     ],
@@ -255,6 +280,15 @@ def test_it_listens_on_loopback_unless_told_otherwise() -> None:
     assert settings.listen == "127.0.0.1:8001"
     assert not dies_with_parent
     assert parse(["--control", "c", "--listen", "[::]:0"])[0].listen == "[::]:0"
+
+
+def test_a_connection_may_send_the_largest_message_that_is_allowed() -> None:
+    """A connection alone gets half of what may be arriving (`gateway.http2.calls`)."""
+    usual = ServerLimits()
+    for most in (1000, usual.max_message_bytes, 1 << 30):
+        limits = parse(["--control", "c", "--max-message-bytes", str(most)])[0].limits
+        assert limits.max_message_bytes == most
+        assert limits.max_receiving_bytes >= max(4 * most, usual.max_receiving_bytes)
 
 
 async def test_it_listens_on_ipv6_too(tmp_path: Path) -> None:

@@ -1,6 +1,12 @@
 import pytest
 
-from gateway.parameters import DEFAULTS, Options, options
+from gateway.parameters import (
+    DEFAULTS,
+    Options,
+    check_input_parameters,
+    check_output_parameters,
+    options,
+)
 from protos import inference_pb2 as pb
 from worker.errors import InvalidRequest, Unsupported
 
@@ -61,7 +67,35 @@ def test_what_concerns_streamed_responses_only_is_let_through() -> None:
     assert options({"triton_enable_empty_final_response": pb.InferParameter(bool_param=True)}) == DEFAULTS
 
 
-@pytest.mark.parametrize("name", ["temperature", "headers", "binary_data_output", "triton_other", ""])
-def test_an_unknown_parameter_is_refused_by_name(name: str) -> None:
-    with pytest.raises(InvalidRequest, match=f"parameter '{name}' is not understood; 'priority' and 'timeout' are"):
-        options({name: whole(1)})
+@pytest.mark.parametrize("name", ["temperature", "headers", "content_type", "binary_data_output", ""])
+def test_a_parameter_of_the_clients_own_changes_nothing(name: str) -> None:
+    assert options({name: whole(1), "timeout": whole(1_000_000)}) == Options(timeout_s=1.0)
+
+
+def test_a_name_that_triton_keeps_for_itself_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="parameter 'triton_other': names that begin with 'triton_' are Triton's"):
+        options({"triton_other": whole(1)})
+
+
+@pytest.mark.parametrize("content_type", ["np", "str", "pd", "image/jpeg"])
+def test_a_content_type_that_says_how_to_hold_the_values_changes_nothing(content_type: str) -> None:
+    given = {"content_type": pb.InferParameter(string_param=content_type)}
+    assert options(given) == DEFAULTS
+    check_input_parameters(given, "input 'x'")
+    check_output_parameters(given, "output 'y'")
+
+
+def test_base64_is_refused_wherever_it_is_asked_for() -> None:
+    given = {"content_type": pb.InferParameter(string_param="base64")}
+    for label, check in (
+        ("the request", lambda label: options(given)),
+        ("input 'x'", lambda label: check_input_parameters(given, label)),
+        ("output 'y'", lambda label: check_output_parameters(given, label)),
+    ):
+        with pytest.raises(Unsupported, match=f"{label}: content_type base64: this server neither reads nor writes"):
+            check(label)
+
+
+@pytest.mark.parametrize("classes", [pb.InferParameter(int64_param=0), pb.InferParameter()])
+def test_an_output_with_no_classes_asked_for_is_nothing_to_refuse(classes: pb.InferParameter) -> None:
+    check_output_parameters({"classification": classes}, "output 'y'")

@@ -25,6 +25,7 @@ from tests.gateway.stock import (
     blocking_client,
     channel,
     connected,
+    good_request,
     infer,
     infer_input,
     post,
@@ -398,14 +399,34 @@ async def test_priority_and_trace_context_reach_the_worker() -> None:
     assert [(work.priority, work.traceparent) for work in gate.seen] == [(0, trace), (8, ""), (4, "")]
 
 
-async def test_parameters_that_are_not_understood_are_refused_by_name() -> None:
-    async with running() as one, connected(one.address) as client:
-        with pytest.raises(InferenceServerException, match="parameter 'temperature' is not understood") as caught:
-            await client.infer("echo", [infer_input()], parameters={"temperature": 0.5})
-        assert says(caught.value)[0] == "INVALID_ARGUMENT"
+async def test_parameters_that_other_servers_hand_to_the_model_are_passed_over() -> None:
+    """On the request by tritonclient's own argument; on tensors, where it has none, in its generated messages."""
+    request = service_pb2.ModelInferRequest.FromString(good_request())
+    request.parameters["content_type"].string_param = "np"
+    request.inputs[0].parameters["content_type"].string_param = "np"
+    output = request.outputs.add(name="x")
+    output.parameters["content_type"].string_param = "np"
+    output.parameters["my_own"].bool_param = True
+    async with running() as one, connected(one.address) as client, stub(one.address) as calls:
+        answer = await client.infer("echo", [infer_input()], parameters={"temperature": 0.5, "user": "me"})
+        np.testing.assert_array_equal(answer.as_numpy("x"), ROWS)
+        assert (await calls.ModelInfer(request)).raw_output_contents == [ROWS.tobytes()]
+
+
+async def test_parameters_that_would_change_the_answer_are_refused() -> None:
+    classes = blocking_client.InferRequestedOutput("x", class_count=3)
+    request = service_pb2.ModelInferRequest.FromString(good_request())
+    request.inputs[0].parameters["content_type"].string_param = "base64"
+    async with running() as one, connected(one.address) as client, stub(one.address) as calls:
         with pytest.raises(InferenceServerException, match="'sequence_end': this server keeps no sequences") as caught:
             await client.infer("echo", [infer_input()], sequence_id=3, sequence_start=True, sequence_end=True)
         assert says(caught.value)[0] == "UNIMPLEMENTED"
+        with pytest.raises(InferenceServerException, match=r"output 'x' .*does not classify") as caught:
+            await client.infer("echo", [infer_input()], outputs=[classes])
+        assert says(caught.value)[0] == "UNIMPLEMENTED"
+        with pytest.raises(grpc.aio.AioRpcError, match=r"input 'x' .*neither reads nor writes base64") as refused:
+            await calls.ModelInfer(request)
+        assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 async def test_an_input_in_shared_memory_is_refused() -> None:

@@ -1,7 +1,10 @@
+import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,32 @@ from cluster.state import Control, StateDir
 from shardline import exits
 from shardline.cli import default_state_dir, main, parser, scale_target
 
-COMMANDS = ["package", "compile", "serve", "status", "infer", "scale", "stop"]
+
+def commands() -> dict[str, argparse.ArgumentParser]:
+    (action,) = (one for one in parser()._actions if isinstance(one, argparse._SubParsersAction))
+    return dict(action.choices)
+
+
+COMMANDS = [
+    *("package", "compress", "tune", "compile", "profile", "plan", "serve", "status", "infer", "scale"),
+    *("rollout", "rollback", "history", "stop"),
+]
+
+
+def test_the_commands_are_those_that_the_documentation_names() -> None:
+    assert list(commands()) == COMMANDS
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_argument_says_what_it_is(command: str) -> None:
+    assert not [one.dest for one in commands()[command]._actions if not one.help]
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == exits.OK
+    assert capsys.readouterr().out == f"shardline {version('shardline')}\n"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -31,6 +59,9 @@ def test_every_command_has_help_with_an_example(command: str, capsys: pytest.Cap
         (["package", "a:b", "--out", "m", "--stages", "0"], "'0' is not a whole number from 1 to 1024"),
         (["serve", "models", "--listen", "8001"], "'8001' is not HOST:PORT, such as 127.0.0.1:8001"),
         (["serve", "models", "--processes", "-1"], "'-1' is not a whole number"),
+        (["serve", "models", "--max-message-bytes", "64M"], "'64M' is not a whole number from 1 to 1073741824"),
+        (["serve", "models", "--notice-s", "-1"], "'-1' is not a number of seconds"),
+        (["serve", "models", "--finish-s", "soon"], "'soon' is not a number of seconds"),
         (["infer", "minilm"], "one of the arguments --text --input is required"),
         (["infer", "minilm", "--text", "a", "--input", "f"], "not allowed with argument"),
         (["infer", "minilm", "--text", "a", "--timeout", "soon"], "'soon' is not a number of seconds"),
@@ -113,6 +144,33 @@ def test_package_writes_a_version_and_how_to_serve_it_and_keeps_the_operators_fi
     assert main(["package", "tests.models:chain", *options]) == exits.OK
     assert capsys.readouterr().out == f"{tmp_path}/chain/2\n"
     assert (tmp_path / "chain" / "model.yaml").read_text() == "replicas: 3\n"
+
+
+def test_a_file_that_cannot_be_opened_is_named_with_what_to_do(
+    toy_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models, log = tmp_path / "models", tmp_path / "state" / "ray.log"
+    shutil.copytree(toy_folder, models / "toy" / "1")
+    (models / "toy" / "model.yaml").touch()
+    log.mkdir(parents=True)
+    at = ["--listen", "127.0.0.1:0", "--state-dir", str(tmp_path / "state")]
+    assert main(["serve", str(models), *at]) == exits.FAILED
+    assert capsys.readouterr().err.endswith(
+        f"shardline: {log}: Is a directory; check the path, and run the command again\n"
+    )
+
+
+def test_an_output_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "shardline.cli", "package", "tests.models:chain", "--runtime", "eager"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*command, "--out", str(tmp_path / "chain")], env={**os.environ, "PYTHONUNBUFFERED": ""},
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=120,
+        )  # fmt: skip
+    assert done.returncode == exits.FAILED
+    assert done.stderr.endswith(
+        "shardline: standard output: No space left on device; make room there, and run the command again\n"
+    )
 
 
 def test_the_command_starts_without_torch_or_ray() -> None:

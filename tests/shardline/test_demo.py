@@ -1,6 +1,7 @@
 import asyncio
 import contextlib
 import io
+import os
 import re
 import signal
 import socket
@@ -51,6 +52,16 @@ async def test_the_snippet_works_as_pasted(gateway: str) -> None:
     out, err = await asyncio.wait_for(ran.communicate(), 60)
     assert ran.returncode == 0, err.decode()
     assert out.decode().startswith("(2, 384) cosine ")
+
+
+@pytest.mark.parametrize("path", [os.environ["PATH"], os.defpath], ids=["active", "not-active"])
+def test_the_command_that_it_names_starts(path: str) -> None:
+    code = "from shardline.demo import command; print(command())"
+    named = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PATH": path}, capture_output=True, text=True, check=True
+    ).stdout.strip()
+    done = subprocess.run([named, "--version"], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.startswith("shardline ")
 
 
 async def test_the_answers_say_which_sentences_are_closest_and_how_long_it_took(gateway: str) -> None:

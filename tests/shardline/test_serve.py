@@ -112,6 +112,12 @@ def test_infer_says_what_is_wrong(cluster: ServeProcess, tmp_path: Path) -> None
     assert (text.returncode, "--text needs a model with one BYTES input" in text.stderr) == (1, True)
     bad = shardline("infer", "chain", "--input", tmp_path / "bad.npz", *at)
     assert (bad.returncode, "not an .npz file of plain arrays" in bad.stderr) == (1, True)
+    below = tmp_path / "in.npz" / "out.npz"
+    unwritten = shardline("infer", "chain", "--input", tmp_path / "in.npz", "--out", below, *at)
+    assert (unwritten.returncode, unwritten.stderr) == (
+        1,
+        f"shardline: {below}: Not a directory; check the path, and run the command again\n",
+    )
 
 
 def test_a_second_serve_on_the_same_state_dir_is_refused(cluster: ServeProcess, models: Path) -> None:

@@ -1,6 +1,7 @@
 """A cut program equals the whole one bit for bit, wherever it is cut and whatever the sizes."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -11,11 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from compressor.capture import capture
+from compressor.compress import compress_
 from compressor.model import Model
-from compressor.quantization.formats import Int8Dynamic
-from compressor.quantization.quantize import int8_layers
+from compressor.quantization.quantize import int8_convolutions, int8_layers
 from compressor.sources.sources import read_source
 from compressor.step import Context
+from compressor.steps import read_step
 from tests import models
 from worker.cut import cut, part, travel
 from worker.cut_points import choose_points
@@ -27,10 +29,14 @@ ACCURATE = settings(max_examples=15, deadline=None, suppress_health_check=[Healt
 
 
 @cache
-def program_of(name: str, quantized: bool = False) -> Program:
+def program_of(name: str, step: str = "") -> Program:
+    """`step`: the kind of what quantizes all of it; "": nothing does."""
     model = minilm() if name == "minilm" else getattr(models, name)()
-    if quantized:
-        Int8Dynamic().apply_(model.module, Context(inputs=model.inputs))
+    if step:
+        seen = torch.Generator().manual_seed(0)
+        calibration = [tuple(torch.randn(item.example.shape, generator=seen) for item in model.inputs)]
+        context = Context.of(model, calibration=calibration if step == "int8_static" else ())
+        model = replace(model, module=compress_(model.module, read_step({"kind": step}), context=context).module)
     return capture(model, Path(mkdtemp()) / "program.pt2")
 
 
@@ -71,32 +77,43 @@ def token_inputs(batch: int, length: int, vocabulary: int, seed: int) -> tuple[t
     return ids, (torch.arange(length)[None] < lengths[:, None]).long()
 
 
-@ACCURATE
-@given(st.data(), st.integers(1, 5), st.integers(1, 9))
-def test_a_toy_with_two_inputs_two_outputs_and_a_long_skip_is_equal_however_cut(
-    data: st.DataObject, batch: int, length: int
-) -> None:
-    program = program_of("toy")
-    stages = cut(program, draw_cut(data, program, 4))
-    inputs = (torch.randn(batch, length, 8), torch.randn(batch, length, 8))
-    assert_equal(run_stages(stages, inputs), run(program, inputs))
+@pytest.mark.parametrize("step", ["", "int8_dynamic", "int8_static"])
+def test_a_toy_with_two_inputs_two_outputs_and_a_long_skip_is_equal_however_cut(step: str) -> None:
+    program = program_of("toy", step)
+    assert int8_layers(program) == (4 if step else 0)
+
+    @ACCURATE
+    @given(st.data(), st.integers(1, 5), st.integers(1, 9))
+    def check(data: st.DataObject, batch: int, length: int) -> None:
+        stages = cut(program, draw_cut(data, program, 4))
+        inputs = (torch.randn(batch, length, 8), torch.randn(batch, length, 8))
+        assert_equal(run_stages(stages, inputs), run(program, inputs))
+
+    check()
 
 
-@ACCURATE
-@given(st.data(), st.integers(1, 4))
-def test_a_resnet_with_skips_is_equal_however_cut(data: st.DataObject, batch: int) -> None:
+@pytest.mark.parametrize("step", ["", "int8_dynamic", "int8_static"])
+def test_a_resnet_with_skips_is_equal_however_cut(step: str) -> None:
     if not models.CIFAR.is_dir():
         pytest.skip(f"needs the ResNet weights in {models.CIFAR}")
-    program = program_of("resnet20")
-    stages = cut(program, draw_cut(data, program, 4))
-    inputs = (torch.randn(batch, 3, 32, 32),)
-    assert_equal(run_stages(stages, inputs), run(program, inputs))
+    program = program_of("resnet20", step)
+    assert int8_layers(program) == (1 if step else 0)
+    assert int8_convolutions(program) == (19 if step == "int8_static" else 0)
+
+    @ACCURATE
+    @given(st.data(), st.integers(1, 4))
+    def check(data: st.DataObject, batch: int) -> None:
+        stages = cut(program, draw_cut(data, program, 4))
+        inputs = (torch.randn(batch, 3, 32, 32),)
+        assert_equal(run_stages(stages, inputs), run(program, inputs))
+
+    check()
 
 
-@pytest.mark.parametrize("quantized", [False, True], ids=["fp32", "int8"])
-def test_minilm_is_equal_however_cut(quantized: bool) -> None:
-    program = program_of("minilm", quantized)
-    assert bool(int8_layers(program)) == quantized
+@pytest.mark.parametrize("step", ["", "int8_dynamic"])
+def test_minilm_is_equal_however_cut(step: str) -> None:
+    program = program_of("minilm", step)
+    assert bool(int8_layers(program)) == bool(step)
 
     @settings(ACCURATE, max_examples=10)
     @given(st.data(), st.integers(1, 4), st.integers(1, 40), st.integers(0, 99))
@@ -109,9 +126,9 @@ def test_minilm_is_equal_however_cut(quantized: bool) -> None:
 
 
 @ACCURATE
-@given(st.data(), st.integers(1, 4), st.integers(1, 9), st.booleans())
-def test_masked_attention_is_equal_however_cut(data: st.DataObject, batch: int, length: int, quantized: bool) -> None:
-    program = program_of("attention", quantized)
+@given(st.data(), st.integers(1, 4), st.integers(1, 9), st.sampled_from(["", "int8_dynamic"]))
+def test_masked_attention_is_equal_however_cut(data: st.DataObject, batch: int, length: int, step: str) -> None:
+    program = program_of("attention", step)
     stages = cut(program, draw_cut(data, program, 4))
     inputs = token_inputs(batch, length, 50, 7)
     assert_equal(run_stages(stages, inputs), run(program, inputs))

@@ -1,3 +1,4 @@
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -210,6 +211,27 @@ def test_what_is_written_is_read_back_and_says_each_unit(tmp_path: Path) -> None
         at = next(number for number, line in enumerate(lines) if line.strip().startswith(key.split(".")[-1] + ":"))
         assert lines[at - 1].strip().startswith("# ")
     assert [entry.name for entry in tmp_path.iterdir()] == ["model.yaml"]
+
+
+@pytest.mark.parametrize("below", ["file", "file/below"])
+def test_a_file_that_cannot_be_written_is_named(below: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    path = tmp_path / below / "model.yaml"
+    with pytest.raises(NotADirectoryError) as caught:
+        write_model_yaml(path, ModelYaml())
+    assert caught.value.filename == str(path)
+    assert caught.value.filename2 is None
+
+
+def test_a_full_disk_leaves_the_file_as_it_was(small_disk: Path) -> None:
+    path = small_disk / "model.yaml"
+    path.write_text("replicas: 3\n")
+    with pytest.raises(OSError, match="No space left on device"):
+        (small_disk / "other").write_bytes(bytes(2 << 20))
+    with pytest.raises(OSError, match=re.escape(f"No space left on device: '{path}'")):
+        write_model_yaml(path, ModelYaml())
+    assert path.read_text() == "replicas: 3\n"
+    assert sorted(entry.name for entry in small_disk.iterdir()) == ["model.yaml", "other"]
 
 
 @given(
