@@ -11,16 +11,18 @@ class WatchRoutesRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class RouteTable(_message.Message):
-    __slots__ = ("generation", "models", "epoch", "store")
+    __slots__ = ("generation", "models", "epoch", "store", "stopping")
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     MODELS_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     STORE_FIELD_NUMBER: _ClassVar[int]
+    STOPPING_FIELD_NUMBER: _ClassVar[int]
     generation: int
     models: _containers.RepeatedCompositeFieldContainer[ModelRoute]
     epoch: int
     store: str
-    def __init__(self, generation: _Optional[int] = ..., models: _Optional[_Iterable[_Union[ModelRoute, _Mapping]]] = ..., epoch: _Optional[int] = ..., store: _Optional[str] = ...) -> None: ...
+    stopping: bool
+    def __init__(self, generation: _Optional[int] = ..., models: _Optional[_Iterable[_Union[ModelRoute, _Mapping]]] = ..., epoch: _Optional[int] = ..., store: _Optional[str] = ..., stopping: _Optional[bool] = ...) -> None: ...
 
 class ModelRoute(_message.Message):
     __slots__ = ("model", "version", "ready", "reason", "signature", "replicas", "limits", "revision", "weight")

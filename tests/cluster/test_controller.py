@@ -164,6 +164,8 @@ async def test_stop_returns_when_every_replica_has_drained(tmp_path: Path) -> No
     await stopping
     assert [call for call, _ in fleet.calls if call != "start"].count("drain") == 4
     assert folder.read_state().stopping
+    assert controller.feed.table is not None
+    assert controller.feed.table.stopping
     with pytest.raises(Unavailable, match="the cluster is stopping"):
         controller.scale("minilm", None, 3)
 
