@@ -31,7 +31,7 @@ from cluster.world import Phase, Stage
 from worker.actor import WorkerActor, WorkerSpec
 from worker.fetch import ArtifactSource
 from worker.link import STAGE_LINK
-from worker.per_stage import StageSettings
+from worker.per_stage import MEMORY, StageSettings
 
 logger = logging.getLogger(__name__)
 
@@ -161,6 +161,7 @@ class RayFleet:
             max_restarts=0,
             num_cpus=settings.cpus,
             num_gpus=settings.bundle.get("GPU", 0),
+            memory=settings.bundle.get(MEMORY) or None,
             resources=dict(settings.resources) or None,
             scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0),
         )
