@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from cluster.autoscaler import HANDOVER_S, Demand, Scaling, ScalingPolicy, StageLoad
 from cluster.fair_share import Claim, fair_shares
-from cluster.fleet import Sighting
+from cluster.fleet import Bundle, Sighting
 from cluster.handover import beside, comes_up
 from cluster.meters import Meters
 from cluster.state import ServedModel, State
@@ -38,7 +38,7 @@ class Scaler:
 
     def __init__(self) -> None:
         self.meters = Meters(WINDOW_S)
-        self.lacking: tuple[Mapping[str, float], ...] = ()
+        self.lacking: tuple[Bundle, ...] = ()
         self.wanted: dict[Pipeline, tuple[int, ...]] = {}
         self._scalings: dict[Pipeline, Scaling] = {}
         self._came_up: dict[Pipeline, float] = {}
@@ -134,10 +134,10 @@ class Scaler:
                 capacity[kind] = capacity.get(kind, 0.0) + amount
         granted = fair_shares(claims, capacity)
         self.lacking = tuple(
-            bundle
-            for claim, counts in zip(claims, granted, strict=True)
-            for bundle, have, want in zip(claim.bundles, counts, claim.wanted, strict=True)
-            for _ in range(want - have)
+            Bundle(settings.bundle, settings.labels)
+            for (served, _), claim, counts in zip(pipelines.values(), claims, granted, strict=True)
+            for index, (have, want) in enumerate(zip(counts, claim.wanted, strict=True))
+            for settings in [served.config.stage(index)] * (want - have)
         )
         return dict(zip(pipelines, granted, strict=True))
 

@@ -8,8 +8,10 @@ from typing import Any, Final, TypeVar
 from pydantic_core import PydanticCustomError
 
 DEVICE = re.compile(r"cpu|cuda|cuda:\d{1,3}")
-LABEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:-]{0,127}")
-LABEL = re.compile(r"[A-Za-z0-9._!()-]{1,63}")
+RESOURCE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:-]{0,127}")
+LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
+"""A value, or a name behind its prefix: what Ray takes, as Kubernetes does."""
+LABEL_PREFIX = re.compile(rf"{LABEL.pattern}(?:\.{LABEL.pattern})*/")
 
 MEMORY: Final = "memory"
 """What Ray calls a node's memory, as far as workers may have it."""
@@ -99,7 +101,7 @@ def check_resources(value: object) -> object:
         lambda amount: type(amount) in (int, float) and 0 < amount <= 1_000_000,
         "expected names and amounts above 0 such as {accelerator: 1}, or a list with such a mapping for each stage; "
         "CPU, GPU and memory are `cpus`, `device` and `memory_mib`",
-        lambda name: name not in OF_THEIR_OWN,
+        lambda name: bool(RESOURCE_NAME.fullmatch(name)) and name not in OF_THEIR_OWN,
     )
 
 
@@ -107,9 +109,15 @@ def check_labels(value: object) -> object:
     return _mappings(
         value,
         lambda label: isinstance(label, str) and bool(LABEL.fullmatch(label)),
-        "expected names and values such as {zone: a}, or a list with such a mapping for each stage",
-        lambda _: True,
+        "expected names and values such as {zone: a}, of up to 63 letters, digits, '-', '_' and '.', the first and the "
+        "last a letter or digit, or a list with such a mapping for each stage",
+        _is_label_name,
     )
+
+
+def _is_label_name(name: str) -> bool:
+    prefix = LABEL_PREFIX.match(name)
+    return bool(LABEL.fullmatch(name[prefix.end() :] if prefix else name)) and len(name) < 253 + 64
 
 
 def _mappings(
@@ -118,8 +126,7 @@ def _mappings(
     found = value if isinstance(value, list | tuple) else (value,)
     for each in found:
         if not isinstance(each, dict) or not all(
-            isinstance(name, str) and LABEL_NAME.fullmatch(name) and is_name(name) and is_value(one)
-            for name, one in each.items()
+            isinstance(name, str) and is_name(name) and is_value(one) for name, one in each.items()
         ):
             raise PydanticCustomError("mapping", wanted)
     return tuple(found) if isinstance(value, list | tuple) else found[0]

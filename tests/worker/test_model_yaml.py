@@ -59,12 +59,16 @@ stages: 2
 cpus: [2.5, 1]
 memory_mib: [0, 512]
 device: [cpu, cuda]
-placement: {resources: [{}, {accelerator: 0.5}], labels: {zone: east}}
+placement: {resources: [{}, {accelerator: 0.5}], labels: {zone: east, example.org/kind: a}}
 """,
         "model.yaml",
     )
     first, second = model.stage(0), model.stage(1)
-    assert (first.threads, first.bundle, first.labels) == (2, {"CPU": 2.5}, {"zone": "east"})
+    assert (first.threads, first.bundle, first.labels) == (
+        2,
+        {"CPU": 2.5},
+        {"zone": "east", "example.org/kind": "a"},
+    )
     assert second.bundle == {"CPU": 1.0, "GPU": 1.0, "accelerator": 0.5, "memory": 512.0 * 2**20}
 
 
@@ -107,6 +111,13 @@ def test_what_is_scaled_begins_within_its_bounds() -> None:
         ),
         ("placement: {resources: {gold: 0}}", "1: placement.resources: expected names and amounts above 0"),
         ("placement: {labels: {zone: 3}}", "1: placement.labels: expected names and values"),
+        (
+            "placement: {labels: {zone: a-}}",
+            "1: placement.labels: expected names and values such as {zone: a}, of up to",
+        ),
+        ("placement: {labels: {zone: '!in(a)'}}", "1: placement.labels: expected names and values"),
+        ("placement: {labels: {-zone: a}}", "1: placement.labels: expected names and values"),
+        ("placement: {labels: {a/b/c: a}}", "1: placement.labels: expected names and values"),
         ("device: tpu", "1: device: expected cpu, cuda or cuda:N"),
         ("stages: 2\ncpus: [1]", "2: cpus: expected 2 values, one for each stage, or a single one, got [1]"),
     ],
