@@ -42,6 +42,8 @@ class Scaler:
         self.wanted: dict[Pipeline, tuple[int, ...]] = {}
         self._scalings: dict[Pipeline, Scaling] = {}
         self._came_up: dict[Pipeline, float] = {}
+        self._gave: dict[Pipeline, float] = {}
+        """When it last shared its requests with one that comes up, which may be taken back."""
 
     def decide(self, state: State, sighting: Sighting, traffic: Traffic, now: float) -> list[Change]:
         """One look. Pipelines whose number of replicas is fixed never change, but take their room."""
@@ -56,6 +58,7 @@ class Scaler:
         scalings: dict[Pipeline, Scaling] = {}
         others = beside(state)
         self._came_up = {pipeline: at for pipeline, at in self._came_up.items() if pipeline in pipelines}
+        self._gave = {pipeline: at for pipeline, at in self._gave.items() if pipeline in pipelines}
         for pipeline, (served, counts) in pipelines.items():
             policy = self._policy(state, pipeline, served, now)
             if policy is None:
@@ -77,12 +80,17 @@ class Scaler:
         ]
 
     def _policy(self, state: State, pipeline: Pipeline, served: ServedModel, now: float) -> ScalingPolicy | None:
-        """None: the number of replicas is fixed. Else another one while a pipeline takes over, and shortly after."""
+        """None: the number of replicas is fixed. Else another one while requests move, and shortly after."""
         if comes_up(state, pipeline):
             self._came_up[pipeline] = now
+        elif pipeline.model in state.rollouts:
+            self._gave[pipeline] = now
         policy = policy_of(served)
-        lately = now - self._came_up.get(pipeline, -math.inf) < HANDOVER_S
-        return policy.coming_up() if policy is not None and lately else policy
+        if policy is None:
+            return None
+        if now - self._came_up.get(pipeline, -math.inf) < HANDOVER_S:
+            return policy.coming_up()
+        return policy.keeping() if now - self._gave.get(pipeline, -math.inf) < HANDOVER_S else policy
 
     def demand(
         self, asked: Sequence[Pipeline], stages: int, sighting: Sighting, traffic: Traffic, now: float
