@@ -72,7 +72,7 @@ class Controller:
         self.feed = RouteFeed()
         self.sighting = Sighting(())
         self.traffic = Traffic()
-        self.scaler = Scaler()
+        self.scaler = Scaler(monotonic()) if state.generation else Scaler()
         self.rolling = Rolling()
         self.decisions: deque[Decision] = deque(maxlen=KEPT_DECISIONS)
         self._published: tuple[Route, ...] | None = None

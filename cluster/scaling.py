@@ -34,9 +34,13 @@ class Change:
 
 
 class Scaler:
-    """`lacking`: bundles that are wanted and that there is no room for; `wanted`: replicas wanted, room or not."""
+    """`lacking`: bundles that are wanted and that there is no room for; `wanted`: replicas wanted, room or not.
 
-    def __init__(self) -> None:
+    came_back_at: when its controller came back, to gateways that have to find it before they tell what they are asked.
+    """
+
+    def __init__(self, came_back_at: float = -math.inf) -> None:
+        self._came_back_at = came_back_at
         self.meters = Meters(WINDOW_S)
         self.lacking: tuple[Bundle, ...] = ()
         self.wanted: dict[Pipeline, tuple[int, ...]] = {}
@@ -90,7 +94,8 @@ class Scaler:
             return None
         if now - self._came_up.get(pipeline, -math.inf) < HANDOVER_S:
             return policy.coming_up()
-        return policy.keeping() if now - self._gave.get(pipeline, -math.inf) < HANDOVER_S else policy
+        unseen_since = max(self._came_back_at, self._gave.get(pipeline, -math.inf))
+        return policy.keeping() if now - unseen_since < HANDOVER_S else policy
 
     def demand(
         self, asked: Sequence[Pipeline], stages: int, sighting: Sighting, traffic: Traffic, now: float

@@ -91,6 +91,24 @@ async def test_nothing_shrinks_before_the_requests_are_counted_as_the_new_ones(t
         assert simulation.counts("minilm") == (7,), "no gateway has yet told of a request to it"
 
 
+@pytest.mark.parametrize("down_delay_s", [0, 2])
+async def test_a_controller_that_comes_back_takes_nothing_away_before_gateways_had_the_time_to_find_it(
+    tmp_path: Path, down_delay_s: float
+) -> None:
+    hasty = f"{{autoscaling: {{max: 8, target_utilisation: 0.5, up_delay_s: 0, down_delay_s: {down_delay_s}}}}}"
+    before = await busy(tmp_path, plan=hasty)
+    back = Simulation(tmp_path, before.fleet)
+    for _ in range(12):
+        await back.turn(reported=False)
+        assert back.counts("minilm") == (7,)
+    for _ in range(20):
+        back.ask(OLD, **BUSY)
+        await back.turn()
+        assert back.counts("minilm") == (7,)
+    back.ask(OLD)
+    await back.until(lambda: back.counts("minilm") == (1,), turns=20)
+
+
 @pytest.mark.parametrize("down_delay_s", [0, 1, 2])
 async def test_what_gets_its_requests_back_does_not_shrink_before_it_has_seen_a_window_of_them(
     tmp_path: Path, down_delay_s: float
