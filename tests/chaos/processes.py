@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from protos import control_pb2
 from tests.chaos.case import Fault, Recovered
 from tests.chaos.cluster import OTHER_STAGES, REPLICAS, STAGES, Cluster, write_plan
 from tests.chaos.faults import fault_file
@@ -150,12 +151,12 @@ def kill_during_a_roll_out(stage: int, *, new: bool) -> Fault:
         at = ("--state-dir", cluster.serving.state_dir)
         write_plan(cluster.models, OTHER_STAGES)
         run("rollout", "chain", "--canary", "50", "--watch-for", str(HARM_S), *at)
-        wait_for("both pipelines answer", lambda: moving(cluster))
-        (lane,) = (lane for lane in cluster.lanes() if (lane.revision not in before) is new)
-        os.kill(lane.stages[stage].replicas[0].pid, signal.SIGKILL)
-        wait_for("the roll-out has ended", lambda: len(cluster.lanes()) == 1)
+        lanes = wait_for("both pipelines answer", lambda: moving(cluster))
+        (lane,) = (lane for lane in lanes if (lane.revision not in before) is new)
+        os.kill(next(one.pid for one in lane.stages[stage].replicas if one.computed_rows), signal.SIGKILL)
+        (left,) = wait_for("the roll-out has ended", lambda: alone(cluster))
         write_plan(cluster.models, STAGES)
-        went_on = cluster.lanes()[0].revision not in before
+        went_on = left.revision not in before
         cluster.note = "it went on" if went_on else "it was taken back"
         if went_on:
             wait_for("the other cut alone serves", lambda: cluster.is_whole(stages=OTHER_STAGES))
@@ -165,13 +166,20 @@ def kill_during_a_roll_out(stage: int, *, new: bool) -> Fault:
     return fault
 
 
-def moving(cluster: Cluster) -> bool:
-    """Whether two pipelines share the requests, and replicas of each stage of both have computed some."""
+def moving(cluster: Cluster) -> list[control_pb2.ModelStatus]:
+    """Two pipelines, once they share the requests, and replicas of each stage of both have computed some."""
     lanes = cluster.lanes()
-    return len(lanes) > 1 and all(
+    both = len(lanes) > 1 and all(
         lane.ready and lane.weight and all(any(one.computed_rows for one in each.replicas) for each in lane.stages)
         for lane in lanes
     )
+    return lanes if both else []
+
+
+def alone(cluster: Cluster) -> list[control_pb2.ModelStatus]:
+    """The only pipeline, once there is but one."""
+    lanes = cluster.lanes()
+    return lanes if len(lanes) == 1 else []
 
 
 def kill_while_draining(cluster: Cluster) -> Recovered:
