@@ -67,13 +67,17 @@ class Report:
     outcomes: list[Outcome] = field(default_factory=list)
     not_run: list[NotRun] = field(default_factory=list)
 
+    @property
+    def all(self) -> list[Outcome | NotRun]:
+        return [*self.outcomes, *self.not_run]
+
     def leave_out(self, cases: list[Case], why: str) -> None:
         """Of `cases`, those that nothing is said of yet."""
-        known = {one.case for one in (*self.outcomes, *self.not_run)}
+        known = {one.case for one in self.all}
         self.not_run += [NotRun(case.name, why) for case in cases if case.name not in known]
 
     def as_json(self) -> list[dict[str, Any]]:
-        return [one.as_json() for one in (*self.outcomes, *self.not_run)]
+        return [one.as_json() for one in self.all]
 
     def lines(self) -> list[str]:
         """One for each reason why something was not run."""

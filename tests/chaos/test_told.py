@@ -6,6 +6,7 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc.aio
 import pytest
@@ -38,7 +39,7 @@ async def server(given: list[int], enough: asyncio.Event) -> AsyncIterator[str]:
 
     one = grpc.aio.server()
     service, method = METHOD.strip("/").split("/")
-    handlers = {method: grpc.unary_unary_rpc_method_handler(infer)}
+    handlers: dict[str, Any] = {method: grpc.unary_unary_rpc_method_handler(infer)}
     one.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
     port = one.add_insecure_port("127.0.0.1:0")
     await one.start()
