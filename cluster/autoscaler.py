@@ -16,7 +16,7 @@ GAP_S = 10.0
 """Between two looks that are further apart, what was needed is not known: the delays start anew."""
 SLACK = 1e-6
 HANDOVER_S = 15.0
-"""So long after a pipeline took over from another, its requests may still be counted as the other's."""
+"""So long after a pipeline took over from another, or got requests back, they may still be counted as the other's."""
 MISSED_SHARE = 0.01
 """Of the requests that end, so many must miss their deadline before replicas are added for them."""
 
@@ -42,7 +42,11 @@ class ScalingPolicy:
     def coming_up(self) -> "ScalingPolicy":
         """For a pipeline that takes over from another: more is started at once, and some replica is always kept."""
         least = tuple(max(1, least) for least in self.minimum)
-        return replace(self, minimum=least, up_delay_s=0.0, down_delay_s=max(self.down_delay_s, HANDOVER_S))
+        return replace(self.keeping(), minimum=least, up_delay_s=0.0)
+
+    def keeping(self) -> "ScalingPolicy":
+        """For a pipeline that may get back what it gave to another: less is done only when all of it would be seen."""
+        return replace(self, down_delay_s=max(self.down_delay_s, HANDOVER_S))
 
     def within(self, counts: Sequence[int]) -> tuple[int, ...]:
         return tuple(

@@ -72,7 +72,7 @@ class Controller:
         self.feed = RouteFeed()
         self.sighting = Sighting(())
         self.traffic = Traffic()
-        self.scaler = Scaler()
+        self.scaler = Scaler(monotonic()) if state.generation else Scaler()
         self.rolling = Rolling()
         self.decisions: deque[Decision] = deque(maxlen=KEPT_DECISIONS)
         self._published: tuple[Route, ...] | None = None
@@ -266,7 +266,9 @@ class Controller:
     def _publish(self, table: tuple[Route, ...]) -> None:
         self._keep(self.state.model_copy(update={"generation": self.state.generation + 1}))
         generation, served = self.state.generation, self.state.served
-        self.feed.publish(route_table(generation, table, served, self.epoch, self._store.id))
+        self.feed.publish(
+            route_table(generation, table, served, self.epoch, self._store.id, stopping=self.state.stopping)
+        )
         self._published, self._published_at = table, self._monotonic()
 
     def waiting(self) -> Mapping[Stage, str]:

@@ -27,6 +27,14 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True)
+class Bundle:
+    """What a replica takes of a node, by resource, and the labels that the node must have."""
+
+    resources: Mapping[str, float]
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Sighting:
     """What one look at the fleet gave. notes: why a stage's replicas are not ready, where more is known than that."""
 
@@ -53,7 +61,7 @@ class Fleet(Protocol):
 
     async def stop(self, replica: str) -> None: ...
 
-    async def ask_for(self, bundles: Sequence[Mapping[str, float]]) -> None:
+    async def ask_for(self, bundles: Sequence[Bundle]) -> None:
         """Tells who adds nodes what is wanted beyond what was started. Replaces what was asked for before."""
         ...
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from cluster.fleet import Node
 from cluster.world import Stage
-from worker.per_stage import StageSettings
+from worker.per_stage import MEMORY, MIB, StageSettings
 
 SLACK = 1e-6
 
@@ -84,14 +84,15 @@ def why_nowhere(settings: StageSettings, nodes: Sequence[Node]) -> str:
     }
     if not lacking:
         return (
-            f"no single node has {_listed(settings.bundle)}; change `cpus`, `device` or `placement.resources` in "
-            "model.yaml, or add such a node"
+            f"no single node has {_amounts(settings.bundle)}; change `cpus`, `memory_mib`, `device` or "
+            "`placement.resources` in model.yaml, or add such a node"
         )
     if set(lacking) == {"GPU"}:
         return "no node of the cluster has a GPU that Ray counts; set `device: cpu` in model.yaml or add such a node"
     kind, most = next(iter(lacking.items()))
     return (
-        f"a replica takes {settings.bundle[kind]:g} {kind}, and the largest node has {most:g}; lower it in model.yaml, "
+        f"a replica takes {_amount(kind, settings.bundle[kind])} {kind}, and the largest node has "
+        f"{_amount(kind, most)}; lower it in model.yaml, "
         "cut the model into more stages, or add such a node"
     )
 
@@ -99,7 +100,7 @@ def why_nowhere(settings: StageSettings, nodes: Sequence[Node]) -> str:
 def why_no_room(settings: StageSettings) -> str:
     """What to tell where some node could hold the replica, and none has room for it now."""
     return (
-        f"no room: a replica takes {_listed(settings.bundle)}, and no node that has such has so much free; scale "
+        f"no room: a replica takes {_amounts(settings.bundle)}, and no node that has such has so much free; scale "
         "something down, or add a node"
     )
 
@@ -119,6 +120,14 @@ def _fits(bundle: Mapping[str, float], free: Mapping[str, float]) -> bool:
 
 def _has_labels(node: Node, settings: StageSettings) -> bool:
     return all(node.labels.get(name) == value for name, value in settings.labels.items())
+
+
+def _amounts(bundle: Mapping[str, float]) -> str:
+    return ", ".join(f"{kind}: {_amount(kind, amount)}" for kind, amount in bundle.items())
+
+
+def _amount(kind: str, amount: float) -> str:
+    return f"{amount / MIB:.0f} MiB" if kind == MEMORY else f"{amount:g}"
 
 
 def _listed(values: Mapping[str, object]) -> str:

@@ -20,7 +20,7 @@ from ray.autoscaler.sdk import request_resources
 from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from cluster.fleet import Node, Sighting
+from cluster.fleet import Bundle, Node, Sighting
 from cluster.health import HealthLimits
 from cluster.placement import Placed, choose_node, seat, why_no_room, why_nowhere
 from cluster.ray_worker import RayWorker
@@ -31,7 +31,7 @@ from cluster.world import Phase, Stage
 from worker.actor import WorkerActor, WorkerSpec
 from worker.fetch import ArtifactSource
 from worker.link import STAGE_LINK
-from worker.per_stage import StageSettings
+from worker.per_stage import MEMORY, StageSettings
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class RayFleet:
         self._nodes: tuple[Node, ...] = ()
         self._free_cpus = 0.0
         self._nodes_at = float("-inf")
-        self._asked_for: list[dict[str, float]] | None = None
+        self._asked_for: list[Bundle] | None = None
         self._failed_starts: dict[tuple[Stage, str], float] = {}
         self._went_silent: dict[str, float] = {}
 
@@ -161,6 +161,7 @@ class RayFleet:
             max_restarts=0,
             num_cpus=settings.cpus,
             num_gpus=settings.bundle.get("GPU", 0),
+            memory=settings.bundle.get(MEMORY) or None,
             resources=dict(settings.resources) or None,
             scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0),
         )
@@ -191,15 +192,19 @@ class RayFleet:
             self._workers.pop(replica, None)
             await worker.close()
 
-    async def ask_for(self, bundles: Sequence[Mapping[str, float]]) -> None:
+    async def ask_for(self, bundles: Sequence[Bundle]) -> None:
         """Ray's own autoscaler adds nodes until these fit beside what it was told that runs.
 
         Ray remembers it, also of a controller that is gone: the first call always replaces what was asked for.
         """
-        wanted = [dict(bundle) for bundle in bundles]
+        wanted = list(bundles)
         if wanted != self._asked_for:
-            running = [dict(one.bundle) for one in self._placed()] if wanted else []
-            await asyncio.to_thread(request_resources, bundles=[*running, *wanted])
+            asked = [*map(_bundle, self._workers.values()), *wanted] if wanted else []
+            await asyncio.to_thread(
+                request_resources,
+                bundles=[dict(one.resources) for one in asked],
+                bundle_label_selectors=[dict(one.labels) for one in asked],
+            )
             self._asked_for = wanted
 
     async def close(self) -> None:
@@ -314,6 +319,11 @@ class RayFleet:
         if not cpus.startswith("no room") and choose_node(worker.stage, settings, self._nodes, others) is None:
             return why_no_room(settings)
         return cpus
+
+
+def _bundle(worker: RayWorker) -> Bundle:
+    settings = worker.config.stage(worker.stage.index)
+    return Bundle(settings.bundle, settings.labels)
 
 
 def _stage_of(replica: str) -> Stage:

@@ -15,12 +15,15 @@ def route_table(
     served: Mapping[tuple[str, int], ServedModel],
     epoch: int = 0,
     store: str = "",
+    *,
+    stopping: bool = False,
 ) -> control_pb2.RouteTable:
     """`served` holds at least the models and revisions of `routes`, with their signatures. `epoch`: in `store`."""
     return control_pb2.RouteTable(
         generation=generation,
         epoch=epoch,
         store=store,
+        stopping=stopping,
         models=[_model(route, served[route.model, route.revision]) for route in routes],
     )
 

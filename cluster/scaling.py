@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from cluster.autoscaler import HANDOVER_S, Demand, Scaling, ScalingPolicy, StageLoad
 from cluster.fair_share import Claim, fair_shares
-from cluster.fleet import Sighting
+from cluster.fleet import Bundle, Sighting
 from cluster.handover import beside, comes_up
 from cluster.meters import Meters
 from cluster.state import ServedModel, State
@@ -34,14 +34,20 @@ class Change:
 
 
 class Scaler:
-    """`lacking`: bundles that are wanted and that there is no room for; `wanted`: replicas wanted, room or not."""
+    """`lacking`: bundles that are wanted and that there is no room for; `wanted`: replicas wanted, room or not.
 
-    def __init__(self) -> None:
+    came_back_at: when its controller came back, to gateways that have to find it before they tell what they are asked.
+    """
+
+    def __init__(self, came_back_at: float = -math.inf) -> None:
+        self._came_back_at = came_back_at
         self.meters = Meters(WINDOW_S)
-        self.lacking: tuple[Mapping[str, float], ...] = ()
+        self.lacking: tuple[Bundle, ...] = ()
         self.wanted: dict[Pipeline, tuple[int, ...]] = {}
         self._scalings: dict[Pipeline, Scaling] = {}
         self._came_up: dict[Pipeline, float] = {}
+        self._gave: dict[Pipeline, float] = {}
+        """When it last shared its requests with one that comes up, which may be taken back."""
 
     def decide(self, state: State, sighting: Sighting, traffic: Traffic, now: float) -> list[Change]:
         """One look. Pipelines whose number of replicas is fixed never change, but take their room."""
@@ -56,6 +62,7 @@ class Scaler:
         scalings: dict[Pipeline, Scaling] = {}
         others = beside(state)
         self._came_up = {pipeline: at for pipeline, at in self._came_up.items() if pipeline in pipelines}
+        self._gave = {pipeline: at for pipeline, at in self._gave.items() if pipeline in pipelines}
         for pipeline, (served, counts) in pipelines.items():
             policy = self._policy(state, pipeline, served, now)
             if policy is None:
@@ -77,12 +84,18 @@ class Scaler:
         ]
 
     def _policy(self, state: State, pipeline: Pipeline, served: ServedModel, now: float) -> ScalingPolicy | None:
-        """None: the number of replicas is fixed. Else another one while a pipeline takes over, and shortly after."""
+        """None: the number of replicas is fixed. Else another one while requests move, and shortly after."""
         if comes_up(state, pipeline):
             self._came_up[pipeline] = now
+        elif pipeline.model in state.rollouts:
+            self._gave[pipeline] = now
         policy = policy_of(served)
-        lately = now - self._came_up.get(pipeline, -math.inf) < HANDOVER_S
-        return policy.coming_up() if policy is not None and lately else policy
+        if policy is None:
+            return None
+        if now - self._came_up.get(pipeline, -math.inf) < HANDOVER_S:
+            return policy.coming_up()
+        unseen_since = max(self._came_back_at, self._gave.get(pipeline, -math.inf))
+        return policy.keeping() if now - unseen_since < HANDOVER_S else policy
 
     def demand(
         self, asked: Sequence[Pipeline], stages: int, sighting: Sighting, traffic: Traffic, now: float
@@ -134,10 +147,10 @@ class Scaler:
                 capacity[kind] = capacity.get(kind, 0.0) + amount
         granted = fair_shares(claims, capacity)
         self.lacking = tuple(
-            bundle
-            for claim, counts in zip(claims, granted, strict=True)
-            for bundle, have, want in zip(claim.bundles, counts, claim.wanted, strict=True)
-            for _ in range(want - have)
+            Bundle(settings.bundle, settings.labels)
+            for (served, _), claim, counts in zip(pipelines.values(), claims, granted, strict=True)
+            for index, (have, want) in enumerate(zip(counts, claim.wanted, strict=True))
+            for settings in [served.config.stage(index)] * (want - have)
         )
         return dict(zip(pipelines, granted, strict=True))
 

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from cluster.fleet import Node, Sighting
+from cluster.fleet import Bundle, Node, Sighting
 from cluster.state import ServedModel
 from cluster.world import Phase, Replica, Stage
 from worker.nouns import WorkerStats
@@ -29,7 +29,7 @@ class SimulatedFleet:
         self.replicas: dict[str, Replica] = {}
         self.calls: list[tuple[str, str]] = []
         self.figures: dict[str, WorkerStats] = {}
-        self.asked_for: tuple[Mapping[str, float], ...] = ()
+        self.asked_for: tuple[Bundle, ...] = ()
         self._moves = moves
         self._room = room
         self._cpus = cpus
@@ -64,8 +64,8 @@ class SimulatedFleet:
         self.calls.append(("stop", replica))
         self.replicas.pop(replica, None)
 
-    async def ask_for(self, bundles: Sequence[Mapping[str, float]]) -> None:
-        self.asked_for = tuple(dict(bundle) for bundle in bundles)
+    async def ask_for(self, bundles: Sequence[Bundle]) -> None:
+        self.asked_for = tuple(bundles)
 
     async def close(self) -> None:
         pass

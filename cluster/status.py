@@ -31,6 +31,7 @@ def cluster_status(controller: Controller, now: float | None = None) -> control_
                 taken=node.taken,
                 replicas=node.replicas,
                 labels=node.labels,
+                drained=node.drained,
             )
             for node in controller.sighting.nodes
         ],

@@ -20,7 +20,7 @@ SERVICE_UNKNOWN: Final[int] = pb.HealthCheckResponse.SERVICE_UNKNOWN
 
 
 class Health:
-    """`ready`: whether a model ("": any model) can be served, None where there is none of the name.
+    """`ready`: whether a model ("": any model) takes requests, None where there is none of the name.
 
     Whoever changes what `ready` says calls `changed`.
     """

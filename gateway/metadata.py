@@ -101,11 +101,11 @@ def repository_index(routes: Iterable[Route], *, only_ready: bool) -> pb.Reposit
             index(
                 name=route.model,
                 version=route.version,
-                state="READY" if route.ready else "UNAVAILABLE",
+                state="READY" if route.accepts else "UNAVAILABLE",
                 reason=route.reason,
             )
             for route in routes
-            if route.ready or not only_ready
+            if route.accepts or not only_ready
         ]
     )
 

@@ -38,14 +38,24 @@ class Route:
     limits: Limits
     revision: int = 0
     weight: int = 0
+    stopping: bool = False
+
+    @property
+    def accepts(self) -> bool:
+        """Whether a request is taken: it is ready, or a request waits until it is, and wakes it."""
+        return self.ready or self.wakes
+
+    @property
+    def wakes(self) -> bool:
+        return bool(self.limits.start_wait_s) and not self.stopping
 
     @property
     def label(self) -> str:
         return f"model {quoted(self.model)} version {self.version}"
 
 
-def read_route(route: pb.ModelRoute) -> Route:
-    """Raises `InvalidRequest`, which names the model and the field."""
+def read_route(route: pb.ModelRoute, *, stopping: bool = False) -> Route:
+    """`stopping`: the whole cluster. Raises `InvalidRequest`, which names the model and the field."""
     label = f"route of model {quoted(route.model)} version {quoted(route.version)}"
     if not route.model:
         raise InvalidRequest("a route names no model")
@@ -63,6 +73,7 @@ def read_route(route: pb.ModelRoute) -> Route:
         limits=_limits(route.limits, label),
         revision=route.revision,
         weight=route.weight,
+        stopping=stopping,
     )
 
 

@@ -67,7 +67,7 @@ class Routes:
         if lanes is not None:
             return lanes[0] if len(lanes) == 1 else _drawn(lanes)
         described = self.describe(model, version)
-        if described.route.limits.start_wait_s:
+        if described.route.wakes:
             self.report_now.set()
             return described
         reason = described.route.reason or "its workers are starting"
@@ -101,10 +101,13 @@ class Routes:
         return [served for model in sorted(self._versions) for served in self._versions[model]]
 
     def ready(self, model: str = "") -> bool | None:
-        """Whether any version of the model, or of any model, can be served; None where there is no such model."""
+        """Whether the model, or any model, would take a request that names no version; None: there is no such model.
+
+        One that sleeps would: a probe that said no would keep away the request that wakes it.
+        """
         if not model:
-            return any(served.route.ready for served in self._served.values())
-        return (model, "") in self._by_request if model in self._versions else None
+            return any(map(self.ready, self._versions))
+        return self.describe(model, "").route.accepts if model in self._versions else None
 
     @property
     def inflight(self) -> int:
@@ -120,7 +123,8 @@ class Routes:
         store = table.store or self._store
         if table.epoch < epochs.get(store, 0):
             raise InvalidRequest(f"it comes from controller {table.epoch}, and {epochs[store]} has taken over")
-        routes = {(route.model, route.version, route.revision): route for route in map(read_route, table.models)}
+        read = [read_route(route, stopping=table.stopping) for route in table.models]
+        routes = {(route.model, route.version, route.revision): route for route in read}
         if len(routes) != len(table.models):
             raise InvalidRequest("the route table names a model version twice")
         served = {key: self._serve(key, route, token) for key, route in routes.items()}

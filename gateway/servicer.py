@@ -95,9 +95,12 @@ class Servicer:
         return pb.ServerReadyResponse(ready=self._health.serving)
 
     async def model_ready(self, request: pb.ModelReadyRequest) -> pb.ModelReadyResponse:
-        """Not ready, rather than an error, where there is no such model or version: that is what clients poll for."""
+        """Not ready, rather than an error, where there is no such model or version: that is what clients poll for.
+
+        A model that sleeps is ready: clients that poll before they send would wait for ever.
+        """
         try:
-            ready = self._routes.describe(request.name, request.version).route.ready
+            ready = self._routes.describe(request.name, request.version).route.accepts
         except NotFound:
             ready = False
         return pb.ModelReadyResponse(ready=ready and not self._health.draining)

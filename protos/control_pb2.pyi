@@ -11,16 +11,18 @@ class WatchRoutesRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class RouteTable(_message.Message):
-    __slots__ = ("generation", "models", "epoch", "store")
+    __slots__ = ("generation", "models", "epoch", "store", "stopping")
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     MODELS_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     STORE_FIELD_NUMBER: _ClassVar[int]
+    STOPPING_FIELD_NUMBER: _ClassVar[int]
     generation: int
     models: _containers.RepeatedCompositeFieldContainer[ModelRoute]
     epoch: int
     store: str
-    def __init__(self, generation: _Optional[int] = ..., models: _Optional[_Iterable[_Union[ModelRoute, _Mapping]]] = ..., epoch: _Optional[int] = ..., store: _Optional[str] = ...) -> None: ...
+    stopping: bool
+    def __init__(self, generation: _Optional[int] = ..., models: _Optional[_Iterable[_Union[ModelRoute, _Mapping]]] = ..., epoch: _Optional[int] = ..., store: _Optional[str] = ..., stopping: _Optional[bool] = ...) -> None: ...
 
 class ModelRoute(_message.Message):
     __slots__ = ("model", "version", "ready", "reason", "signature", "replicas", "limits", "revision", "weight")
@@ -187,7 +189,7 @@ class ClusterStatus(_message.Message):
     def __init__(self, generation: _Optional[int] = ..., models: _Optional[_Iterable[_Union[ModelStatus, _Mapping]]] = ..., decisions: _Optional[_Iterable[_Union[Decision, _Mapping]]] = ..., nodes: _Optional[_Iterable[_Union[NodeStatus, _Mapping]]] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class NodeStatus(_message.Message):
-    __slots__ = ("id", "address", "resources", "taken", "replicas", "labels")
+    __slots__ = ("id", "address", "resources", "taken", "replicas", "labels", "drained")
     class ResourcesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -215,13 +217,15 @@ class NodeStatus(_message.Message):
     TAKEN_FIELD_NUMBER: _ClassVar[int]
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
+    DRAINED_FIELD_NUMBER: _ClassVar[int]
     id: str
     address: str
     resources: _containers.ScalarMap[str, float]
     taken: _containers.ScalarMap[str, float]
     replicas: int
     labels: _containers.ScalarMap[str, str]
-    def __init__(self, id: _Optional[str] = ..., address: _Optional[str] = ..., resources: _Optional[_Mapping[str, float]] = ..., taken: _Optional[_Mapping[str, float]] = ..., replicas: _Optional[int] = ..., labels: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    drained: bool
+    def __init__(self, id: _Optional[str] = ..., address: _Optional[str] = ..., resources: _Optional[_Mapping[str, float]] = ..., taken: _Optional[_Mapping[str, float]] = ..., replicas: _Optional[int] = ..., labels: _Optional[_Mapping[str, str]] = ..., drained: _Optional[bool] = ...) -> None: ...
 
 class ModelStatus(_message.Message):
     __slots__ = ("model", "version", "ready", "reason", "stages", "revision", "weight", "requests_per_s", "p50_ms", "p99_ms", "failed_per_s", "refused_per_s", "inflight", "rollout", "refusal_p50_ms", "refusal_p99_ms")

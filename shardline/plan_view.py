@@ -1,34 +1,68 @@
 """A plan for people (tables, and a picture of the pipeline on the nodes) and for machines (one JSON object)."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.table import Table
 
 from cluster.planning.deployment import Demand, ModelPlan, Plan, StagePlan
+from cluster.planning.kinds import labels_for, telling
 from cluster.planning.machines import GIB, Node
 from worker.model_yaml import ModelYaml
+from worker.per_stage import MIB, of_each
 
 BAR = 20
 SHOWN_NODES = 24
 
+T = TypeVar("T")
 
-def served_as(plan: ModelPlan, before: ModelYaml) -> ModelYaml:
-    """`before` with the keys that realise the plan."""
-    cpus = tuple(stage.cpus for stage in plan.stages)
-    devices = tuple("cuda" if stage.gpus else "cpu" for stage in plan.stages)
+
+def served_as(plan: ModelPlan, before: ModelYaml, nodes: Sequence[Node]) -> ModelYaml:
+    """`before` with the keys that realise the plan on `nodes`. Labels that tell no kinds apart stay as they were."""
     batching = before.batching.model_copy(update={"max_rows": plan.max_rows, "max_wait_ms": 1e3 * plan.max_wait_s})
     return before.model_copy(
         update={
             "stages": len(plan.stages),
             "replicas": tuple(stage.replicas for stage in plan.stages),
-            "cpus": cpus[0] if len(set(cpus)) == 1 else cpus,
-            "device": devices[0] if len(set(devices)) == 1 else devices,
+            "cpus": _one_or_each([stage.cpus for stage in plan.stages]),
+            "memory_mib": _one_or_each([math.ceil(stage.memory / MIB) for stage in plan.stages]),
+            "device": _one_or_each(["cuda" if stage.gpus else "cpu" for stage in plan.stages]),
             "batching": batching,
+            "placement": before.placement.model_copy(update={"labels": _labels(plan, before, nodes)}),
         }
     )
+
+
+def _labels(plan: ModelPlan, before: ModelYaml, nodes: Sequence[Node]) -> dict[str, str] | tuple[dict[str, str], ...]:
+    given = before.placement.labels
+    if isinstance(given, tuple) and len(given) != len(plan.stages):
+        return given  # of another cut: nobody knows what it means for this one, and it cannot be written
+    ours = telling(nodes)
+    return _one_or_each(
+        [
+            {name: value for name, value in old.items() if name not in ours} | dict(labels_for(stage, nodes) or {})
+            for stage, old in zip(plan.stages, of_each(given, len(plan.stages)), strict=True)
+        ]
+    )
+
+
+def _one_or_each(values: list[T]) -> T | tuple[T, ...]:
+    return values[0] if all(value == values[0] for value in values) else tuple(values)
+
+
+def elsewhere(plan: Plan) -> list[str]:
+    """What the plan cannot keep: stages that may come to nodes of another kind than they were planned for."""
+    return [
+        f"{one.model} stage {place} was planned for nodes with {stage.device}, and no label in the nodes file tells "
+        "them from the others, so it may come to one of those; start the nodes with `--labels kind=…`, and say so in "
+        "the file: `labels: {kind: …}`"
+        for one in plan.models
+        for place, stage in enumerate(one.stages)
+        if labels_for(stage, plan.nodes) is None
+    ]
 
 
 def as_document(plan: Plan, demands: Sequence[Demand], yamls: Sequence[str]) -> dict[str, Any]:
@@ -61,6 +95,7 @@ def as_document(plan: Plan, demands: Sequence[Demand], yamls: Sequence[str]) -> 
                         "cpus": stage.cpus,
                         "gpus": stage.gpus,
                         "memory_bytes": stage.memory,
+                        "labels": found if (found := labels_for(stage, plan.nodes)) is None else dict(found),
                         "busy": prediction.busy[place],
                         "nodes": list(stage.nodes),
                     }
@@ -116,6 +151,8 @@ def show(plan: Plan, demands: Sequence[Demand], console: Console) -> None:
     )
     if plan.runner_up:
         console.print(f"runner-up: {plan.runner_up}", highlight=False, soft_wrap=True, markup=False)
+    for line in elsewhere(plan):
+        console.print(f"mind: {line}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _seconds(demand: Demand, stage: StagePlan, rows: int) -> float:

@@ -19,7 +19,7 @@ from shardline import exits
 from shardline.plan_view import as_document, served_as, show
 from shardline.profiling import version_folder
 from worker.errors import InvalidRequest
-from worker.model_yaml import ModelYaml, model_yaml_text, read_model_yaml, write_model_yaml
+from worker.model_yaml import ModelYaml, model_yaml_text, parse_model_yaml, read_model_yaml, write_model_yaml
 from worker.profile import read_profile
 
 
@@ -60,7 +60,7 @@ def run(settings: PlanSettings, *, as_json: bool) -> int:
     )
     files = [folder.parent / "model.yaml" for folder in folders]
     realised = [
-        served_as(one, read_model_yaml(file) if file.exists() else ModelYaml())
+        served_as(one, read_model_yaml(file) if file.exists() else ModelYaml(), nodes)
         for one, file in zip(found.models, files, strict=True)
     ]
     if settings.write:
@@ -124,6 +124,8 @@ def _write(models: tuple[ModelPlan, ...], demands: list[Demand], files: list[Pat
                 f"plan without --any-cut, or package the model with --stages {len(one.stages)}"
             )
     for file, yaml in zip(files, realised, strict=True):
+        parse_model_yaml(model_yaml_text(yaml).encode(), f"{file}, as the plan would write it")
+    for file, yaml in zip(files, realised, strict=True):
         write_model_yaml(file, yaml)
 
 
@@ -143,12 +145,20 @@ def _told(one: ModelPlan, demand: Demand, file: Path, yaml: ModelYaml, *, writte
     return (
         f"{file} with these keys realises it (--write puts them there):\n"
         f"  stages: {yaml.stages}\n  replicas: {replicas if len(replicas) > 1 else replicas[0]}\n"
-        f"  cpus: {_list(yaml.cpus)}\n  device: {_list(yaml.device)}\n"
+        f"  cpus: {_list(yaml.cpus)}\n  memory_mib: {_list(yaml.memory_mib)}\n  device: {_list(yaml.device)}\n"
+        f"{_placement(yaml)}"
         f"  batching: {{max_rows: {yaml.batching.max_rows}, max_wait_ms: {yaml.batching.max_wait_ms:g}}}"
     )
+
+
+def _placement(yaml: ModelYaml) -> str:
+    labels = yaml.placement.labels
+    return f"  placement: {{labels: {_list(labels)}}}\n" if labels else ""
 
 
 def _list(value: object) -> str:
     if isinstance(value, tuple):
         return "[" + ", ".join(map(_list, value)) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name}: {each}" for name, each in value.items()) + "}"
     return f"{value:g}" if isinstance(value, float) else str(value)

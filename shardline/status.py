@@ -19,12 +19,16 @@ from protos import control_pb2
 from shardline import exits
 from shardline.running import answers, controller_of
 from worker.errors import DeadlineExceeded, Unavailable
+from worker.per_stage import MEMORY
 
 SHOWN_DECISIONS = 8
 EVERY_S = 1.0
 PLAIN_WIDTH = 160
-HIDDEN_KINDS = ("memory", "object_store_memory")
-"""Resources that every node has and no replica asks for."""
+SHORT_ID = 8
+"""So much of a node's id names it."""
+GIB = 2**30
+HIDDEN_KINDS = (MEMORY, "object_store_memory")
+"""Resources that every node has; shown only where replicas take some."""
 _NO_NODE = (Text("no node is known yet", style="dim"),)
 
 
@@ -97,10 +101,12 @@ def _plain_value(value: Any) -> Any:
 
 def rendered(status: control_pb2.ClusterStatus) -> Group:
     """Decisions come last, the newest first: where a terminal has too few lines, the oldest are not seen."""
-    return Group(*(_model(model) for model in status.models), _nodes(status), _decisions(status))
+    where = {node.id: _short(node) for node in status.nodes} if len(status.nodes) > 1 else {}
+    return Group(*(_model(model, where) for model in status.models), _nodes(status), _decisions(status))
 
 
-def _model(model: control_pb2.ModelStatus) -> Group:
+def _model(model: control_pb2.ModelStatus, where: Mapping[str, str]) -> Group:
+    """`where`: the nodes' names by their ids; empty where there is but one, which then is not named."""
     revision = f" (revision {model.revision})" if model.revision > 1 else ""
     title = Text(f"{model.model}/{model.version}{revision} ", style="bold")
     title.append("ready" if model.ready else "not ready", style="green" if model.ready else "red")
@@ -114,14 +120,14 @@ def _model(model: control_pb2.ModelStatus) -> Group:
         f"{model.inflight} in flight  {model.failed_per_s:.1f} failed/s  {refused}"
     )
     table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="dim")
-    for heading in ("stage", "replica", "state", "pid"):
+    for heading in ("stage", "replica", "state", "pid", *(["node"] if where else [])):
         table.add_column(heading, no_wrap=True)
     for heading in ("queued", "ms/row", "rows", "batch", "dropped", "failed", "MiB"):
         table.add_column(heading, justify="right", no_wrap=True)
     for stage in model.stages:
         name = f"{stage.stage} ({len(stage.replicas)}/{stage.desired})"
         for replica in stage.replicas:
-            table.add_row(name, *_cells(replica))
+            table.add_row(name, *_cells(replica, where))
             name = ""
         if not stage.replicas:
             table.add_row(name, "none")
@@ -154,11 +160,12 @@ def _scaled(model: control_pb2.ModelStatus) -> list[Text]:
     ]
 
 
-def _cells(replica: control_pb2.ReplicaStatus) -> list[str]:
+def _cells(replica: control_pb2.ReplicaStatus, where: Mapping[str, str]) -> list[str]:
     return [
         replica.id.rpartition("/")[2],
         replica.state,
         str(replica.pid or ""),
+        *([where.get(replica.node, replica.node[:SHORT_ID])] if where else []),
         str(replica.queued_rows),
         f"{replica.seconds_per_row * 1e3:.2f}",
         str(replica.computed_rows),
@@ -182,11 +189,20 @@ def _decisions(status: control_pb2.ClusterStatus) -> Group:
 
 def _nodes(status: control_pb2.ClusterStatus) -> Group:
     first = Text(f"route table {status.generation} of controller {status.epoch}", style="dim")
-    return Group(first, *(Text(_node(node), style="dim") for node in status.nodes), *(() if status.nodes else _NO_NODE))
+    lines = (Text(_node(node), style="yellow" if node.drained else "dim") for node in status.nodes)
+    return Group(first, *lines, *(() if status.nodes else _NO_NODE))
 
 
 def _node(node: control_pb2.NodeStatus) -> str:
-    kinds = sorted(kind for kind in node.resources if kind not in HIDDEN_KINDS)
-    room = ", ".join(f"{node.taken.get(kind, 0):g} of {node.resources[kind]:g} {kind}" for kind in kinds)
+    kinds = sorted(kind for kind in node.resources if kind not in HIDDEN_KINDS or node.taken.get(kind))
+    room = ", ".join(_room(kind, node.taken.get(kind, 0), node.resources[kind]) for kind in kinds)
     labels = ", ".join(f"{name}={value}" for name, value in sorted(node.labels.items()))
-    return f"node {node.id[:8]} {node.address}: {node.replicas} replicas take {room}{labels and f' [{labels}]'}"
+    return f"node {_short(node)} {node.address}: {node.replicas} replicas take {room}{labels and f' [{labels}]'}"
+
+
+def _short(node: control_pb2.NodeStatus) -> str:
+    return node.id[:SHORT_ID] + (" (drained)" if node.drained else "")
+
+
+def _room(kind: str, taken: float, there: float) -> str:
+    return f"{taken / GIB:.1f} of {there / GIB:.1f} GiB {kind}" if kind == MEMORY else f"{taken:g} of {there:g} {kind}"

@@ -22,6 +22,7 @@ from worker.per_stage import (
     check_cpus,
     check_device,
     check_labels,
+    check_memory,
     check_most,
     check_resources,
     check_whole,
@@ -167,6 +168,11 @@ class ModelYaml(Section):
         default="cpu",
         description="cpu; cuda: a whole GPU that Ray picks; cuda:N: that GPU, and Ray does not count it; or a list",
     )
+    memory_mib: Annotated[int | tuple[int, ...], BeforeValidator(check_memory)] = Field(
+        default=0,
+        description="MiB of its node's memory that one replica reserves, one number or a list with one for each stage; "
+        "0: none, so that as many share a node as its CPUs allow",
+    )
     runtime: Literal["fastest", "eager"] = Field(
         default="fastest", description="fastest: what packaging measured to be fastest here; eager: uncompiled"
     )
@@ -191,7 +197,7 @@ class ModelYaml(Section):
         description="seconds: the longest that a replica which is to stop finishes what it owes",
     )
 
-    @field_validator("replicas", "cpus", "device", "autoscaling", "placement")
+    @field_validator("replicas", "cpus", "memory_mib", "device", "autoscaling", "placement")
     @classmethod
     def _one_for_each_stage(cls, value: object, info: ValidationInfo) -> object:
         stages = info.data.get("stages")
@@ -248,6 +254,7 @@ class ModelYaml(Section):
             device=of_each(self.device, self.stages)[index],
             resources=of_each(self.placement.resources, self.stages)[index],
             labels=of_each(self.placement.labels, self.stages)[index],
+            memory_mib=of_each(self.memory_mib, self.stages)[index],
         )
 
 

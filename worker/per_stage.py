@@ -3,13 +3,22 @@
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from pydantic_core import PydanticCustomError
 
 DEVICE = re.compile(r"cpu|cuda|cuda:\d{1,3}")
-LABEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:-]{0,127}")
-LABEL = re.compile(r"[A-Za-z0-9._!()-]{1,63}")
+RESOURCE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:-]{0,127}")
+LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
+"""A value, or a name behind its prefix: what Ray takes, as Kubernetes does."""
+LABEL_PREFIX = re.compile(rf"{LABEL.pattern}(?:\.{LABEL.pattern})*/")
+
+MEMORY: Final = "memory"
+"""What Ray calls a node's memory, as far as workers may have it."""
+MIB: Final = 2**20
+MOST_MEMORY_MIB: Final = 2**24
+OF_THEIR_OWN: Final = {"CPU", "GPU", MEMORY, "object_store_memory"}
+"""Kinds that `placement.resources` does not name."""
 
 T = TypeVar("T")
 
@@ -18,13 +27,15 @@ T = TypeVar("T")
 class StageSettings:
     """What one replica of one stage takes. device: cpu, or cuda for a GPU that Ray picks, or cuda:N.
 
-    resources: of Ray's kinds, besides CPU and GPU. labels: that its node must have.
+    resources: of Ray's kinds, besides CPU, GPU and memory. labels: that its node must have. memory_mib: 0: none is
+    reserved.
     """
 
     cpus: float
     device: str
     resources: Mapping[str, float]
     labels: Mapping[str, str]
+    memory_mib: int = 0
 
     @property
     def threads(self) -> int:
@@ -33,9 +44,10 @@ class StageSettings:
 
     @property
     def bundle(self) -> dict[str, float]:
-        """All that it takes, in Ray's words."""
+        """All that it takes, in Ray's words: memory in bytes."""
         gpu = {"GPU": 1.0} if self.device == "cuda" else {}
-        return {"CPU": self.cpus, **gpu, **self.resources}
+        memory = {MEMORY: float(self.memory_mib * MIB)} if self.memory_mib else {}
+        return {"CPU": self.cpus, **gpu, **memory, **self.resources}
 
 
 def of_each(value: T | tuple[T, ...], stages: int) -> tuple[T, ...]:
@@ -65,6 +77,17 @@ def check_cpus(value: object) -> object:
     return tuple(map(float, numbers)) if isinstance(value, list | tuple) else float(numbers[0])
 
 
+def check_memory(value: object) -> object:
+    amounts = value if isinstance(value, list | tuple) else (value,)
+    if not amounts or any(type(amount) is not int or not 0 <= amount <= MOST_MEMORY_MIB for amount in amounts):
+        raise PydanticCustomError(
+            "memory",
+            "expected a whole number of MiB from 0 to {most}, or a list with one for each stage such as [512, 2048]",
+            {"most": MOST_MEMORY_MIB},
+        )
+    return tuple(amounts) if isinstance(value, list | tuple) else value
+
+
 def check_device(value: object) -> object:
     devices = value if isinstance(value, list | tuple) else (value,)
     if not devices or not all(isinstance(device, str) and DEVICE.fullmatch(device) for device in devices):
@@ -77,8 +100,8 @@ def check_resources(value: object) -> object:
         value,
         lambda amount: type(amount) in (int, float) and 0 < amount <= 1_000_000,
         "expected names and amounts above 0 such as {accelerator: 1}, or a list with such a mapping for each stage; "
-        "CPU and GPU are `cpus` and `device`",
-        lambda name: name not in ("CPU", "GPU"),
+        "CPU, GPU and memory are `cpus`, `device` and `memory_mib`",
+        lambda name: bool(RESOURCE_NAME.fullmatch(name)) and name not in OF_THEIR_OWN,
     )
 
 
@@ -86,9 +109,15 @@ def check_labels(value: object) -> object:
     return _mappings(
         value,
         lambda label: isinstance(label, str) and bool(LABEL.fullmatch(label)),
-        "expected names and values such as {zone: a}, or a list with such a mapping for each stage",
-        lambda _: True,
+        "expected names and values such as {zone: a}, of up to 63 letters, digits, '-', '_' and '.', the first and the "
+        "last a letter or digit, or a list with such a mapping for each stage",
+        _is_label_name,
     )
+
+
+def _is_label_name(name: str) -> bool:
+    prefix = LABEL_PREFIX.match(name)
+    return bool(LABEL.fullmatch(name[prefix.end() :] if prefix else name)) and len(name) < 253 + 64
 
 
 def _mappings(
@@ -97,8 +126,7 @@ def _mappings(
     found = value if isinstance(value, list | tuple) else (value,)
     for each in found:
         if not isinstance(each, dict) or not all(
-            isinstance(name, str) and LABEL_NAME.fullmatch(name) and is_name(name) and is_value(one)
-            for name, one in each.items()
+            isinstance(name, str) and is_name(name) and is_value(one) for name, one in each.items()
         ):
-            raise PydanticCustomError("mapping", wanted.replace("{", "{{").replace("}", "}}"))
+            raise PydanticCustomError("mapping", wanted)
     return tuple(found) if isinstance(value, list | tuple) else found[0]

@@ -1,7 +1,7 @@
 """The nodes that a plan may use, and the file in which they are described.
 
 nodes:
-  - {name: small, count: 3, cpus: 8, memory_gib: 32}
+  - {name: small, count: 3, cpus: 8, memory_gib: 32, labels: {kind: small}}
   - {name: gpu, cpus: 16, memory_gib: 128, gpus: 1, gpu_memory_gib: 80, network_gbit: 25}
 """
 
@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 from worker.errors import InvalidRequest
+from worker.per_stage import check_labels
 
 GIB: Final = 2**30
 MAX_FILE_BYTES: Final = 1 << 20
@@ -29,6 +31,7 @@ class Node:
     device, gpu_device: the profile's names of what its cores and its GPUs are.
     speed, gpu_speed: how many times as fast as the device that was profiled.
     network: bytes a second in each direction; latency_s: one way to another node.
+    labels: names and values that it has in Ray; a stage that was planned for its kind finds it by them.
     """
 
     name: str
@@ -42,6 +45,13 @@ class Node:
     gpu_speed: float = 1.0
     network: float = 1.25e9
     latency_s: float = 1e-4
+    labels: tuple[tuple[str, str], ...] = ()
+
+
+def _one_mapping(value: object) -> object:
+    if not isinstance(value, dict):
+        raise PydanticCustomError("mapping", "expected names and values such as {kind: small}")
+    return check_labels(value)
 
 
 class _Entry(BaseModel):
@@ -59,6 +69,7 @@ class _Entry(BaseModel):
     gpu_speed: Annotated[float, Field(gt=0, le=1000)] = 1.0
     network_gbit: Annotated[float, Field(gt=0, le=1e5)] = 10.0
     latency_ms: Annotated[float, Field(ge=0, le=1e4)] = 0.1
+    labels: Annotated[dict[str, str], BeforeValidator(_one_mapping)] = {}
 
     def nodes(self) -> list[Node]:
         def named(index: int) -> str:
@@ -77,6 +88,7 @@ class _Entry(BaseModel):
                 gpu_speed=self.gpu_speed,
                 network=self.network_gbit * 1e9 / 8,
                 latency_s=self.latency_ms / 1e3,
+                labels=tuple(sorted(self.labels.items())),
             )
             for index in range(self.count)
         ]

@@ -7,16 +7,18 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 from rich.table import Table
 
 from tests.chaos import hosts, links, nodes, processes
-from tests.chaos.case import Fault, Outcome, Refused, Sizes, run_case
+from tests.chaos.case import Fault, NotRun, Outcome, Refused, Sizes, run_case
 from tests.chaos.cluster import Cluster, one_machine
+from tests.chaos.seen import recorded
 
 Bring = Callable[[Path], "contextlib.AbstractContextManager[Cluster]"]
 
@@ -44,7 +46,10 @@ GROUPS: dict[Bring, list[Case]] = {
         Case("slow_middle", processes.slow_a_worker(1)),
         Case("broken_first", processes.break_a_worker),
         Case("scale_down_and_up", processes.scale_down_and_up),
+        Case("kill_while_draining", processes.kill_while_draining),
         Case("roll_out_and_back", processes.roll_out_and_back),
+        Case("kill_new_in_roll_out", processes.kill_during_a_roll_out(0, new=True)),
+        Case("kill_old_in_roll_out", processes.kill_during_a_roll_out(1, new=False)),
     ],
     nodes.three_nodes: [Case("drain_node", nodes.drain_a_node), Case("kill_node", nodes.kill_a_node)],
     hosts.two_hosts: [
@@ -57,16 +62,44 @@ GROUPS: dict[Bring, list[Case]] = {
 }
 
 
-def run_group(bring: Bring, cases: list[Case], sizes: Sizes, console: Console, outcomes: list[Outcome]) -> None:
-    """Adds to `outcomes`. A cluster that does not recover ends its group: the cases after it would tell nothing."""
+@dataclass
+class Report:
+    outcomes: list[Outcome] = field(default_factory=list)
+    not_run: list[NotRun] = field(default_factory=list)
+
+    @property
+    def all(self) -> list[Outcome | NotRun]:
+        return [*self.outcomes, *self.not_run]
+
+    def leave_out(self, cases: list[Case], why: str) -> None:
+        """Of `cases`, those that nothing is said of yet."""
+        known = {one.case for one in self.all}
+        self.not_run += [NotRun(case.name, why) for case in cases if case.name not in known]
+
+    def as_json(self) -> list[dict[str, Any]]:
+        return [one.as_json() for one in self.all]
+
+    def lines(self) -> list[str]:
+        """One for each reason why something was not run."""
+        whys = dict.fromkeys(one.why for one in self.not_run)
+        return [f"not run: {', '.join(one.case for one in self.not_run if one.why == why)}: {why}" for why in whys]
+
+
+def run_group(bring: Bring, cases: list[Case], sizes: Sizes, console: Console, report: Report) -> None:
+    """Adds to `report`. A cluster that does not recover ends its group: the cases after it would tell nothing."""
     with (
         tempfile.TemporaryDirectory(prefix="chaos-") as folder,
         last_words(Path(folder), console),
+        recorded(Path(folder) / "seen"),
         bring(Path(folder)) as one,
     ):
         for case in cases:
-            outcome = run_case(case.name, case.fault, one, sizes, retry=case.retry)
-            outcomes.append(outcome)
+            try:
+                outcome = run_case(case.name, case.fault, one, sizes, retry=case.retry)
+            except Refused as refusal:
+                report.leave_out([case], str(refusal))
+                continue
+            report.outcomes.append(outcome)
             console.file.flush()
             console.print(
                 f"{outcome.case}: {outcome.sent} sent, {outcome.lost} lost, worst {outcome.worst_ms:.0f} ms, "
@@ -81,6 +114,8 @@ def last_words(folder: Path, console: Console) -> Iterator[None]:
     """Where something fails, shows the end of every log below `folder`."""
     try:
         yield
+    except Refused:
+        raise
     except BaseException:
         for log in sorted(folder.glob("**/*.log")):
             console.print(
@@ -90,11 +125,12 @@ def last_words(folder: Path, console: Console) -> Iterator[None]:
 
 
 def table(outcomes: list[Outcome]) -> Table:
-    shown = Table("case", "sent", "lost", "duplicated", "p99 ms", "worst ms", "whole after s", "")
+    shown = Table("case", "sent", "lost", "dupl.", "begun/computed twice", "p99 ms", "worst ms", "whole after s", "")
     for one in outcomes:
+        retry = "clients retry; " if one.clients_retry else ""
         shown.add_row(
-            *(one.case, str(one.sent), str(one.lost), str(one.duplicated), f"{one.p99_ms:.0f}"),
-            *(f"{one.worst_ms:.0f}", f"{one.recovered_s:.1f}", one.note),
+            *(one.case, str(one.sent), str(one.lost), str(one.duplicated), f"{one.begun_twice}/{one.computed_twice}"),
+            *(f"{one.p99_ms:.0f}", f"{one.worst_ms:.0f}", f"{one.recovered_s:.1f}", f"{retry}{one.note}".strip("; ")),
         )
     return shown
 
@@ -109,22 +145,25 @@ def main() -> int:
     if unknown := set(wanted) - set(names):
         parser.error(f"no such case: {', '.join(sorted(unknown))}; there are {', '.join(names)}")
     console = Console(stderr=True)
-    outcomes: list[Outcome] = []
+    report = Report()
     broken_off = False
     for bring, cases in GROUPS.items():
         if chosen := [case for case in cases if case.name in wanted]:
             try:
-                run_group(bring, chosen, Sizes(), console, outcomes)
+                run_group(bring, chosen, Sizes(), console, report)
             except pytest.fail.Exception as failure:
                 broken_off = True
-                left = [case.name for case in chosen if case.name not in {outcome.case for outcome in outcomes}]
-                console.print(f"broken off, not run: {', '.join(left)}: {failure}", markup=False)
+                report.leave_out(chosen, f"broken off: {failure}")
             except Refused as refusal:
-                console.print(f"not run: {', '.join(case.name for case in chosen)}: {refusal}", markup=False)
-    Console(width=120).print(table(outcomes))
+                report.leave_out(chosen, str(refusal))
+    shown = Console(width=140)
+    shown.print(table(report.outcomes))
+    for line in report.lines():
+        shown.print(line, markup=False, highlight=False, soft_wrap=True)
     if given.json:
-        print(json.dumps([outcome.as_json() for outcome in outcomes]))
-    return 0 if outcomes and not broken_off and all(outcome.passed for outcome in outcomes) else 1
+        print(json.dumps(report.as_json()))
+    passed = bool(report.outcomes) and all(outcome.passed for outcome in report.outcomes)
+    return 0 if passed and not broken_off else 1
 
 
 if __name__ == "__main__":

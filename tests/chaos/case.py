@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from tests.chaos import seen
 from tests.chaos.cluster import Cluster
 from tests.chaos.load import LoadProcess
 from tests.shardline.serve_process import wait_for
@@ -20,7 +21,7 @@ RUNS = 3
 
 
 class Refused(Exception):
-    """This machine does not let a group's cluster be made; the message says why."""
+    """This machine does not let a group's cluster be made, or a case's harm be done; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,24 @@ class Sizes:
 
 @dataclass
 class Outcome:
-    """`recovered_s`: from the harm to full strength. `note`: what else the case shows."""
+    """`recovered_s`: from the harm to full strength. `note`: what else the case shows.
+
+    lost: requests without a right answer inside their deadline.
+    duplicated: answers that came to a client and belonged to a request that had been answered. gRPC gives a unary call
+      one answer, so this is what it looks like where a late second answer gets to another request's call.
+    begun_twice: requests that workers of the first stage began more than once, since the first who did was lost.
+    computed_twice: those of which the first stage had the whole answer more than once; the gateway passed on one.
+      What later stages compute again for a first stage that lives is not in these two.
+    clients_retry: clients sent a call again whose connection ended.
+    """
 
     case: str
     sent: int
     lost: int
     duplicated: int
+    begun_twice: int
+    computed_twice: int
+    clients_retry: bool
     worst_ms: float
     p99_ms: float
     recovered_s: float
@@ -55,8 +68,19 @@ class Outcome:
         return {key: value for key, value in asdict(self).items() if key != "problems"}
 
 
+@dataclass(frozen=True)
+class NotRun:
+    """A case that was not tried, and why."""
+
+    case: str
+    why: str
+
+    def as_json(self) -> dict[str, Any]:
+        return {"case": self.case, "not_run": self.why}
+
+
 def run_case(name: str, fault: Fault, cluster: Cluster, sizes: Sizes, *, retry: bool = False) -> Outcome:
-    """Raises where the cluster does not recover within `WITHIN_S`, or the machine leaves the load no peace."""
+    """Raises where the cluster does not recover within `WITHIN_S`, or the machine leaves the load no peace; Refused."""
     for _ in range(RUNS):
         outcome = _run_once(name, fault, cluster, sizes, retry=retry)
         if outcome is not None:
@@ -67,6 +91,7 @@ def run_case(name: str, fault: Fault, cluster: Cluster, sizes: Sizes, *, retry: 
 def _run_once(name: str, fault: Fault, cluster: Cluster, sizes: Sizes, *, retry: bool) -> Outcome | None:
     """None: the load itself was disturbed."""
     wait_for("the cluster is whole before the harm", cluster.is_whole)
+    before = seen.sizes(cluster.seen)
     with LoadProcess(cluster.url, rate=sizes.rate, retry=retry) as load:
         load.wait_for_more(sizes.before)
         began = time.monotonic()
@@ -84,6 +109,9 @@ def _run_once(name: str, fault: Fault, cluster: Cluster, sizes: Sizes, *, retry:
         counts.sent,
         counts.sent - counts.answered,
         counts.duplicated,
+        seen.more_than_once(cluster.seen, seen.BEGUN, before),
+        seen.more_than_once(cluster.seen, seen.COMPUTED, before),
+        retry,
         counts.worst_ms,
         counts.p99_ms,
         round(recovered_s, 2),

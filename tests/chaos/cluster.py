@@ -11,7 +11,7 @@ from cluster.control_client import ControlClient
 from cluster.state import StateDir
 from compressor.package import package
 from protos import control_pb2
-from tests.chaos import faults
+from tests.chaos import faults, seen
 from tests.shardline.serve_process import ServeProcess, serve, wait_for
 from worker.errors import ShardlineError
 from worker.model_yaml import ModelYaml, write_model_yaml
@@ -38,7 +38,7 @@ def write_plan(models: Path, stages: int) -> None:
 class Cluster:
     """`serving`: the `serve` in front. Asks the controller itself: quicker than the command line.
 
-    note: what the case at hand shows besides.
+    note: what the case at hand shows besides. seen: where its workers record what they saw; None: nowhere.
     """
 
     def __init__(self, serving: ServeProcess, models: Path) -> None:
@@ -46,6 +46,7 @@ class Cluster:
         self.models = models
         self.url = serving.url
         self.note = ""
+        self.seen = seen.folder()
 
     @contextmanager
     def controller(self) -> Iterator[ControlClient]:
@@ -60,16 +61,20 @@ class Cluster:
         except ShardlineError:
             return None
 
-    def replicas(self, stage: int | None = None) -> list[control_pb2.ReplicaStatus]:
-        """The ready ones of a stage, or of all."""
+    def lanes(self) -> list[control_pb2.ModelStatus]:
+        """The pipelines that there are: two while a roll-out is on; none while the controller does not answer."""
         status = self.status()
+        return list(status.models) if status is not None else []
+
+    def replicas(self, stage: int | None = None, state: str = "ready") -> list[control_pb2.ReplicaStatus]:
+        """Those of a stage, or of all, that are in `state`."""
         return [
             replica
-            for model in (status.models if status is not None else ())
-            for each in model.stages
+            for lane in self.lanes()
+            for each in lane.stages
             if stage in (None, each.stage)
             for replica in each.replicas
-            if replica.state == "ready"
+            if replica.state == state
         ]
 
     def computed_rows(self, pid: int) -> int:

@@ -12,7 +12,7 @@ from typing import Final
 
 import psutil
 
-from tests.chaos.case import Recovered
+from tests.chaos.case import Recovered, Refused
 from tests.chaos.cluster import REPLICAS, Cluster
 from tests.chaos.hosts import OnHosts, OtherHost, command
 from tests.chaos.processes import has_replicas
@@ -146,9 +146,10 @@ def slowed(other: OtherHost) -> Iterator[None]:
     """Sends what goes between the hosts over a slow wire, and back over the quick one afterwards."""
     near, far = f"{other.near}s", f"{other.far}s"
     words = [sys.executable, "-m", "tests.chaos.wire", near, far, str(DELAY_S)]
-    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as wire:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as wire:
         if wire.stdout is None or wire.stdin is None or not wire.stdout.readline():
-            raise RuntimeError("the slow wire does not start")
+            raise Refused(f"there is no slow wire: {(wire.stderr.read() if wire.stderr else '').strip()[-200:]}")
         try:
             command("ip", "link", "set", far, "netns", other.space)
             command("ip", "link", "set", near, "up")

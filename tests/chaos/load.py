@@ -46,7 +46,8 @@ RETRY = {
 
 @dataclass
 class Counts:
-    """answered: with the right answer. lost: with another, with an error or with none. duplicated: answers over one.
+    """answered: with the right answer. lost: with another, with an error or with none. duplicated: answers that belong
+    to a request of which an answer had come, to whichever call.
 
     problems: what the first lost ones got, and when, seconds since the start. stood_still_s: the longest for which the
     load itself did not get to run.
@@ -75,7 +76,7 @@ class Caller:
         ]
         self._rate = rate
         self._deadline_s = deadline_s
-        self._answered: set[int] = set()
+        self._came: set[str] = set()
         self._latencies: list[float] = []
         self._began = time.monotonic()
         self.counts = Counts()
@@ -113,14 +114,14 @@ class Caller:
         self._latencies.append(time.monotonic() - sent)
 
     def _take(self, number: int, response: pb.ModelInferResponse) -> None:
+        """gRPC itself gives a call no second answer: one that is late would have to come to another request's call."""
         told = response.id
-        if not told.isdecimal() or int(told) in self._answered:
-            self.counts.duplicated += 1
-        elif told != str(number) or response.raw_output_contents[0] != expected(number):
-            self._lose(f"request {number}: got the answer of {told}: {response.raw_output_contents[0]!r:.80}")
-        else:
-            self._answered.add(number)
+        self.counts.duplicated += told in self._came
+        self._came.add(told)
+        if told == str(number) and response.raw_output_contents[0] == expected(number):
             self.counts.answered += 1
+        else:
+            self._lose(f"request {number}: got the answer of {told}: {response.raw_output_contents[0]!r:.80}")
 
     def _lose(self, problem: str) -> None:
         self.counts.lost += 1

@@ -4,11 +4,12 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Final
 
+from protos import control_pb2
 from tests.chaos.case import Fault, Recovered
 from tests.chaos.cluster import OTHER_STAGES, REPLICAS, STAGES, Cluster, write_plan
 from tests.chaos.faults import fault_file
@@ -137,6 +138,66 @@ def roll_out_and_back(cluster: Cluster) -> Recovered:
     write_plan(cluster.models, STAGES)
     run("rollback", *at)
     return cluster.is_whole
+
+
+def kill_during_a_roll_out(stage: int, *, new: bool) -> Fault:
+    """To another cut, half of the requests first. Meanwhile one replica is killed, of the new pipeline or of the old.
+
+    The roll-out may go on or be taken back; the note says what it did. Whole again with the cut of before.
+    """
+
+    def fault(cluster: Cluster) -> Recovered:
+        before = {lane.revision for lane in cluster.lanes()}
+        at = ("--state-dir", cluster.serving.state_dir)
+        write_plan(cluster.models, OTHER_STAGES)
+        run("rollout", "chain", "--canary", "50", "--watch-for", str(HARM_S), *at)
+        lanes = wait_for("both pipelines answer", lambda: moving(cluster))
+        (lane,) = (lane for lane in lanes if (lane.revision not in before) is new)
+        os.kill(next(one.pid for one in lane.stages[stage].replicas if one.computed_rows), signal.SIGKILL)
+        (left,) = wait_for("the roll-out has ended", lambda: alone(cluster))
+        write_plan(cluster.models, STAGES)
+        went_on = left.revision not in before
+        cluster.note = "it went on" if went_on else "it was taken back"
+        if went_on:
+            wait_for("the other cut alone serves", lambda: cluster.is_whole(stages=OTHER_STAGES))
+            run("rollback", "chain", "--wait", "100", *at)
+        return cluster.is_whole
+
+    return fault
+
+
+def moving(cluster: Cluster) -> list[control_pb2.ModelStatus]:
+    """Two pipelines, once they share the requests, and replicas of each stage of both have computed some."""
+    lanes = cluster.lanes()
+    both = len(lanes) > 1 and all(
+        lane.ready and lane.weight and all(any(one.computed_rows for one in each.replicas) for each in lane.stages)
+        for lane in lanes
+    )
+    return lanes if both else []
+
+
+def alone(cluster: Cluster) -> list[control_pb2.ModelStatus]:
+    """The only pipeline, once there is but one."""
+    lanes = cluster.lanes()
+    return lanes if len(lanes) == 1 else []
+
+
+def kill_while_draining(cluster: Cluster) -> Recovered:
+    """Every stage to one replica; one of those that are on their way out is killed. Then back to two."""
+    cluster.scale(1)
+    wait_for("one that drains was killed", lambda: killed_one_that_drains(cluster))
+    wait_for("one of each", partial(has_replicas, cluster, 1))
+    cluster.scale(REPLICAS)
+    wait_for(f"{REPLICAS} of each", partial(has_replicas, cluster, REPLICAS))
+    return cluster.is_whole
+
+
+def killed_one_that_drains(cluster: Cluster) -> bool:
+    for replica in cluster.replicas(state="draining"):
+        with suppress(ProcessLookupError):
+            os.kill(replica.pid, signal.SIGKILL)
+            return True
+    return False
 
 
 def run(*arguments: str | Path) -> None:

@@ -8,13 +8,15 @@ import pytest
 from tests.chaos.case import Fault, Sizes, run_case
 from tests.chaos.cluster import Cluster, one_machine
 from tests.chaos.processes import kill_the_controller, signal_a_worker
+from tests.chaos.seen import recorded
 
 SIZES = Sizes(rate=80.0, requests=600, before=80, after=80)
 
 
 @pytest.fixture(scope="module")
 def harmed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with one_machine(tmp_path_factory.mktemp("chaos")) as one:
+    folder = tmp_path_factory.mktemp("chaos")
+    with recorded(folder / "seen"), one_machine(folder) as one:
         yield one
 
 

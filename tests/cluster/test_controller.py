@@ -9,6 +9,7 @@ from grpc import aio
 
 from cluster.control_server import ControlServer
 from cluster.controller import KEPT_DECISIONS, Controller
+from cluster.fleet import Node, Sighting
 from cluster.simulated_fleet import SimulatedFleet
 from cluster.state import ServedModel, State, StateDir
 from cluster.status import cluster_status
@@ -152,6 +153,13 @@ async def test_a_replica_without_room_is_shown_with_the_reason(tmp_path: Path) -
     assert any(decision.what == "wait with minilm/1 stage 0" for decision in controller.decisions)
 
 
+async def test_the_status_says_which_nodes_are_drained(tmp_path: Path) -> None:
+    folder, state = a_state(tmp_path)
+    controller = Controller(SimulatedFleet(), folder, state)
+    controller.sighting = Sighting((), nodes=(Node("a", "", {}, drained=True), Node("b", "", {})))
+    assert [(node.id, node.drained) for node in cluster_status(controller).nodes] == [("a", True), ("b", False)]
+
+
 async def test_stop_returns_when_every_replica_has_drained(tmp_path: Path) -> None:
     fleet = SimulatedFleet()
     folder, state = a_state(tmp_path)
@@ -164,6 +172,8 @@ async def test_stop_returns_when_every_replica_has_drained(tmp_path: Path) -> No
     await stopping
     assert [call for call, _ in fleet.calls if call != "start"].count("drain") == 4
     assert folder.read_state().stopping
+    assert controller.feed.table is not None
+    assert controller.feed.table.stopping
     with pytest.raises(Unavailable, match="the cluster is stopping"):
         controller.scale("minilm", None, 3)
 

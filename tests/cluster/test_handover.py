@@ -91,6 +91,47 @@ async def test_nothing_shrinks_before_the_requests_are_counted_as_the_new_ones(t
         assert simulation.counts("minilm") == (7,), "no gateway has yet told of a request to it"
 
 
+@pytest.mark.parametrize("down_delay_s", [0, 2])
+async def test_a_controller_that_comes_back_takes_nothing_away_before_gateways_had_the_time_to_find_it(
+    tmp_path: Path, down_delay_s: float
+) -> None:
+    hasty = f"{{autoscaling: {{max: 8, target_utilisation: 0.5, up_delay_s: 0, down_delay_s: {down_delay_s}}}}}"
+    before = await busy(tmp_path, plan=hasty)
+    back = Simulation(tmp_path, before.fleet)
+    for _ in range(12):
+        await back.turn(reported=False)
+        assert back.counts("minilm") == (7,)
+    for _ in range(20):
+        back.ask(OLD, **BUSY)
+        await back.turn()
+        assert back.counts("minilm") == (7,)
+    back.ask(OLD)
+    await back.until(lambda: back.counts("minilm") == (1,), turns=20)
+
+
+@pytest.mark.parametrize("down_delay_s", [0, 1, 2])
+async def test_what_gets_its_requests_back_does_not_shrink_before_it_has_seen_a_window_of_them(
+    tmp_path: Path, down_delay_s: float
+) -> None:
+    hasty = f"{{autoscaling: {{max: 8, target_utilisation: 0.5, up_delay_s: 0, down_delay_s: {down_delay_s}}}}}"
+    simulation = await busy(tmp_path, plan=hasty)
+    simulation.controller.rollout("minilm", a_rollout(hasty, canary=90, watch_s=60))
+    for _ in range(20):
+        new = 80 * simulation.controller.state.weights["minilm", 2] // 100
+        simulation.ask(OLD, rows=80 - new, inflight=20 - new // 4, answered=80 - new)
+        simulation.ask(NEW, rows=new, inflight=new // 4, answered=new)
+        await simulation.turn()
+    assert simulation.controller.state.weights["minilm", 2] == 90
+    simulation.controller.rollback("minilm")
+    simulation.ask(NEW)
+    for rows in (8, 8, *[80] * 8):
+        simulation.ask(OLD, rows=rows, inflight=2, answered=rows)
+        await simulation.turn()
+        assert simulation.counts("minilm") == (7,)
+    simulation.ask(OLD)
+    await simulation.until(lambda: simulation.counts("minilm") == (1,), turns=60)
+
+
 async def test_where_there_is_no_room_for_both_what_serves_keeps_its_own(tmp_path: Path) -> None:
     simulation = await busy(tmp_path, SimulatedFleet(cpus=10))
     simulation.controller.rollout("minilm", a_rollout(f"{{{SCALED}}}", within_s=20))

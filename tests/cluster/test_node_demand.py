@@ -1,6 +1,9 @@
 """Nodes come when models want more room, and go when they do not: Ray's own autoscaler over its fake cloud."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,7 @@ import pytest
 import ray.experimental.internal_kv as ray_kv
 from ray._private.ray_constants import AUTOSCALER_RESOURCE_REQUEST_CHANNEL
 
+from cluster.fleet import Bundle
 from cluster.launch import embedded_ray
 from cluster.ray_fleet import RayFleet
 from cluster.state import State
@@ -58,7 +62,41 @@ def asked_of_ray() -> Any:
 async def test_what_a_controller_asked_for_before_it_died_is_replaced_by_the_next(tmp_path: Path) -> None:
     state = State(repository="/models", host=None, token="0123456789abcdef", models={})
     with embedded_ray(tmp_path, cpus=1):
-        await RayFleet(state, epoch=1).ask_for([{"CPU": 4.0}])
+        await RayFleet(state, epoch=1).ask_for([Bundle({"CPU": 4.0})])
         assert asked_of_ray() == [{"CPU": 4.0}]
         await RayFleet(state, epoch=2).ask_for(())
         assert asked_of_ray() == []
+
+
+ASKED_WITH_LABELS = """
+import asyncio, pathlib, sys
+import ray.experimental.internal_kv as ray_kv
+from ray.autoscaler.v2.sdk import get_cluster_resource_state
+from cluster.fleet import Bundle
+from cluster.launch import embedded_ray
+from cluster.ray_fleet import RayFleet
+from cluster.state import State
+
+with embedded_ray(pathlib.Path(sys.argv[1]), cpus=1):
+    fleet = RayFleet(State(repository="/models", host=None, token="0123456789abcdef", models={}), epoch=1)
+    asyncio.run(fleet.ask_for([Bundle({"CPU": 4.0}, {"kind": "big"}), Bundle({"CPU": 2.0})]))
+    state = get_cluster_resource_state(ray_kv.internal_kv_get_gcs_client())
+    for constraint in state.cluster_resource_constraints:
+        for asked in constraint.resource_requests:
+            selectors = asked.request.label_selectors
+            labels = [(each.label_key, *each.label_values) for one in selectors for each in one.label_constraints]
+            print(dict(asked.request.resources_bundle), labels, file=sys.__stdout__)
+"""
+
+
+def test_rays_second_autoscaler_is_told_which_labels_the_nodes_must_have(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ASKED_WITH_LABELS, tmp_path],
+        env={**os.environ, "RAY_enable_autoscaler_v2": "1"},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert sorted(done.stdout.splitlines()) == ["{'CPU': 2.0} []", "{'CPU': 4.0} [('kind', 'big')]"], done.stderr

@@ -1,7 +1,7 @@
 from cluster.fleet import Node
-from cluster.placement import Placed, choose_node, seat, why_nowhere
+from cluster.placement import Placed, choose_node, seat, why_no_room, why_nowhere
 from cluster.world import Stage
-from worker.per_stage import StageSettings
+from worker.per_stage import MIB, StageSettings
 
 FIRST, SECOND, OTHER = Stage("m", 1, 0), Stage("m", 1, 1), Stage("n", 1, 0)
 CPU = {"CPU": 1.0}
@@ -52,6 +52,19 @@ def test_to_be_alone_of_ones_stage_is_better_than_company_and_company_better_tha
     assert min(crowded, key=lambda one: seat(one, crowded, heads={"c"})).node == "c"
 
 
+def test_memory_that_is_reserved_is_room_that_is_taken() -> None:
+    nodes = tuple(Node(name, "127.0.0.1", {"CPU": 8.0, "memory": 1000.0 * MIB}) for name in "ab")
+    first, second = (StageSettings(1.0, "cpu", {}, {}, memory_mib=600) for _ in range(2))
+    assert choose_node(SECOND, second, nodes, [Placed(FIRST, "a", first.bundle)]) == "b", "together would be better"
+    assert choose_node(SECOND, second, nodes[:1], [Placed(FIRST, "a", first.bundle)]) is None
+    assert choose_node(SECOND, ONE, nodes, [Placed(FIRST, "a", first.bundle)]) == "a"
+    assert why_nowhere(second, nodes) == ""
+    assert why_nowhere(StageSettings(1.0, "cpu", {}, {}, memory_mib=1001), nodes).startswith(
+        "a replica takes 1001 MiB memory, and the largest node has 1000 MiB; lower it in model.yaml"
+    )
+    assert "CPU: 1, memory: 600 MiB" in why_no_room(second)
+
+
 def test_labels_and_resources_choose_the_kind_of_node() -> None:
     nodes = (*NODES, Node("d", "127.0.0.1", {"CPU": 8.0, "accelerator": 1.0}, {"zone": "east"}))
     assert choose_node(FIRST, StageSettings(1.0, "cpu", {"accelerator": 1.0}, {}), nodes, []) == "d"
@@ -67,4 +80,4 @@ def test_what_fits_no_node_at_all_is_told_with_what_to_do() -> None:
     assert "no node of the cluster has a GPU" in why_nowhere(StageSettings(1.0, "cuda", {}, {}), NODES)
     assert "no node has the labels zone: east" in why_nowhere(StageSettings(1.0, "cpu", {}, {"zone": "east"}), NODES)
     mixed = (Node("a", "", {"CPU": 1.0, "x": 1.0}), Node("b", "", {"CPU": 4.0}))
-    assert "no single node has CPU: 2.0, x: 1.0" in why_nowhere(StageSettings(2.0, "cpu", {"x": 1.0}, {}), mixed)
+    assert "no single node has CPU: 2, x: 1;" in why_nowhere(StageSettings(2.0, "cpu", {"x": 1.0}, {}), mixed)

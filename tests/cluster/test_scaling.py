@@ -1,6 +1,7 @@
 import asyncio
 from pathlib import Path
 
+from cluster.fleet import Bundle
 from cluster.simulated_fleet import SimulatedFleet
 from cluster.world import Pipeline
 from tests.cluster.simulation import Simulation
@@ -95,6 +96,16 @@ async def test_a_model_that_is_flooded_does_not_starve_another(tmp_path: Path) -
         await simulation.turn()
     assert (simulation.counts("flooded"), simulation.counts("other")) == ((6,), (6,))
     assert any("other models want room too" in why for why in simulation.decided("want 6 replicas"))
+
+
+async def test_what_finds_no_room_is_asked_for_with_the_labels_that_its_node_must_have(tmp_path: Path) -> None:
+    text = "cpus: 1, placement: {labels: [{kind: a}, {}]}, autoscaling: {max: 9, up_delay_s: 0}"
+    simulation = Simulation(tmp_path, SimulatedFleet(cpus=4), minilm=f"{{stages: 2, {text}}}")
+    for _ in range(5):
+        simulation.ask(ONE, rows=5000, inflight=1000)
+        await simulation.turn()
+    first, second = Bundle({"CPU": 1.0}, {"kind": "a"}), Bundle({"CPU": 1.0})
+    assert simulation.fleet.asked_for == (first,) * 7 + (second,) * 7
 
 
 async def test_a_cluster_that_is_stopped_asks_for_no_nodes_any_more(tmp_path: Path) -> None:

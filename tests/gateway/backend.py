@@ -39,6 +39,7 @@ def model(
     max_inflight: int = 64,
     max_inflight_per_replica: int = 64,
     batched: bool = True,
+    start_wait_s: float = 0.0,
 ) -> pb.ModelRoute:
     return pb.ModelRoute(
         model=name,
@@ -54,12 +55,13 @@ def model(
             max_inflight_per_replica=max_inflight_per_replica,
             max_batch_wait_us=500,
             batched=batched,
+            start_wait_s=start_wait_s,
         ),
     )
 
 
-def table(*models: pb.ModelRoute, generation: int = 1) -> pb.RouteTable:
-    return pb.RouteTable(generation=generation, models=models)
+def table(*models: pb.ModelRoute, generation: int = 1, stopping: bool = False) -> pb.RouteTable:
+    return pb.RouteTable(generation=generation, models=models, stopping=stopping)
 
 
 async def echo(work: Work) -> Answer:
@@ -102,8 +104,8 @@ class Running:
     address: str
     worker: str
 
-    def apply(self, *models: pb.ModelRoute, generation: int = 1) -> None:
-        self.gateway.apply(table(*models, generation=generation), TOKEN)
+    def apply(self, *models: pb.ModelRoute, generation: int = 1, stopping: bool = False) -> None:
+        self.gateway.apply(table(*models, generation=generation, stopping=stopping), TOKEN)
 
     @property
     def inflight(self) -> int:

@@ -45,6 +45,26 @@ async def test_a_server_without_a_ready_model_is_not_serving() -> None:
         assert await client.is_server_ready()
 
 
+async def test_a_model_that_a_request_would_wake_is_ready_until_the_cluster_stops() -> None:
+    asleep = model("sleeper", ready=False, reason="nobody asked for it", start_wait_s=30)
+    async with running(served(ready=False)) as one, channel(one.address) as raw, connected(one.address) as client:
+        stub = health_pb2_grpc.HealthStub(raw)
+        watch = stub.Watch(pb.HealthCheckRequest(service="sleeper"))
+        assert await told(watch) == UNKNOWN
+        one.apply(asleep, model(ready=False))
+        assert await told(watch) == SERVING
+        assert [await check(stub, name) for name in ("", "sleeper", "echo")] == [SERVING, SERVING, NOT_SERVING]
+        assert await client.is_server_ready()
+        assert [await client.is_model_ready(name) for name in ("sleeper", "echo")] == [True, False]
+        assert await client.is_model_ready("sleeper", "1")
+        index = await client.get_model_repository_index()
+        assert {each.name: each.state for each in index.models} == {"sleeper": "READY", "echo": "UNAVAILABLE"}
+        one.apply(asleep, stopping=True)
+        assert await told(watch) == NOT_SERVING
+        assert await check(stub, "") == NOT_SERVING
+        assert not await client.is_model_ready("sleeper")
+
+
 async def test_a_watch_tells_every_change_until_the_server_drains() -> None:
     async with running(served(ready=False)) as one, channel(one.address) as raw:
         stub = health_pb2_grpc.HealthStub(raw)

@@ -1,6 +1,7 @@
 """Two pipelines of one model side by side, and a model without replicas, as a gateway serves them."""
 
 import asyncio
+import contextlib
 from collections import Counter
 from pathlib import Path
 from time import monotonic
@@ -12,7 +13,7 @@ from gateway.server import Gateway
 from protos import control_pb2 as pb
 from tests.gateway.backend import TOKEN, model, routes, table, worker
 from tests.gateway.controller import controller
-from worker.errors import InvalidRequest, Overloaded
+from worker.errors import InvalidRequest, Overloaded, Unavailable
 from worker.nouns import Tensor, Work
 
 X = Tensor("x", "FP32", (1, 4), bytes(16))
@@ -122,6 +123,27 @@ async def test_a_request_to_a_model_without_replicas_waits_for_the_first_one_and
         (told,) = one.report("me").lanes
         assert (told.inflight, told.unplaced_rows, told.answered, told.refused) == (0, 0, 64, 136)
         assert sum(told.took.values()) == 64
+
+
+async def test_what_is_ready_is_what_a_request_is_taken_for() -> None:
+    async with routes() as one:
+        for lanes, taken in (
+            ((lane(1, 100, ready=False),), False),
+            ((lane(1, 100, ready=False, start_wait_s=30),), True),
+            ((lane(1, 100, ready=False), lane(2, 0, ready=False, start_wait_s=30)), False),
+            ((lane(1, 100, version="1", ready=False), lane(2, 0, version="2", ready=False, start_wait_s=30)), True),
+        ):
+            one.apply(table(*lanes), TOKEN)
+            assert (one.ready("echo"), one.ready()) == (taken, taken)
+            with contextlib.nullcontext() if taken else pytest.raises(Unavailable):
+                one.find("echo", "")
+
+
+async def test_nothing_wakes_a_model_of_a_cluster_that_is_being_stopped() -> None:
+    async with routes() as one:
+        one.apply(table(lane(1, 100, ready=False, reason="it is being stopped", start_wait_s=30), stopping=True), TOKEN)
+        with pytest.raises(Unavailable, match="it is being stopped"):
+            one.find("echo", "")
 
 
 async def test_the_controller_hears_what_was_asked_and_which_table_is_in_force(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def history(cluster: ServeProcess) -> list[tuple[int, str]]:
 def test_the_first_request_to_a_model_without_replicas_waits_for_one_and_is_answered(cluster: ServeProcess) -> None:
     wait_for("it sleeps", lambda: replicas(cluster, "sleeper") == 0)
     with triton.InferenceServerClient(cluster.url) as client:
-        assert not client.is_model_ready("sleeper")
+        assert client.is_model_ready("sleeper"), "clients that poll before they send would never wake it"
         given = triton.InferInput("input", (2, 3), "FP32")
         values = np.arange(6, dtype=np.float32).reshape(2, 3)
         given.set_data_from_numpy(values)

@@ -71,6 +71,29 @@ def test_people_see_each_replica_and_each_empty_stage() -> None:
     assert "node n 127.0.0.1: 2 replicas take 1.5 of 2 CPU [zone=east]" in text
 
 
+def test_people_see_which_node_each_replica_is_on_and_which_node_is_drained() -> None:
+    status = a_status()
+    first, second = "1" * 56, "2" * 56
+    replica = status.models[0].stages[0].replicas[0]
+    replica.node = first
+    assert first[:8] not in shown(status).partition("route table")[0], "with one node there is nothing to tell"
+    del status.nodes[:]
+    for name in (first, second):
+        status.nodes.add(id=name, address="10.0.0.1", resources={"CPU": 2.0, "memory": 4 * 2**30}, taken={"CPU": 1.0})
+    status.nodes[0].drained = True
+    status.nodes[1].taken["memory"] = 2**29
+    status.models[0].stages[1].replicas.add(id="minilm/1/1/d4e5f6", state="starting")
+    text = shown(status)
+    (row,) = (line for line in text.splitlines() if "4321" in line)
+    assert row.split()[3:8] == ["ready", "4321", "11111111", "(drained)", "3"]
+    (other,) = (line for line in text.splitlines() if "d4e5f6" in line)
+    assert other.split()[3:5] == ["starting", "0"]
+    assert "node 11111111 (drained) 10.0.0.1: 0 replicas take 1 of 2 CPU\n" in text
+    assert "node 22222222 10.0.0.1: 0 replicas take 1 of 2 CPU, 0.5 of 4.0 GiB memory\n" in text
+    replica.node = "3" * 56
+    assert "33333333" in shown(status), "its node is not seen any more"
+
+
 def test_where_lines_are_few_the_oldest_decisions_are_not_seen() -> None:
     text = shown(a_status())
     assert text.index("node n 127.0.0.1") < text.index("publish route table 1") < text.index("start minilm/1/0/a1b2c3")

@@ -58,14 +58,19 @@ def test_each_stage_can_have_its_own_cores_device_and_kind_of_node() -> None:
         b"""
 stages: 2
 cpus: [2.5, 1]
+memory_mib: [0, 512]
 device: [cpu, cuda]
-placement: {resources: [{}, {accelerator: 0.5}], labels: {zone: east}}
+placement: {resources: [{}, {accelerator: 0.5}], labels: {zone: east, example.org/kind: a}}
 """,
         "model.yaml",
     )
     first, second = model.stage(0), model.stage(1)
-    assert (first.threads, first.bundle, first.labels) == (2, {"CPU": 2.5}, {"zone": "east"})
-    assert second.bundle == {"CPU": 1.0, "GPU": 1.0, "accelerator": 0.5}
+    assert (first.threads, first.bundle, first.labels) == (
+        2,
+        {"CPU": 2.5},
+        {"zone": "east", "example.org/kind": "a"},
+    )
+    assert second.bundle == {"CPU": 1.0, "GPU": 1.0, "accelerator": 0.5, "memory": 512.0 * 2**20}
 
 
 def test_a_model_without_a_most_is_not_scaled() -> None:
@@ -95,8 +100,25 @@ def test_what_is_scaled_begins_within_its_bounds() -> None:
         ("autoscaling:\n  up_delay_s: -1", "2: autoscaling.up_delay_s: expected greater than or equal to 0, got -1"),
         ("sharing: {priority: 10}", "1: sharing.priority: expected less than or equal to 9, got 10"),
         ("placement: {resources: {CPU: 2}}", "1: placement.resources: expected names and amounts above 0"),
+        (
+            "placement: {resources: {memory: 2}}",
+            "1: placement.resources: expected names and amounts above 0 such as {acc",
+        ),
+        ("memory_mib: 0.5", "1: memory_mib: expected a whole number of MiB from 0 to 16777216, or a list"),
+        ("memory_mib: -1", "1: memory_mib: expected a whole number of MiB from 0"),
+        (
+            "stages: 2\nmemory_mib: [1]",
+            "2: memory_mib: expected 2 values, one for each stage, or a single one, got [1]",
+        ),
         ("placement: {resources: {gold: 0}}", "1: placement.resources: expected names and amounts above 0"),
         ("placement: {labels: {zone: 3}}", "1: placement.labels: expected names and values"),
+        (
+            "placement: {labels: {zone: a-}}",
+            "1: placement.labels: expected names and values such as {zone: a}, of up to",
+        ),
+        ("placement: {labels: {zone: '!in(a)'}}", "1: placement.labels: expected names and values"),
+        ("placement: {labels: {-zone: a}}", "1: placement.labels: expected names and values"),
+        ("placement: {labels: {a/b/c: a}}", "1: placement.labels: expected names and values"),
         ("device: tpu", "1: device: expected cpu, cuda or cuda:N"),
         ("stages: 2\ncpus: [1]", "2: cpus: expected 2 values, one for each stage, or a single one, got [1]"),
     ],
@@ -241,6 +263,7 @@ def test_a_full_disk_leaves_the_file_as_it_was(small_disk: Path) -> None:
         replicas=st.one_of(st.integers(1, 9), st.tuples(st.integers(1, 9), st.integers(1, 9))),
         versions=st.one_of(st.just("newest"), st.lists(st.integers(1, 99), min_size=1, unique=True).map(tuple)),
         cpus=st.floats(0.01, 64),
+        memory_mib=st.one_of(st.integers(0, 2**24), st.tuples(st.integers(0, 9), st.integers(0, 9))),
         deadline_s=st.floats(1e-3, 1000),
         handler=st.one_of(st.none(), st.just("true:Null")),
     )

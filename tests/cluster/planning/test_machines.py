@@ -8,12 +8,13 @@ from worker.errors import InvalidRequest
 
 def test_a_node_kind_stands_for_its_count() -> None:
     nodes = parse_nodes(
-        b"nodes:\n  - {name: small, count: 2, cpus: 8, memory_gib: 32}\n"
+        b"nodes:\n  - {name: small, count: 2, cpus: 8, memory_gib: 32, labels: {zone: a, kind: s}}\n"
         b"  - {name: gpu, cpus: 16, memory_gib: 64, gpus: 1, gpu_memory_gib: 80, network_gbit: 25}\n",
         "nodes.yaml",
     )
     assert [node.name for node in nodes] == ["small-0", "small-1", "gpu"]
     assert nodes[0].memory == 32 * 2**30
+    assert [node.labels for node in nodes] == [(("kind", "s"), ("zone", "a"))] * 2 + [()]
     assert nodes[2].network == 25e9 / 8
 
 
@@ -31,6 +32,14 @@ def test_a_node_kind_stands_for_its_count() -> None:
         ("nodes:\n  - {name: a, cpus: 1, memory_gib: 1}\n  - {name: a, cpus: 1, memory_gib: 1}", "two are named 'a'"),
         ("nodes:\n  - &a {name: a, cpus: 1, memory_gib: 1}\n  - *a", "aliases"),
         ("nodes: [", "not YAML"),
+        (
+            "nodes:\n  - {name: a, cpus: 1, memory_gib: 1, labels: [kind]}",
+            "nodes.0.labels: expected names and values such as {kind: small}, got ['kind']",
+        ),
+        (
+            "nodes:\n  - {name: a, cpus: 1, memory_gib: 1, labels: {kind: 3}}",
+            "nodes.0.labels: expected names and values",
+        ),
         ("nodes:\n  - {name: a, count: 1000000000, cpus: 1, memory_gib: 1}", "nodes.0.count"),
     ],
 )

@@ -1,6 +1,7 @@
 """Profiling a real artifact, small enough to take seconds."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from compressor.profiling.profile import of_turns, profile_artifact
 from compressor.profiling.stage_profile import Measured
 from shardline.cli import main
 from worker.errors import InvalidRequest, Unsupported
+from worker.model_yaml import read_model_yaml
 from worker.profile import read_profile
 
 
@@ -57,7 +59,17 @@ def test_a_profile_holds_every_stage_and_a_plan_follows_from_it(
     assert main([*asked, "--write", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["models"][0]["rate"] == pytest.approx(50, rel=0.3)
-    assert "max_rows: " in (tmp_path / "toy" / "model.yaml").read_text()
+    written = read_model_yaml(tmp_path / "toy" / "model.yaml")
+    planned = told["models"][0]["stages"]
+    assert [written.stage(place).memory_mib for place in range(written.stages)] == [
+        math.ceil(stage["memory_bytes"] / 2**20) for stage in planned
+    ]
+    assert all(stage["memory_bytes"] > 2**20 and stage["labels"] == {} for stage in planned)
+    of_another_cut = "stages: 3\nplacement: {labels: [{}, {}, {}]}\n"
+    (tmp_path / "toy" / "model.yaml").write_text(of_another_cut)
+    assert main([*asked, "--write"]) == 1
+    assert "placement: labels: expected " in capsys.readouterr().err
+    assert (tmp_path / "toy" / "model.yaml").read_text() == of_another_cut
     assert main(asked) == 0
     assert "upper bound" in capsys.readouterr().out
     assert main(["plan", str(tmp_path / "toy"), "--rate", "50", "--p99", "1us"]) == 1
