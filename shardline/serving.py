@@ -272,7 +272,7 @@ def _start_cluster(
     )
 
     # What Ray prints of itself goes to a file: this terminal shows ours.
-    log = stack.enter_context((state_dir.folder / "ray.log").open("w"))
+    log = stack.enter_context(state_dir.log("ray.log"))
     if settings.address is None:
         say("starting an embedded Ray")
         stack.enter_context(contextlib.redirect_stdout(log))
