@@ -229,10 +229,11 @@ class Control(Record):
 
 
 class Owner(Record):
-    """A living `serve`. listen: the gateway's host:port."""
+    """A living `serve`. listen: the gateway's host:port. leaves: the controller and the workers run on when it ends."""
 
     pid: int
     listen: str
+    leaves: bool = False
 
 
 class StateDir:
@@ -261,7 +262,7 @@ class StateDir:
         return self.folder / "serve.lock"
 
     @contextmanager
-    def owned(self, listen: str) -> Iterator[Callable[[str], None]]:
+    def owned(self, listen: str, *, leaves: bool = False) -> Iterator[Callable[[str], None]]:
         """Makes this process the folder's owner while the context lasts. Raises StateError where another one is.
 
         Yields a function that is told where the gateway listens in the end, where that is not `listen`.
@@ -283,7 +284,7 @@ class StateDir:
                 with writing(self.lock_file):
                     file.seek(0)
                     file.truncate()
-                    file.write(Owner(pid=os.getpid(), listen=address).model_dump_json())
+                    file.write(Owner(pid=os.getpid(), listen=address, leaves=leaves).model_dump_json())
                     file.flush()
 
             announce(listen)
