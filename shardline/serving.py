@@ -308,6 +308,8 @@ def _start_cluster(
         _await_end(lambda: find_controller(state_dir.folder) is Found.NONE, bound_s, stop)
     elif found is Found.SERVES:
         say("found the controller of an earlier serve, and its workers, alive")
+        if settings.token_file is not None and state_dir.read_control().token != state.token:
+            say(f"it keeps the token that it began with; for {settings.token_file}'s: `shardline stop`, then serve")
         return ControllerActions(restart_controller, controller_address)
     state = _coming_after(_earlier(state_dir), state)
     state_dir.control_file.unlink(missing_ok=True)

@@ -131,8 +131,10 @@ def test_a_serve_that_leaves_its_cluster_running_ends_alone_and_the_next_adopts_
             assert second.status()["generation"] == generation, "nothing about them changed"
             load.wait_for_more(10)
             assert load.failed == []
-        with serve(models, state, *options, cpus=None) as third:
+        (folder / "token").write_text("0123456789abcdef" * 2)
+        with serve(models, state, *options, "--token-file", str(folder / "token"), cpus=None) as third:
             assert third.pids() == workers
+            assert "it keeps the token that it began with" in state.with_name("state.log").read_text()
             stopped = shardline("stop", "--state-dir", state)
             assert stopped.returncode == 0, stopped.stderr
             assert third.process.wait(10) == 0
