@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
+from gateway.control_file import read_control_file
 from tests.deploy import command_lines
 from tests.deploy.kubernetes_schema import problems
 from tests.deploy.kustomization import Manifest, build
+from worker.seal import read_key
 
 KUBERNETES = Path(__file__).parents[2] / "deploy" / "kubernetes"
 BASE = KUBERNETES / "base"
@@ -253,14 +255,42 @@ def test_a_node_that_is_to_end_has_time_to_drain(cluster: Manifest) -> None:
         assert (drains_s == 0) == (name == "head"), "nothing can take the head's place"
 
 
-def test_a_worker_finds_the_machines_key(cluster: Manifest) -> None:
+def run_script(container: Manifest, tmp_path: Path) -> None:
+    """The container's script, with what is mounted at /NAME in `tmp_path`/NAME."""
+    shell, option, script = container["command"]
+    for mount in container["volumeMounts"]:
+        script = script.replace(f"{mount['mountPath']}/", f"{tmp_path}{mount['mountPath']}/")
+        (tmp_path / mount["mountPath"].lstrip("/")).mkdir(exist_ok=True)
+    subprocess.run([shell, option, script], check=True, timeout=10, umask=0o022)
+
+
+def test_a_gateway_reads_the_control_file_that_is_written_for_it(manifests: list[Manifest], tmp_path: Path) -> None:
+    found = dict(containers(manifests))
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "token").write_text("0123456789abcdef\n")
+    run_script(found["shardline-gateway/control-file"], tmp_path)
+    control = read_control_file(tmp_path / "control" / "control.json")
+    assert (control.address, control.token) == ("shardline-controller:7700", "0123456789abcdef")
+    (service,) = (one for one in of_kind(manifests, "Service") if one["metadata"]["name"] == "shardline-controller")
+    assert [port["port"] for port in service["spec"]["ports"]] == [7700]
+
+
+def test_a_worker_finds_the_machines_key(cluster: Manifest, tmp_path: Path) -> None:
     for name, _, spec in ray_groups(cluster):
         if name == "head":
             continue
         (init,) = spec["initContainers"]
-        source, target = command_lines.find(init["command"], "test", "-f")[0], "/key/key"
-        assert f"install -m 600 {source} {target}" in init["command"][2]
-        assert variables(spec["containers"][0])["SHARDLINE_KEY_FILE"] == target
+        target = variables(spec["containers"][0])["SHARDLINE_KEY_FILE"]
+        assert target.startswith("/key/")
+        copy_of_it, secret_key = tmp_path / target.lstrip("/"), tmp_path / "secret" / "key"
+        run_script(init, tmp_path)
+        assert read_key(copy_of_it) is None, "a cluster without the Secret starts"
+        secret_key.write_bytes(bytes(range(32)))
+        secret_key.chmod(0o644)
+        run_script(init, tmp_path)
+        assert read_key(copy_of_it) == bytes(range(32))
+        secret_key.unlink()
+        copy_of_it.unlink()
         for container in (init, spec["containers"][0]):
             assert {"/key": "key"}.items() <= {
                 mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]
