@@ -21,7 +21,7 @@ def run(settings: ServeSettings) -> int:
             say("forced: what was in flight is lost")
             return exits.FORCED
     if settings.leave_running:
-        say(f"the controller and the workers run on; `shardline stop --state-dir {settings.state_dir}` ends them; bye")
+        say(f"what runs on the cluster runs on; `shardline stop --state-dir {settings.state_dir}` ends it; bye")
     else:
         say("drained; bye")
     return exits.OK

@@ -123,7 +123,7 @@ def test_a_serve_that_leaves_its_cluster_running_ends_alone_and_the_next_adopts_
             load = stack.enter_context(Load(stack.enter_context(a_gateway(state, folder)), callers=1))
             kill(first.process.pid, signal.SIGTERM)
             assert first.process.wait(60) == 0
-            assert f"`shardline stop --state-dir {state}` ends them" in state.with_name("state.log").read_text()
+            assert f"`shardline stop --state-dir {state}` ends it" in state.with_name("state.log").read_text()
             assert first.pids() == workers, "its controller and its workers run on"
             load.wait_for_more(10)
             second = stack.enter_context(serve(models, state, *options, cpus=None))
