@@ -4,13 +4,14 @@ The folder that holds it (the *state dir*) belongs to one `shardline serve`. It 
 gateways and the command line find the controller.
 """
 
+import errno
 import fcntl
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, TextIO, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -228,18 +229,21 @@ class Control(Record):
 
 
 class Owner(Record):
-    """A living `serve`. listen: the gateway's host:port."""
+    """A living `serve`. listen: the gateway's host:port. leaves: the controller and the workers run on when it ends."""
 
     pid: int
     listen: str
+    leaves: bool = False
 
 
 class StateDir:
     """The files of one `serve`. Creates the folder, readable by its owner alone."""
 
     def __init__(self, folder: Path) -> None:
+        """Raises StateError."""
         self.folder = folder
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with writing(folder):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     @property
     def state_file(self) -> Path:
@@ -258,12 +262,14 @@ class StateDir:
         return self.folder / "serve.lock"
 
     @contextmanager
-    def owned(self, listen: str) -> Iterator[Callable[[str], None]]:
+    def owned(self, listen: str, *, leaves: bool = False) -> Iterator[Callable[[str], None]]:
         """Makes this process the folder's owner while the context lasts. Raises StateError where another one is.
 
         Yields a function that is told where the gateway listens in the end, where that is not `listen`.
         """
-        with open(os.open(self.lock_file, os.O_RDWR | os.O_CREAT, 0o600), "r+") as file:
+        with writing(self.lock_file):
+            lock = os.open(self.lock_file, os.O_RDWR | os.O_CREAT, 0o600)
+        with open(lock, "r+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -275,10 +281,11 @@ class StateDir:
                 ) from error
 
             def announce(address: str) -> None:
-                file.seek(0)
-                file.truncate()
-                file.write(Owner(pid=os.getpid(), listen=address).model_dump_json())
-                file.flush()
+                with writing(self.lock_file):
+                    file.seek(0)
+                    file.truncate()
+                    file.write(Owner(pid=os.getpid(), listen=address, leaves=leaves).model_dump_json())
+                    file.flush()
 
             announce(listen)
             yield announce
@@ -295,7 +302,14 @@ class StateDir:
             return None
         return None
 
+    def log(self, name: str) -> TextIO:
+        """An empty file for what another program says. Raises StateError."""
+        path = self.folder / name
+        with writing(path):
+            return path.open("w")
+
     def write_state(self, state: State) -> None:
+        """Raises StateError."""
         write_private(self.state_file, state.model_dump_json(indent=1))
 
     def read_state(self) -> State:
@@ -303,6 +317,7 @@ class StateDir:
         return _read(self.state_file, State)
 
     def write_control(self, control: Control) -> None:
+        """Raises StateError."""
         write_private(self.control_file, control.model_dump_json())
 
     def read_control(self) -> Control:
@@ -311,16 +326,36 @@ class StateDir:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Replaces `path`, readable by its owner alone, at once or not at all, also when the machine loses power."""
+    """Replaces `path`, readable by its owner alone, at once or not at all, also when the machine loses power.
+
+    Raises StateError.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with writing(path):
+        try:
+            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            with suppress(OSError):  # the write's own failure is the one to tell
+                temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What the system refuses meanwhile is raised as a StateError that names `path` and says how to mend it."""
     try:
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            mend = f"let user {os.getuid()} write there, or give a --state-dir that it may write"
+        elif error.errno in (errno.ENOSPC, errno.EDQUOT):
+            mend = "free some space there, or give a --state-dir on another disk"
+        else:
+            mend = "remove what is in the way, or give another --state-dir"
+        raise StateError(f"{path}: cannot be written: {error.strerror or error}; {mend}") from error
 
 
 def _read(path: Path, kind: type[R]) -> R:

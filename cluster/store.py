@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from cluster.state import State, StateDir, StateError, write_private
+from cluster.state import State, StateDir, StateError, write_private, writing
 from worker.errors import ShardlineError
 
 
@@ -40,7 +40,7 @@ class Store(Protocol):
         ...
 
     def write_state(self, state: State) -> None:
-        """Raises Superseded, OSError."""
+        """Raises Superseded, StateError."""
         ...
 
 
@@ -94,6 +94,9 @@ class FileStore:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """Held for the moment of a write; a process that dies lets go of it."""
-        with self._state_dir.epoch_file.with_suffix(".lock").open("w") as file:
+        path = self._state_dir.epoch_file.with_suffix(".lock")
+        with writing(path):
+            lock = path.open("w")
+        with lock as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield

@@ -43,7 +43,7 @@ from worker.manifest import (
 )
 from worker.program import Program
 from worker.runtime import Eager, check_device, instruction_set
-from worker.seal import DEFAULT_KEY, make_key, read_key, seal
+from worker.seal import DEFAULT_KEY, located, make_key, read_key, seal
 from worker.shard import load_program
 from worker.stages import axis_names, describe_stages
 
@@ -84,7 +84,7 @@ def package(
     Raises:
         ShardlineError: the source cannot be read, compressed or captured, or padding changes its answers.
     """
-    device = check_device(device)
+    device, key = check_device(device), located(key)
     if quantize and compression:
         raise InvalidRequest(f"quantize {quantize!r} is short for a recipe of one step; give one of the two")
     if quantize and device != "cpu":
@@ -148,7 +148,7 @@ def compile_artifact(
         Unsupported: there is no such device.
         InvalidRequest: there is no C++ compiler here.
     """
-    device = check_device(device)
+    device, key = check_device(device), located(key)
     problem = compiler_problem()
     if problem:
         raise InvalidRequest(problem)

@@ -188,6 +188,12 @@ def _serve_options(serve: argparse.ArgumentParser) -> None:
         "--processes", type=_COUNT, default=1, metavar="N", help="gateway processes on the port (default: %(default)s)"
     )
     serve.add_argument("--address", metavar="ADDRESS", help="join this Ray cluster (default: an embedded one)")
+    serve.add_argument(
+        "--leave-running",
+        action="store_true",
+        help="with --address: Ctrl-C and SIGTERM end this process and its gateway; the controller and the workers run "
+        "on, and the next serve finds them",
+    )
     serve.add_argument("--cpus", type=_COUNT, metavar="N", help="CPUs of the embedded Ray (default: this machine's)")
     serve.add_argument(
         "--state-in",
@@ -325,6 +331,7 @@ def _serve(given: argparse.Namespace) -> int:
         token_file=given.token_file,
         control_port=given.control_port,
         gateway=GatewayBounds(given.max_message_bytes, given.notice_s, given.finish_s),
+        leave_running=given.leave_running,
     )
     return run(settings)
 

@@ -85,23 +85,31 @@ def _is_so(status: control_pb2.ClusterStatus, model: str, stage: int | None, rep
 
 
 def stop(folder: Path, within_s: float) -> int:
-    """Asks the serve to drain and end, and waits for it; where the serve itself is gone, drains what it left."""
+    """Asks the serve to drain and end, and waits for it; drains what it leaves running, or left when it was killed."""
     state_dir = StateDir(folder) if folder.is_dir() else None
     owner = state_dir.owner() if state_dir else None
     if state_dir is None or owner is None:
-        try:
-            with controller_of(folder) as client:
-                client.stop(within_s)
-        except Unavailable as error:
-            raise NotServing(f"nothing serves for the state dir {folder}") from error
+        _stop_controller(folder, within_s)
         return 0
     os.kill(owner.pid, signal.SIGTERM)
     sys.stderr.write(f"draining process {owner.pid}\n")
     until = time.monotonic() + within_s
-    while state_dir.owner() is not None:
+    while (now := state_dir.owner()) is not None and now.pid == owner.pid:  # another: somebody started it again
         if time.monotonic() > until:
             raise NotInTime(
                 f"process {owner.pid} still drains after {within_s:g} s; kill -TERM {owner.pid} again forces it"
             )
         time.sleep(POLL_S)
+    if owner.leaves:
+        sys.stderr.write("draining the workers\n")
+        _stop_controller(folder, max(1.0, until - time.monotonic()))
     return 0
+
+
+def _stop_controller(folder: Path, within_s: float) -> None:
+    """Where no serve does. Raises NotServing."""
+    try:
+        with controller_of(folder) as client:
+            client.stop(within_s)
+    except Unavailable as error:
+        raise NotServing(f"nothing serves for the state dir {folder}") from error

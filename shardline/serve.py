@@ -12,12 +12,16 @@ def run(settings: ServeSettings) -> int:
         try:
             with serving(settings, stop, say) as cluster:
                 cluster.wait_until_ready()
-                say(f"ready: {cluster.address} (Ctrl-C drains and ends)")
+                ctrl_c = "ends; the controller and the workers run on" if settings.leave_running else "drains and ends"
+                say(f"ready: {cluster.address} (Ctrl-C {ctrl_c})")
                 cluster.keep()
         except StopAsked:
             pass
         except Forced:
             say("forced: what was in flight is lost")
             return exits.FORCED
-    say("drained; bye")
+    if settings.leave_running:
+        say(f"what runs on the cluster runs on; `shardline stop --state-dir {settings.state_dir}` ends it; bye")
+    else:
+        say("drained; bye")
     return exits.OK

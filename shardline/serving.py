@@ -42,6 +42,10 @@ class TokenError(ShardlineError):
     """The cluster's token cannot be had."""
 
 
+class CannotLeave(ShardlineError):
+    """An embedded Ray cannot outlive its `serve`."""
+
+
 class ClusterLost(ShardlineError):
     """The cluster went away while it served."""
 
@@ -53,6 +57,7 @@ class ServeSettings:
     address: a running Ray cluster to join; None: an embedded one. cpus: of the embedded one; None: this machine's.
     in_ray: the controller's state lies in Ray's storage, not in the state dir.
     token_file: holds the cluster's token; None: one is made up. control_port: of the controller; 0: a free one.
+    leave_running: what ends is this process and its gateway; the joined cluster's controller and workers go on.
     """
 
     models: Path
@@ -65,6 +70,7 @@ class ServeSettings:
     token_file: Path | None = None
     control_port: int = 0
     gateway: GatewayBounds = DEFAULT_BOUNDS
+    leave_running: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,12 +210,19 @@ class Serving:
 def serving(settings: ServeSettings, stop: StopSignals, say: Say) -> Iterator[Serving]:
     """Everything started when it is entered; everything drained and ended when it is left, killed if left by Forced.
 
+    With `leave_running`, only the gateway is ended.
+
     Raises StopAsked where a signal came meanwhile, and ShardlineErrors that say what is wrong and what to do.
     """
+    if settings.leave_running and settings.address is None:
+        raise CannotLeave(
+            "--leave-running: expected --address ADDRESS beside it, got none: an embedded Ray ends with its `serve`; "
+            "join a Ray cluster (`ray start --head`), or leave the flag out"
+        )
     state_dir = StateDir(settings.state_dir.resolve())
     repository = settings.models.resolve()
     with contextlib.ExitStack() as stack:
-        announce = stack.enter_context(state_dir.owned(settings.listen))
+        announce = stack.enter_context(state_dir.owned(settings.listen, leaves=settings.leave_running))
         models = read_repository(repository)
         refuse_busy_port(settings.listen)
         models = with_signatures(repository, models)
@@ -231,6 +244,13 @@ def serving(settings: ServeSettings, stop: StopSignals, say: Say) -> Iterator[Se
         serving_now = Serving(place, state_dir, controller, stop, say)
         stack.callback(serving_now.kill_gateway)
         drain_s = drain_bound_s(models.values())
+
+        def drain() -> None:
+            if settings.leave_running:
+                serving_now.drain_gateway()
+            else:
+                serving_now.drain(drain_s)
+
         try:
             serving_now.start_gateway()
             announce(serving_now.address)
@@ -241,10 +261,10 @@ def serving(settings: ServeSettings, stop: StopSignals, say: Say) -> Iterator[Se
             serving_now.drain_gateway()
             raise
         except BaseException:
-            serving_now.drain(drain_s)
+            drain()
             raise
         else:
-            serving_now.drain(drain_s)
+            drain()
 
 
 def drain_bound_s(models: Iterable[ServedModel]) -> float:
@@ -275,7 +295,7 @@ def _start_cluster(
     )
 
     # What Ray prints of itself goes to a file: this terminal shows ours.
-    log = stack.enter_context((state_dir.folder / "ray.log").open("w"))
+    log = stack.enter_context(state_dir.log("ray.log"))
     if settings.address is None:
         say("starting an embedded Ray")
         stack.enter_context(contextlib.redirect_stdout(log))
@@ -291,6 +311,8 @@ def _start_cluster(
         _await_end(lambda: find_controller(state_dir.folder) is Found.NONE, bound_s, stop)
     elif found is Found.SERVES:
         say("found the controller of an earlier serve, and its workers, alive")
+        if settings.token_file is not None and state_dir.read_control().token != state.token:
+            say(f"it keeps the token that it began with; for {settings.token_file}'s: `shardline stop`, then serve")
         return ControllerActions(restart_controller, controller_address)
     state = _coming_after(_earlier(state_dir), state)
     state_dir.control_file.unlink(missing_ok=True)

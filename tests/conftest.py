@@ -21,8 +21,9 @@ signal.signal(signal.SIGTERM, signal.default_int_handler)  # what tests started 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 START_RAY = (
-    *("tests/chaos/", "tests/cluster/", "tests/shardline/", "tests/worker/test_local_ray.py"),
-    *("tests/compressor/training/test_train_ray.py", "tests/compressor/search/test_fan_out.py"),
+    *("tests/chaos/", "tests/cluster/", "tests/deploy/test_ray_node.py", "tests/shardline/"),
+    *("tests/worker/test_local_ray.py", "tests/compressor/training/test_train_ray.py"),
+    "tests/compressor/search/test_fan_out.py",
 )
 """Tests that start Ray, or wait for much that goes on by itself: marked `cluster`, they run one after the other."""
 USE_COMPILED = ("tests/compressor/test_package.py", "tests/worker/test_shard.py")

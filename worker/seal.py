@@ -2,7 +2,8 @@
 
 A compiled package is native code: loading it runs it, and a hash in a manifest that came along with it proves nothing.
 So whoever compiles a package seals it with a key that stays on the machine (HMAC-SHA256), and whoever loads it asks
-for the seal. Machines that shall trust each other's packages share the key file.
+for the seal. Machines that shall trust each other's packages share the key file, which SHARDLINE_KEY_FILE names
+where it is not in its usual place.
 """
 
 import hashlib
@@ -17,16 +18,29 @@ from typing import Final
 from worker.errors import Unsupported
 
 DEFAULT_KEY: Final = Path("~/.config/shardline/key")
+"""Or what SHARDLINE_KEY_FILE names."""
+VARIABLE: Final = "SHARDLINE_KEY_FILE"
 KEY_BYTES: Final = 32
+
+
+def located(path: Path) -> Path:
+    """`path`, or where the machine keeps its key instead of the default one. Raises Unsupported."""
+    named = os.environ.get(VARIABLE, "") if path == DEFAULT_KEY else ""
+    if named and not Path(named).is_absolute():
+        raise Unsupported(
+            f"{VARIABLE}: expected the key file's absolute path, got {named!r}; set it to one, or unset it for "
+            f"{DEFAULT_KEY}"
+        )
+    return Path(named) if named else path.expanduser()
 
 
 def read_key(path: Path) -> bytes | None:
     """The machine's key; None where it has none.
 
     Raises:
-        Unsupported: others may read or change the file, or it is not a key.
+        Unsupported: others may read or change the file, it is not a key, or SHARDLINE_KEY_FILE is no path.
     """
-    path = path.expanduser()
+    path = located(path)
     if not path.is_file():
         return None
     status = path.stat()
@@ -39,8 +53,8 @@ def read_key(path: Path) -> bytes | None:
 
 
 def make_key(path: Path) -> bytes:
-    """The machine's key, made at first use with nobody else's access."""
-    path = path.expanduser()
+    """The machine's key, made at first use with nobody else's access. Raises Unsupported."""
+    path = located(path)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     key = secrets.token_bytes(KEY_BYTES)
     descriptor, name = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)

@@ -18,7 +18,7 @@ from worker.nouns import Signature
 from worker.program import Program
 from worker.pt2 import read_program
 from worker.runtime import Aot, Eager, Passing, Runtime, check_device, instruction_set, keep_freed_memory
-from worker.seal import DEFAULT_KEY, holds, read_key, seal
+from worker.seal import DEFAULT_KEY, holds, located, read_key, seal
 from worker.stages import axis_names, describe_stages
 
 logger = logging.getLogger(__name__)
@@ -189,7 +189,7 @@ def _seal_problem(artifact: Artifact, compiled: CompiledEntry, key: Path) -> str
     except Unsupported as error:
         return str(error)
     if secret is None:
-        return f"{compiled.file} was compiled elsewhere: this machine has no key at {key}; {MEND}"
+        return f"{compiled.file} was compiled elsewhere: this machine has no key at {located(key)}; {MEND}"
     expected = seal(
         secret,
         sha256=artifact.manifest.files[compiled.file].sha256,

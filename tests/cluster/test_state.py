@@ -3,6 +3,7 @@ import os
 import stat
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -55,9 +56,51 @@ def test_a_write_that_fails_leaves_the_old_state(tmp_path: Path) -> None:
     folder.write_state(state())
     before = folder.state_file.read_text()
     (folder.folder / f".state.json.{os.getpid()}.tmp").mkdir()
-    with pytest.raises(OSError, match="directory"):
+    with pytest.raises(StateError, match=r"state\.json: cannot be written: Is a directory; "):
         folder.write_state(state().model_copy(update={"generation": 9}))
     assert folder.state_file.read_text() == before
+
+
+def test_a_full_disk_is_told_with_how_to_go_on_and_the_old_state_stays(small_disk: Path) -> None:
+    folder = StateDir(small_disk / "state")
+    folder.write_state(state())
+    rest = small_disk / "rest"
+    with rest.open("wb") as file, suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+            file.flush()
+    with pytest.raises(StateError, match=r"state\.json: cannot be written: No space left on device; free some space"):
+        folder.write_state(state().model_copy(update={"generation": 9}))
+    assert folder.read_state() == state()
+    rest.unlink()
+    folder.write_state(state().model_copy(update={"generation": 9}))
+    assert folder.read_state().generation == 9
+
+
+def test_a_folder_that_may_not_be_written_is_told_with_how_to_go_on(tmp_path: Path) -> None:
+    """As somebody without root's rights, in a process of its own."""
+    tmp_path.chmod(0o755)
+    (tmp_path / "closed").mkdir(mode=0o555)
+    code = (
+        "import os, sys; from pathlib import Path\n"
+        "from cluster.state import StateDir, StateError\n"
+        "if os.geteuid() == 0: os.setgid(65534); os.setuid(65534)\n"
+        "try: StateDir(Path(sys.argv[1]))\n"
+        "except StateError as error: print(os.getuid(), error)\n"
+    )
+    refused = tmp_path / "closed" / "state"
+    done = subprocess.run([sys.executable, "-c", code, str(refused)], capture_output=True, text=True, check=False)
+    user, _, said = done.stdout.partition(" ")
+    assert said == (
+        f"{refused}: cannot be written: Permission denied; let user {user} write there, or give a --state-dir that it "
+        "may write\n"
+    ), done.stderr
+
+
+def test_a_file_where_the_folder_should_be_is_told(tmp_path: Path) -> None:
+    (tmp_path / "state").touch()
+    with pytest.raises(StateError, match=r"state: cannot be written: File exists; remove what is in the way"):
+        StateDir(tmp_path / "state")
 
 
 @pytest.mark.parametrize(

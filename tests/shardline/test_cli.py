@@ -80,6 +80,12 @@ def test_a_wrong_command_line_says_what_is_wrong(
     assert message in capsys.readouterr().err
 
 
+def test_an_embedded_cluster_cannot_be_left_running(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", str(tmp_path), "--leave-running", "--state-dir", str(tmp_path / "state")]) == exits.FAILED
+    assert "--leave-running: expected --address ADDRESS beside it, got none" in capsys.readouterr().err
+    assert not (tmp_path / "state").exists()
+
+
 def test_a_scale_target_is_a_model_a_stage_and_a_number() -> None:
     assert scale_target("minilm=2") == ("minilm", None, 2)
     assert scale_target("my.model-2/11=30") == ("my.model-2", 11, 30)

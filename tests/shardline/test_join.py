@@ -1,12 +1,13 @@
 """A `serve` that joins a Ray cluster which outlives it, and one that dies without a word."""
 
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +107,54 @@ def test_a_cluster_outlives_its_serve_and_the_next_serve_finds_it_alive(
         assert stopped.returncode == 0, stopped.stderr
         wait_for("its workers are gone", lambda: not any(psutil.pid_exists(pid) for pid in workers))
         assert shardline("status", "--state-dir", state).returncode == 3
+
+
+def test_a_serve_that_leaves_its_cluster_running_ends_alone_and_the_next_adopts_the_same_workers(
+    models: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("left")
+    state = folder / "state"
+    with a_ray_cluster(tmp_path_factory.mktemp("r")) as address:
+        options = ("--address", address, "--leave-running")
+        with ExitStack() as stack:
+            first = stack.enter_context(serve(models, state, *options, cpus=None))
+            workers = first.pids()
+            generation = first.status()["generation"]
+            load = stack.enter_context(Load(stack.enter_context(a_gateway(state, folder)), callers=1))
+            kill(first.process.pid, signal.SIGTERM)
+            assert first.process.wait(60) == 0
+            assert f"`shardline stop --state-dir {state}` ends it" in state.with_name("state.log").read_text()
+            assert first.pids() == workers, "its controller and its workers run on"
+            load.wait_for_more(10)
+            second = stack.enter_context(serve(models, state, *options, cpus=None))
+            assert second.pids() == workers, "adopted, none restarted"
+            assert second.status()["generation"] == generation, "nothing about them changed"
+            load.wait_for_more(10)
+            assert load.failed == []
+        (folder / "token").write_text("0123456789abcdef" * 2)
+        with serve(models, state, *options, "--token-file", str(folder / "token"), cpus=None) as third:
+            assert third.pids() == workers
+            assert "it keeps the token that it began with" in state.with_name("state.log").read_text()
+            stopped = shardline("stop", "--state-dir", state)
+            assert stopped.returncode == 0, stopped.stderr
+            assert third.process.wait(10) == 0
+            wait_for("its workers are gone", lambda: not any(psutil.pid_exists(pid) for pid in workers), 10)
+        wait_for("so is the controller", lambda: not controllers(), 30)
+
+
+@contextmanager
+def a_gateway(state: Path, folder: Path) -> Iterator[str]:
+    """One that is not `serve`'s own; its host:port."""
+    ready = folder / "gateway.ready"
+    words = ("--control", str(state / "control.json"), "--listen", "127.0.0.1:0", "--ready-file", str(ready))
+    with (folder / "gateway.log").open("w") as log:
+        gateway = subprocess.Popen([sys.executable, "-m", "gateway", *words], stdout=log, stderr=log)
+    try:
+        wait_for("the gateway is ready", ready.exists)
+        yield json.loads(ready.read_text())["address"]
+    finally:
+        gateway.terminate()
+        gateway.wait(60)
 
 
 def test_a_stop_that_was_killed_comes_to_its_end_and_the_next_serve_begins_anew(

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from worker.errors import Unsupported
-from worker.seal import KEY_BYTES, holds, make_key, read_key, seal
+from worker.seal import DEFAULT_KEY, KEY_BYTES, holds, make_key, read_key, seal
 
 KEY = bytes(range(32))
 
@@ -37,6 +37,20 @@ def test_a_key_that_others_can_read_is_refused(tmp_path: Path) -> None:
     path.chmod(0o644)
     with pytest.raises(Unsupported, match="chmod 600"):
         read_key(path)
+
+
+def test_the_key_is_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "mounted" / "key"
+    monkeypatch.setenv("SHARDLINE_KEY_FILE", str(path))
+    key = make_key(DEFAULT_KEY)
+    assert path.read_bytes() == key == read_key(DEFAULT_KEY)
+    assert read_key(tmp_path / "another") is None, "who names a file means that one"
+
+
+def test_a_place_of_the_key_that_is_no_path_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHARDLINE_KEY_FILE", "mounted/key")
+    with pytest.raises(Unsupported, match=r"SHARDLINE_KEY_FILE: expected the key file's absolute path, got 'mounted/"):
+        read_key(DEFAULT_KEY)
 
 
 def test_a_key_of_another_size_is_refused(tmp_path: Path) -> None:
