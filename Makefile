@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: run test test-slow chaos lint protos bench-deps clean
+.PHONY: run test test-slow gpu chaos lint protos bench-deps clean
 
 # A stamp per set of extras: nothing is installed twice.
 $(VENV)/.stamp-%: pyproject.toml
@@ -24,6 +24,11 @@ test: lint
 
 test-slow: $(VENV)/.stamp-dev-demo
 	$(BIN)/python -m pytest -m slow
+
+# All that needs a GPU: tests marked `cuda`, then the formats' figures. Without one it says so.
+gpu: $(VENV)/.stamp-dev-demo
+	$(BIN)/python -m pytest -m cuda
+	$(BIN)/python -m benchmarks.compression.gpu --json
 
 # CHAOS_CASES=a,b picks some; CHAOS_JSON=1 ends with a line of JSON.
 chaos: $(VENV)/.stamp-dev-demo
