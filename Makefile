@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: run test test-slow chaos lint protos bench-deps clean
+.PHONY: run test test-slow gpu chaos lint protos bench-deps clean
 
 # Whether a Python is one of those that pyproject.toml takes.
 fits = $(1) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null
@@ -31,6 +31,11 @@ test: lint
 
 test-slow: $(VENV)/.stamp-dev-demo
 	$(BIN)/python -m pytest -m slow
+
+# All that needs a GPU: tests marked `cuda`, then the formats' figures. Without one it says so.
+gpu: $(VENV)/.stamp-dev-demo
+	$(BIN)/python -m pytest -m cuda
+	$(BIN)/python -m benchmarks.compression.gpu --json
 
 # CHAOS_CASES=a,b picks some; CHAOS_JSON=1 ends with a line of JSON.
 chaos: $(VENV)/.stamp-dev-demo

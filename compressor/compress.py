@@ -134,6 +134,7 @@ def problems(model: nn.Module, steps: Sequence[Step], context: Context) -> list[
         kind = context.target.partition(":")[0]
         if problem is None and kind not in step.devices:
             problem = f"what it makes runs on {' or '.join(sorted(step.devices))}, not on {kind}"
+        problem = problem or step.device_problem(context.target)
         if problem is None and step.needs_calibration() and not context.calibration:
             problem = "it looks at activations and there is no calibration data; give some"
         if problem is None and step.needs_training() and context.training is None:

@@ -29,6 +29,7 @@ from worker.artifact import file_entry, load_artifact, write_artifact
 from worker.cut import cut, part, travel
 from worker.cut_points import choose_points
 from worker.errors import InvalidRequest, Unsupported
+from worker.gpu import cannot_run
 from worker.manifest import (
     PROGRAM,
     ChangeEntry,
@@ -87,8 +88,6 @@ def package(
     device, key = check_device(device), located(key)
     if quantize and compression:
         raise InvalidRequest(f"quantize {quantize!r} is short for a recipe of one step; give one of the two")
-    if quantize and device != "cpu":
-        raise Unsupported(f"quantize {quantize!r} is for the CPU; package for {device} without it")
     recipe = Recipe(source, quantize, tuple(stages) if stages else None, device, runtime, handler, compression)
     progress(f"loading {_name_of(source)}")
     model = source if isinstance(source, Model) else read_source(source)
@@ -198,7 +197,14 @@ class _Builder:
         return self.compiled(manifest, key) if compiled and not problem else manifest
 
     def compiled(self, manifest: Manifest, key: Path) -> Manifest:
-        """The manifest with every stage of every cut compiled and measured on this device."""
+        """The manifest with every stage of every cut compiled and measured on this device.
+
+        Raises:
+            Unsupported: the device cannot compute what is in the program.
+        """
+        problem = cannot_run(self.program, self.device) if self.device != "cpu" else None
+        if problem:
+            raise Unsupported(problem)
         secret = read_key(key) or make_key(key)
         (self.folder / "stages").mkdir(exist_ok=True)
         cuts = []

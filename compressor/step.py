@@ -155,6 +155,11 @@ class Step(BaseModel):
         where = "the model" if self.layers == ("*",) else f"layers: {', '.join(self.layers)}"
         return f"{where} has no {' or '.join(kind.__name__ for kind in self.takes)}"
 
+    def device_problem(self, target: str) -> str | None:
+        """Why what it makes cannot run on `target`, which is of one of its `devices`; None where it can."""
+        del target
+        return None
+
     def targets(self, model: nn.Module) -> dict[str, nn.Module]:
         """The layers by name that this step is to change, in the model's order; one that is used twice comes once."""
         return {

@@ -119,12 +119,14 @@ class ProfileEntry(_Entry):
 class FigureEntry(_Entry):
     """One candidate, measured while packaging. `error` is the largest relative distance from the uncompiled stage.
 
-    `decoded`: with the weights of sparse layers made dense before it was compiled.
+    `decoded`: with the weights of sparse layers made dense before it was compiled. `sparse_units`: with 2 of 4 sparse
+    weights packed for the GPU's own units.
     """
 
     runtime: Literal["eager", "aotinductor"]
     frozen: bool = False
     decoded: bool = False
+    sparse_units: bool = False
     seconds: dict[str, _Seconds]
     error: Annotated[float, Field(ge=0)] = 0.0
     correct: bool = True

@@ -48,7 +48,7 @@ _WORDS: Final = frozenset(
 _RETURNS: Final = frozenset({"Tensor", "List[Tensor]"})
 
 _REFUSED: Final = re.compile(
-    r"from_file|save|nested|sparse|jagged|fbgemm|unsafe_(masked_)?index|segment_reduce|resize|_foreach|_test_|cudnn|miopen"
+    r"from_file|save|nested|sparse|cslt|jagged|fbgemm|unsafe_(masked_)?index|segment_reduce|resize|_foreach|_test_|cudnn|miopen"
 )
 """Names of operators that touch files, or whose kernels trust their arguments instead of checking them."""
 

@@ -13,6 +13,7 @@ from worker.artifact import Artifact, ArtifactError
 from worker.cut import cut, part, travel
 from worker.cut_points import choose_points
 from worker.errors import InvalidRequest, Unsupported
+from worker.gpu import cannot_run
 from worker.manifest import CompiledEntry, CutEntry, StageEntry
 from worker.nouns import Signature
 from worker.program import Program
@@ -89,7 +90,7 @@ def load_shard(
     Raises:
         ArtifactError: the program is not what the manifest says.
         InvalidRequest: there is no such stage, or the program cannot be cut into that many.
-        Unsupported: there is no such device.
+        Unsupported: there is no such device, or it cannot compute what is in the program.
     """
     if not 0 <= stage < stages:
         raise InvalidRequest(f"stage {stage} of {stages}: expected 0 to {stages - 1}")
@@ -124,6 +125,9 @@ def _eager(
 ) -> tuple[Runtime, StageEntry]:
     parts, entries = cut_program(artifact, load_program(artifact), stages, packaged)
     computed, _ = part(parts[stage])
+    problem = cannot_run(computed, device) if device != "cpu" else None
+    if problem:
+        raise Unsupported(f"{artifact.folder}: {problem}")
     return Eager(computed.on(device), device) if computed.outputs else Passing(), entries[stage]
 
 

@@ -61,8 +61,8 @@ def compile_stage(
         CompileError: it cannot be compiled, or its int8 layers are not int8 any more.
     """
     sizes = {name: max(2, hint) for name, hint in stage.hints.items()}
-    quantized = int8_layers(stage) > 0
-    own_kernel = quantized and device == "cpu" and (lacks_int8_products_here() if own_kernel is None else own_kernel)
+    quantized = device == "cpu" and int8_layers(stage) > 0  # what follows from it was measured on CPUs
+    own_kernel = quantized and (lacks_int8_products_here() if own_kernel is None else own_kernel)
     prepared = rewrite(stage) if quantized else stage  # in fp32, oneDNN fuses the GELU into the layer
     examples = tuple(tensor.to(device) for tensor in example_inputs(stage, sizes))
     options = {"freezing": frozen, "cpp.dynamic_threads": True} | (INT8_OPTIONS if quantized else {})
@@ -88,9 +88,9 @@ def compile_stage(
         raise CompileError(f"AOTInductor: {type(error).__name__}: {str(error).strip()[:900]}") from error
     finally:
         logging.disable(before)
-    expected = {INT8_CALLS: quantized, INT8_CONVOLUTION_CALLS: frozen and int8_convolutions(stage) > 0}
-    for names, wanted in expected.items():
-        if device == "cpu" and wanted and not calls(path, names):
+    convolutions = device == "cpu" and frozen and int8_convolutions(stage) > 0
+    for names, wanted in {INT8_CALLS: quantized, INT8_CONVOLUTION_CALLS: convolutions}.items():
+        if wanted and not calls(path, names):
             words = " or ".join(name.decode() for name in names)
             raise CompileError(f"the generated code has no {words}: the stage's int8 layers are lost")
 

@@ -3,7 +3,7 @@
 The program in the artifact stays sparse, and so does what runs uncompiled.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import replace
 from typing import Final
 
@@ -30,20 +30,31 @@ def decoded(stage: Program) -> Program | None:
 
 def _put_weights(stage: Program) -> Program:
     """The stage with every weight that is put together from others put together here, once."""
+    names = {name for step in fixed_steps(stage) if operator_name(step) in _PUT for name in step.outputs if name}
+    if not names:
+        return stage
+    steps = tuple(step for step in stage.steps if names.isdisjoint(name for name in step.outputs if name))
+    return replace(stage, steps=steps, weights={**stage.weights, **fixed_values(stage, names)})
+
+
+def fixed_steps(stage: Program) -> tuple[Step, ...]:
+    """The steps whose results the stage's weights alone decide."""
     fixed = set(stage.weights)
     known: list[Step] = []
     for step in stage.steps:
         if not step.sizes and fixed.issuperset(step.uses):
             known.append(step)
             fixed.update(name for name in step.outputs if name)
-    names = tuple(name for step in known if operator_name(step) in _PUT for name in step.outputs if name)
-    if not names:
-        return stage
-    alone = replace(stage, inputs=(), outputs=names, steps=tuple(known), bounds={}, hints={}).without_dead_steps()
+    return tuple(known)
+
+
+def fixed_values(stage: Program, names: Set[str]) -> dict[str, Tensor]:
+    """Results of `fixed_steps`, by their names."""
+    outputs = tuple(sorted(names))
+    alone = replace(stage, inputs=(), outputs=outputs, steps=fixed_steps(stage), bounds={}, hints={})
+    alone = alone.without_dead_steps()
     with torch.no_grad():
-        made = Interpreter(alone).run((), tuple(alone.weights.values()))
-    steps = tuple(step for step in stage.steps if set(names).isdisjoint(name for name in step.outputs if name))
-    return replace(stage, steps=steps, weights={**stage.weights, **dict(zip(names, made, strict=True))})
+        return dict(zip(outputs, Interpreter(alone).run((), tuple(alone.weights.values())), strict=True))
 
 
 def _whole_products(stage: Program) -> Program:

@@ -1,9 +1,9 @@
-"""Chooses a stage's runtime by trying: uncompiled, compiled with frozen weights, without where that may help, and with
-sparse layers as dense ones.
+"""Chooses a stage's runtime by trying: uncompiled, compiled with frozen weights, without where that may help, with
+sparse layers as dense ones, and on a GPU's sparse units.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -12,8 +12,10 @@ import torch
 
 from compressor.packaging.compile import CompileError, compile_stage
 from compressor.packaging.decoded import decoded
+from compressor.packaging.sparse_units import with_sparse_units
 from compressor.profiling.measure import Clock, clock_of, distance, seconds_in_turns, threads
 from compressor.quantization.quantize import int8_convolutions, int8_layers
+from worker.errors import Unsupported
 from worker.manifest import FigureEntry
 from worker.program import Program
 from worker.runtime import Aot, Eager, Runtime
@@ -60,14 +62,17 @@ def choose_runtime(
     expected = {label: eager.run(tensors) for label, tensors in inputs.items()}
     ways = [_Way(eager, None, FigureEntry(runtime="eager", seconds={}))]
     problem = ""
-    for form, told, suffix in _forms(stage):
+    for make, told, suffix in _forms(stage, device):
         if told.frozen is False and len(ways) > 1 and _best(ways) is ways[-1]:
             continue
         path = folder / f"{name}{suffix}.pt2"
         try:
+            form = make()
+            if form is None:
+                continue
             compile_stage(form, path, frozen=told.frozen, device=device)
             way = _checked(Aot(path, device), path, told, inputs, expected, tolerance=tolerance(stage))
-        except CompileError as error:
+        except (CompileError, Unsupported) as error:
             problem = str(error)
             path.unlink(missing_ok=True)
             continue
@@ -92,18 +97,23 @@ class _Way:
     figure: FigureEntry
 
 
-SUFFIXES: Final = ("", "-unfrozen", "-decoded")
+SUFFIXES: Final = ("", "-unfrozen", "-decoded", "-sparse-units")
 """What the file names of a stage's packages may end with, before `.pt2`."""
 
 
-def _forms(stage: Program) -> Iterator[tuple[Program, FigureEntry, str]]:
-    """What may be compiled, in the order in which it is tried; what a figure says of it; and the file name's ending."""
-    yield stage, FigureEntry(runtime="aotinductor", frozen=True, seconds={}), ""
+def _forms(stage: Program, device: str) -> Iterator[tuple[Callable[[], Program | None], FigureEntry, str]]:
+    """What may be compiled, in the order in which it is tried; what a figure says of it; and the file name's ending.
+
+    The first gives None where there is nothing of the kind in the stage.
+    """
+    frozen = FigureEntry(runtime="aotinductor", frozen=True, seconds={})
+    yield lambda: stage, frozen, ""
     if stage.weights:
-        yield stage, FigureEntry(runtime="aotinductor", seconds={}), "-unfrozen"
-    dense = decoded(stage)
-    if dense is not None:
-        yield dense, FigureEntry(runtime="aotinductor", frozen=True, decoded=True, seconds={}), "-decoded"
+        yield lambda: stage, FigureEntry(runtime="aotinductor", seconds={}), "-unfrozen"
+    yield lambda: decoded(stage), frozen.model_copy(update={"decoded": True}), "-decoded"
+    if device != "cpu":
+        units = frozen.model_copy(update={"sparse_units": True})
+        yield lambda: with_sparse_units(stage, device), units, "-sparse-units"
 
 
 def tolerance(stage: Program) -> float:
@@ -123,9 +133,16 @@ def _checked(
     *,
     tolerance: float,
 ) -> _Way:
-    """With how far it is from what is expected."""
-    with threads(1):
-        error = max(distance(runtime.run(tensors), expected[label]) for label, tensors in inputs.items())
+    """With how far it is from what is expected.
+
+    Raises:
+        CompileError: the compiled code does not run.
+    """
+    try:
+        with threads(1):
+            error = max(distance(runtime.run(tensors), expected[label]) for label, tensors in inputs.items())
+    except RuntimeError as failure:
+        raise CompileError(f"what was compiled does not run: {str(failure).strip()[:900]}") from failure
     return _Way(runtime, package, told.model_copy(update={"error": min(error, 1e30), "correct": error <= tolerance}))
 
 

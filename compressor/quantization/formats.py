@@ -10,12 +10,18 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from compressor.profiling.kernel_check import kernel_problem
 from compressor.quantization.coded import Bits, CodedWeight
-from compressor.quantization.quantize import Int8Linear
+from compressor.quantization.quantize import CUDA_ROWS, Int8Linear
 from compressor.quantization.short_floats import Fp8Linear, short
 from compressor.step import Change, Context, Phase, Replaced, Step, changes_of, replace_layer_
 from compressor.weights.stored import STORABLE, Stored, Ties, stored, unstorable, zeros_problem
 from worker.errors import InvalidRequest
+from worker.gpu import FP8, INT8, INT8_SIDE, lacks
+
+_INT8_TOLERANCE: Final = 0.05
+_FP8_TOLERANCE: Final = 0.15
+"""How far a small layer in the format may be from the layer itself where a kernel is tried: a wrong one is far off."""
 
 
 class Format(Step):
@@ -33,7 +39,8 @@ class Format(Step):
                 continue
             twin = ties.twin(layer)
             try:
-                new = self.made(layer) if twin is None else self.made_like(layer, twin)
+                target = context.target
+                new = self.made(layer, target) if twin is None else self.made_like(layer, twin, target)
             except InvalidRequest as error:
                 raise InvalidRequest(f"{name}: {error}") from error
             replace_layer_(model, layer, new)
@@ -41,13 +48,13 @@ class Format(Step):
             done.append(Replaced(name, self.kind, layer, new))
         return changes_of(model, done)
 
-    def made(self, layer: nn.Module) -> nn.Module:
-        """What takes the layer's place."""
+    def made(self, layer: nn.Module, target: str) -> nn.Module:
+        """What takes the layer's place in a model that will run on `target`."""
         raise NotImplementedError
 
-    def made_like(self, layer: nn.Module, twin: nn.Module) -> nn.Module:
+    def made_like(self, layer: nn.Module, twin: nn.Module, target: str) -> nn.Module:
         """What takes the layer's place, holding the weight that `twin` holds, whose layer had the same."""
-        new = self.made(layer)
+        new = self.made(layer, target)
         for name in ("weight", "scale"):
             if hasattr(twin, name):
                 setattr(new, name, getattr(twin, name))
@@ -81,15 +88,24 @@ class Int8Dynamic(Format):
     """Linear layers in int8, weights scaled per output and activations per row at each call.
 
     Method: `compressor.quantization.quantize`. Saves three quarters of the storage and of resident memory, and on
-    CPUs with VNNI more time than any other format of linear layers. CPU.
+    CPUs with VNNI more time than any other format of linear layers. CPU, and CUDA from compute capability 7.5 on, where
+    what is multiplied is filled up to sizes that the kernel takes: a model for CUDA runs on CPUs too, one for CPUs is
+    refused on CUDA.
     """
 
     takes: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear,)
-    devices: ClassVar[frozenset[str]] = frozenset({"cpu"})
     kind: Literal["int8_dynamic"] = "int8_dynamic"
 
-    def made(self, layer: nn.Module) -> nn.Module:
-        return Int8Linear(layer)  # type: ignore[arg-type]
+    def device_problem(self, target: str) -> str | None:
+        if target == "cpu":
+            return None
+        return lacks(*INT8, target) or kernel_problem(
+            lambda layer: self.made(layer, target), target, tolerance=_INT8_TOLERANCE
+        )
+
+    def made(self, layer: nn.Module, target: str) -> nn.Module:
+        rows, side = (1, 1) if target == "cpu" else (CUDA_ROWS, INT8_SIDE)
+        return Int8Linear(layer, rows=rows, side=side)  # type: ignore[arg-type]
 
 
 class WeightOnly(Format):
@@ -104,11 +120,12 @@ class WeightOnly(Format):
     group: int | None = Field(default=None, ge=8)
     """Columns that share a scale; None: a whole row."""
 
-    def made(self, layer: nn.Module) -> nn.Module:
+    def made(self, layer: nn.Module, target: str) -> nn.Module:
+        del target
         return stored(layer, CodedWeight(_weight(layer), self.bits, self.group))
 
-    def made_like(self, layer: nn.Module, twin: nn.Module) -> nn.Module:
-        return stored(layer, twin.store) if isinstance(twin, Stored) else self.made(layer)
+    def made_like(self, layer: nn.Module, twin: nn.Module, target: str) -> nn.Module:
+        return stored(layer, twin.store) if isinstance(twin, Stored) else self.made(layer, target)
 
     def unfit(self, layer: nn.Module) -> str | None:
         weight = _weight(layer)
@@ -172,7 +189,8 @@ class ShortFloat(Format):
     takes: ClassVar[tuple[type[nn.Module], ...]] = STORABLE
     dtype: ClassVar[torch.dtype]
 
-    def made(self, layer: nn.Module) -> nn.Module:
+    def made(self, layer: nn.Module, target: str) -> nn.Module:
+        del target
         return short(layer, self.dtype)
 
     def unfit(self, layer: nn.Module) -> str | None:
@@ -210,9 +228,13 @@ class Fp8(Format):
     kind: Literal["fp8"] = "fp8"
 
     def problem(self, model: nn.Module, steps: Sequence[Step]) -> str | None:
-        return super().problem(model, steps) or _fp8_problem()
+        return super().problem(model, steps) or lacks(*FP8, "cuda")
 
-    def made(self, layer: nn.Module) -> nn.Module:
+    def device_problem(self, target: str) -> str | None:
+        return kernel_problem(lambda layer: self.made(layer, target), target, tolerance=_FP8_TOLERANCE)
+
+    def made(self, layer: nn.Module, target: str) -> nn.Module:
+        del target
         return Fp8Linear(layer)  # type: ignore[arg-type]
 
     def unfit(self, layer: nn.Module) -> str | None:
@@ -224,13 +246,6 @@ def _weight(layer: nn.Module) -> torch.Tensor:
     if not isinstance(layer.weight, torch.Tensor):
         raise InvalidRequest(f"{type(layer).__name__} has no weight")
     return layer.weight
-
-
-def _fp8_problem() -> str | None:
-    if not torch.cuda.is_available():
-        return "fp8 is computed on CUDA devices, and there is none here; take int8_dynamic on a CPU"
-    found = torch.cuda.get_device_capability()
-    return f"fp8 needs compute capability 8.9; this device has {found[0]}.{found[1]}" if found < (8, 9) else None
 
 
 FORMATS: Final[tuple[type[Step], ...]] = (

@@ -71,8 +71,16 @@ class Fp8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1]).float()
         scale = rows.abs().amax(1, keepdim=True).clamp(min=_LEAST_SCALE) / _FP8_LARGEST  # [rows, 1]
+        # On CUDA the left side must be row-major, the right one column-major, and the scales of rows contiguous.
+        # Sums of fewer bits, which other inference stacks take too: full ones are said to be slower on Hopper.
         result = torch._scaled_mm(
-            (rows / scale).to(FP8), self.weight.t(), scale, self.scale, bias=self.bias, out_dtype=torch.bfloat16
+            (rows / scale).to(FP8).contiguous(),
+            self.weight.t(),
+            scale.contiguous(),
+            self.scale,
+            bias=self.bias,
+            out_dtype=torch.bfloat16,
+            use_fast_accum=True,
         )
         return result.reshape(*x.shape[:-1], self.weight.shape[0]).to(x.dtype)
 

@@ -120,7 +120,9 @@ def _changed(
     module: nn.Module, template: Template, where: str, layers: Sequence[str], context: Context
 ) -> frozenset[str]:
     step = steps_for(template, [where])
-    if step.problem(module, [step]) is not None or (step.needs_calibration() and not context.calibration):
+    if step.problem(module, [step]) is not None or step.device_problem(context.target) is not None:
+        return frozenset()
+    if step.needs_calibration() and not context.calibration:
         return frozenset()
     trial = copy.deepcopy(module)
     try:

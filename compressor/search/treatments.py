@@ -50,9 +50,9 @@ _CPU: Final[tuple[tuple[Template, ...], ...]] = (
 _CUDA: Final[tuple[tuple[Template, ...], ...]] = (
     ({"kind": "bf16"},),
     ({"kind": "fp8"},),
-    ({"kind": "int8_weight_only"},),
-    ({"kind": "int4_weight_only"},),
+    ({"kind": "int8_dynamic"},),
 )
+"""Formats of weights alone save no time there either: compiled code has them decoded."""
 _SMALL: Final[tuple[tuple[Template, ...], ...]] = (
     ({"kind": "int8_dynamic"},),
     ({"kind": "int8_weight_only"},),

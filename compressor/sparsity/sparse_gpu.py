@@ -1,4 +1,4 @@
-"""2 of 4 sparsity on the GPU's own units: half of the weights, and up to twice the speed of the product."""
+"""2 of 4 sparsity for the GPU's own units: half of the weights, and up to twice the speed of the product."""
 
 from collections.abc import Sequence
 from typing import ClassVar, Final, Literal
@@ -7,25 +7,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compressor.profiling.measure import distance
 from compressor.pruning.prune_weights import PruneWeights
+from compressor.sparsity.sparse_weight import NofMWeight
 from compressor.step import Change, Context, Phase, Step, replace_layer_, stored_bytes
 from compressor.weights.stored import taken_later, weight_of
-from worker.errors import InvalidRequest, Unsupported
+from worker.gpu import lacks
 
-_COLUMNS: Final = 16
-_ROWS: Final = 8
-_TOLERANCE: Final = 0.02
-"""Of bfloat16 products that are summed in another order."""
+SIDE: Final = 16
+"""The sparse units multiply 16-bit weights whose sides are multiples of it."""
+
+SHORT: Final = frozenset({torch.bfloat16, torch.float16})
 
 
 class Sparse24(Step):
-    """Linear layers with 2 of every 4 inputs zero, multiplied in bfloat16 by the sparse units of NVIDIA GPUs.
+    """Linear layers with 2 of every 4 inputs zero, in 16 bits (fp32 becomes bfloat16), for the sparse units of GPUs.
 
-    Source: Mishra et al., "Accelerating Sparse Deep Neural Networks", 2021; the kernel is cuSPARSELt's. CUDA only,
-    compute capability 8.0 and later. Saves nearly half of the weight's storage and resident memory, and time where the
-    product is large. Other devices have no such unit: there, the step `sparse` with the layout "n_of_m" saves the
-    storage. The layer runs in this process and cannot be packaged: program files may not name sparse operators.
+    Source: Mishra et al., "Accelerating Sparse Deep Neural Networks", 2021. Saves nearly half of the weight's storage
+    and resident memory, and time where the product is large. The artifact holds what is not zero and its places, as
+    `sparse` with the layout "n_of_m" does, so it is the same on every device. Where a stage is compiled for CUDA,
+    compute capability 8.0 and later, its weights are packed for cuSPARSELt's product
+    (`compressor.packaging.sparse_units`); it is measured with that and without, and the faster one is kept. Uncompiled,
+    and on CPUs, the layer is dense.
     """
 
     phase: ClassVar[Phase] = Phase.WEIGHTS
@@ -45,54 +47,43 @@ class Sparse24(Step):
             return f"no layer can be so; {name}: {reason}"
         return None
 
+    def device_problem(self, target: str) -> str | None:
+        missing = lacks("2 of 4 sparsity", (8, 0), target)
+        if missing is None and not torch.backends.cusparselt.is_available():
+            return f"this PyTorch {torch.__version__} has no cuSPARSELt, whose product it needs"
+        return missing
+
     def apply_(self, model: nn.Module, context: Context) -> list[Change]:
-        if not torch.cuda.is_available():
-            raise Unsupported("2 of 4 sparsity needs a CUDA device, and this machine has none")
+        del context
         changes = []
         for name, layer in self.targets(model).items():
             if _unfit(layer, pruned=True) is None:
-                new = Linear24(layer, context.target)  # type: ignore[arg-type]
+                new = Linear24(layer)  # type: ignore[arg-type]
                 replace_layer_(model, layer, new)
-                changes.append(Change(name, "2 of 4, bfloat16", stored_bytes(layer), stored_bytes(new)))
+                changes.append(Change(name, f"2 of 4, {new.dtype}", stored_bytes(layer), stored_bytes(new)))
         return changes
 
 
 class Linear24(nn.Module):
-    """x [..., in] → [..., out], of x's own type; packed: values and places as cuSPARSELt has them.
+    """x [..., in] → [..., out], of x's own type; multiplied in 16 bits."""
 
-    Raises:
-        InvalidRequest: the sparse product is not the dense one, on numbers drawn here.
-    """
-
-    def __init__(self, layer: nn.Linear, device: str) -> None:
+    def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
-        weight = weight_of(layer).to(device, torch.bfloat16)
-        self.packed: Tensor
-        self.bias: Tensor | None
-        self.register_buffer("packed", torch._cslt_compress(weight))
-        self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().to(device, torch.bfloat16))
-        self._out = weight.shape[0]
-        example = torch.randn(24, weight.shape[1], device=device, dtype=torch.bfloat16)
-        expected = functional.linear(example, weight, self.bias)
-        apart = distance([self(example)], [expected])
-        if not apart <= _TOLERANCE:
-            raise InvalidRequest(
-                f"the sparse product of this GPU is {apart:.2g} from the dense one; leave the step out"
-            )
+        weight = weight_of(layer)
+        self.dtype = weight.dtype if weight.dtype in SHORT else torch.bfloat16
+        self.store = NofMWeight(weight.to(self.dtype), 2, 4)
+        self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().to(self.dtype))
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1]).to(torch.bfloat16)
-        padded = functional.pad(rows, (0, 0, 0, -rows.shape[0] % _ROWS))
-        y = torch._cslt_sparse_mm(self.packed, padded.t(), bias=self.bias).t()[: rows.shape[0]]
-        return y.reshape(*x.shape[:-1], self._out).to(x.dtype)
+        return functional.linear(x.to(self.dtype), self.store(), self.bias).to(x.dtype)
 
 
 def _unfit(layer: nn.Module, *, pruned: bool) -> str | None:
     """Why a layer is left as it is. `pruned`: whether it must have its zeros by now."""
     weight = weight_of(layer)
     out, columns = weight.shape
-    if out % _COLUMNS or columns % _COLUMNS:
-        return f"its sizes {out} and {columns} are no multiples of {_COLUMNS}, as the sparse units need them"
+    if out % SIDE or columns % SIDE:
+        return f"its sizes {out} and {columns} are no multiples of {SIDE}, as the sparse units need them"
     if pruned and int((weight.reshape(-1, 4) != 0).sum(1).max()) > 2:
         return 'more than 2 of some 4 inputs are not zero; prune with n_of_m: "2:4" first'
     return None

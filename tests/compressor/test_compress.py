@@ -100,8 +100,8 @@ def test_steps_stand_in_one_order_and_training_between_those_that_change_weights
 
 def test_what_runs_elsewhere_is_refused() -> None:
     context = Context(inputs=_context().inputs, target="cuda")
-    assert problems(_net(), (Int8Dynamic(),), context) == [
-        'step 1 ("int8_dynamic"): what it makes runs on cpu, not on cuda'
+    assert problems(_net(), (Int8Static(),), context) == [
+        'step 1 ("int8_static"): what it makes runs on cpu, not on cuda'
     ]
 
 

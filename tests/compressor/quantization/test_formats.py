@@ -1,3 +1,4 @@
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from compressor.quantization.formats import (
     Int8WeightOnly,
     Ternary,
 )
+from compressor.quantization.quantize import INT8_OPERATOR, operator_name
 from compressor.quantization.short_floats import Fp8Linear, shortened
 from compressor.step import Context, Step
 from compressor.steps import read_steps
@@ -30,6 +32,8 @@ from compressor.weights.share import ShareWeights
 from tests import models
 from tests.compressor.cut_in_two import assert_two_stages_give_what_the_whole_gives
 from worker.errors import InvalidRequest
+from worker.expression import evaluate
+from worker.runtime import Eager
 
 CPU = [step for step in FORMATS if "cpu" in step.devices]
 
@@ -102,14 +106,52 @@ def test_fp8_is_refused_where_there_is_no_device_for_it() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
     net = nn.Sequential(nn.Linear(32, 32))
-    (problem,) = problems(net, (Fp8(),), Context(inputs=()))
-    assert "fp8 is computed on CUDA devices, and there is none here; take int8_dynamic" in problem
+    (problem,) = problems(net, (Fp8(),), Context.of(models.chain()))
+    assert "fp8 is computed on CUDA devices, and there is none here; take what CPUs compute, such as int8" in problem
 
 
 def test_fp8_weights_and_their_scales_are_the_layer() -> None:
     layer = nn.Linear(32, 16)
     made = Fp8Linear(layer)
     torch.testing.assert_close(made.weight.float() * made.scale.t(), layer.weight.detach(), rtol=0.07, atol=1e-3)
+
+
+def test_fp8_is_captured_and_cut_exactly(tmp_path: Path) -> None:
+    model = models.attention()
+    changes = Fp8().apply_(model.module, Context.of(model, target="cuda"))
+    assert [change.layer for change in changes] == ["qkv", "out", "up", "down"]
+    assert_two_stages_give_what_the_whole_gives(model, tmp_path / "model")
+
+
+def test_fp8_takes_its_rows_in_any_order_in_memory() -> None:
+    made = Fp8Linear(nn.Linear(32, 16))
+    x = torch.randn(32, 6).t()
+    assert torch.equal(made(x), made(x.contiguous()))
+
+
+def test_int8_for_cuda_gives_what_int8_gives_in_sizes_that_its_kernel_takes(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(21, 13), nn.ReLU(), nn.Linear(13, 37, bias=False))
+    model = replace(models.chain(), module=net, inputs=(Input("x", torch.randn(2, 3, 21), ("batch", "length", None)),))
+    plain = copy.deepcopy(net)
+    Int8Dynamic().apply_(plain, Context.of(model))
+    Int8Dynamic().apply_(net, Context.of(model, target="cuda:0"))
+    program = capture(model, tmp_path / "program.pt2")
+    products = [step for step in program.steps if operator_name(step) == INT8_OPERATOR]
+    assert len(products) == 2
+    for batch, length in ((1, 1), (3, 5), (8, 4), (5, 9)):
+        x = torch.randn(batch, length, 21)
+        ((found,),) = (Eager(program).run((x,)),)
+        assert torch.equal(found, plain(x))
+        sizes = dict(zip(program.hints, (batch, length), strict=True))
+        for step in products:
+            (rows, depth), (inner, columns) = (
+                [evaluate(size, sizes) for size in program.values[argument.name].shape] for argument in step.args
+            )
+            assert rows > 16
+            assert depth == inner
+            assert depth % 8 == columns % 8 == 0
+    assert_two_stages_give_what_the_whole_gives(model, tmp_path / "model")
 
 
 def test_a_weight_too_large_for_fp16_is_refused_with_its_layer() -> None:
