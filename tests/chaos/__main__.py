@@ -6,6 +6,7 @@ import json
 import signal
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -151,11 +152,12 @@ def main() -> int:
         if chosen := [case for case in cases if case.name in wanted]:
             try:
                 run_group(bring, chosen, Sizes(), console, report)
-            except pytest.fail.Exception as failure:
-                broken_off = True
-                report.leave_out(chosen, f"broken off: {failure}")
             except Refused as refusal:
                 report.leave_out(chosen, str(refusal))
+            except (pytest.fail.Exception, Exception) as failure:  # noqa: BLE001 - the other groups still tell something
+                broken_off = True
+                console.print(traceback.format_exc(), markup=False, highlight=False)
+                report.leave_out(chosen, f"broken off: {failure!r:.300}")
     shown = Console(width=140)
     shown.print(table(report.outcomes))
     for line in report.lines():

@@ -17,6 +17,7 @@ from tests.shardline.serve_process import shardline, wait_for
 
 HARM_S: Final = 6.0
 """How long a harm lasts that is not over in a moment."""
+ROLLS_WITHIN_S: Final = 240.0
 
 
 def signal_a_worker(stage: int, number: signal.Signals) -> Fault:
@@ -131,7 +132,7 @@ def has_replicas(cluster: Cluster, of_each_stage: int) -> bool:
 
 def roll_out_and_back(cluster: Cluster) -> Recovered:
     """To another cut of the model, and back to the one before."""
-    at = ("chain", "--wait", "100", "--state-dir", cluster.serving.state_dir)
+    at = ("chain", "--wait", f"{ROLLS_WITHIN_S:g}", "--state-dir", cluster.serving.state_dir)
     write_plan(cluster.models, OTHER_STAGES)
     run("rollout", *at)
     wait_for("the other cut alone serves", lambda: cluster.is_whole(stages=OTHER_STAGES))
@@ -151,16 +152,16 @@ def kill_during_a_roll_out(stage: int, *, new: bool) -> Fault:
         at = ("--state-dir", cluster.serving.state_dir)
         write_plan(cluster.models, OTHER_STAGES)
         run("rollout", "chain", "--canary", "50", "--watch-for", str(HARM_S), *at)
-        lanes = wait_for("both pipelines answer", lambda: moving(cluster))
+        lanes = wait_for("both pipelines answer", lambda: moving(cluster), ROLLS_WITHIN_S)
         (lane,) = (lane for lane in lanes if (lane.revision not in before) is new)
         os.kill(next(one.pid for one in lane.stages[stage].replicas if one.computed_rows), signal.SIGKILL)
-        (left,) = wait_for("the roll-out has ended", lambda: alone(cluster))
+        (left,) = wait_for("the roll-out has ended", lambda: alone(cluster), ROLLS_WITHIN_S)
         write_plan(cluster.models, STAGES)
         went_on = left.revision not in before
         cluster.note = "it went on" if went_on else "it was taken back"
         if went_on:
             wait_for("the other cut alone serves", lambda: cluster.is_whole(stages=OTHER_STAGES))
-            run("rollback", "chain", "--wait", "100", *at)
+            run("rollback", "chain", "--wait", f"{ROLLS_WITHIN_S:g}", *at)
         return cluster.is_whole
 
     return fault
@@ -201,6 +202,6 @@ def killed_one_that_drains(cluster: Cluster) -> bool:
 
 
 def run(*arguments: str | Path) -> None:
-    done = shardline(*arguments, within_s=120)
+    done = shardline(*arguments, within_s=ROLLS_WITHIN_S + 20)
     if done.returncode:
         raise RuntimeError(f"shardline {arguments[0]} failed: {done.stderr}")

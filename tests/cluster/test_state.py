@@ -65,10 +65,9 @@ def test_a_full_disk_is_told_with_how_to_go_on_and_the_old_state_stays(small_dis
     folder = StateDir(small_disk / "state")
     folder.write_state(state())
     rest = small_disk / "rest"
-    with rest.open("wb") as file, suppress(OSError):
+    with suppress(OSError), rest.open("wb", buffering=0) as file:
         while True:
             file.write(bytes(4096))
-            file.flush()
     with pytest.raises(StateError, match=r"state\.json: cannot be written: No space left on device; free some space"):
         folder.write_state(state().model_copy(update={"generation": 9}))
     assert folder.read_state() == state()

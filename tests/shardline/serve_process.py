@@ -79,7 +79,12 @@ class ServeProcess:
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def named(self, part: str) -> list[psutil.Process]:
-        return [process for process in self.started() if part in " ".join(process.cmdline())]
+        found = []
+        for process in self.started():
+            with suppress(psutil.NoSuchProcess):  # it ended just now
+                if part in " ".join(process.cmdline()):
+                    found.append(process)
+        return found
 
 
 @contextmanager
