@@ -180,9 +180,9 @@ def seconds_of(run: Run, x: Tensor) -> float:
         began = time.perf_counter()
         run(x)
         return time.perf_counter() - began
-    began_at, ended_at = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    began_at, ended_at = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     with torch.cuda.device(x.device):
-        torch.cuda._sleep(_AHEAD_CYCLES)
+        torch.cuda._sleep(_AHEAD_CYCLES)  # type: ignore[no-untyped-call]
         began_at.record()
         run(x)
         ended_at.record()

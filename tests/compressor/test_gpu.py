@@ -1,6 +1,7 @@
 """What only a GPU can show: every step's kernels there, compiled and not, and that wrong ones are not taken."""
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -36,15 +37,20 @@ STEPS: dict[str, tuple[Step, ...]] = {
 }
 
 
-def packaged(name: str, folder: Path, key: Path, stages: int) -> Artifact:
-    steps = STEPS[name]
+@pytest.fixture(scope="module", params=list(STEPS))
+def artifact(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, machine_key: Path) -> Artifact:
+    """`tests.models.attention` after the steps, whole and cut in two, compiled for the GPU."""
+    name: str = request.param
     if name == "fp8" and (problem := lacks(*FP8, DEVICE)):
         pytest.skip(problem)
     if name == "sparse_2_4" and (problem := Sparse24().device_problem(DEVICE)):
         pytest.skip(problem)
-    compression = RecipeFile(steps=steps) if steps else None
+    compression = RecipeFile(steps=STEPS[name]) if STEPS[name] else None
+    out = tmp_path_factory.mktemp(name) / "model"
     model = models.attention()
-    return load_artifact(package(model, folder, compression=compression, stages=(stages,), device=DEVICE, key=key))
+    return load_artifact(
+        package(model, out, compression=compression, stages=(1, 2), device=DEVICE, key=machine_key, progress=print)
+    )
 
 
 def ids(rows: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -52,41 +58,32 @@ def ids(rows: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
     return drawn, torch.ones_like(drawn)
 
 
+@pytest.mark.parametrize("runtime", ["eager", "fastest"])
 @pytest.mark.parametrize("stages", [1, 2])
-@pytest.mark.parametrize("name", list(STEPS))
 def test_an_artifact_for_the_gpu_gives_there_what_it_gives_on_the_cpu(
-    name: str, stages: int, tmp_path: Path, machine_key: Path
+    artifact: Artifact, stages: int, runtime: Literal["eager", "fastest"], machine_key: Path
 ) -> None:
-    artifact = packaged(name, tmp_path / "model", machine_key, stages)
-    for runtime in ("eager", "fastest"):
-        here = [load_shard(artifact, stage=index, stages=stages, runtime="eager") for index in range(stages)]
-        there = [
-            load_shard(
-                artifact,
-                stage=index,
-                stages=stages,
-                device=DEVICE,
-                runtime=runtime,  # type: ignore[arg-type]
-                key=machine_key,
-            )
-            for index in range(stages)
-        ]
-        assert not any(shard.note for shard in there), [shard.note for shard in there]
-        for rows, length in ((1, 1), (1, 16), (5, 9), (33, 20)):
-            found, expected = ids(rows, length), ids(rows, length)
-            for near, far in zip(here, there, strict=True):
-                expected, found = near.run(expected), far.run(found)  # type: ignore[assignment]
-            assert cosine(found[0], expected[0]) > 0.999, (runtime, rows, length)
+    here = [load_shard(artifact, stage=index, stages=stages, runtime="eager") for index in range(stages)]
+    there = [
+        load_shard(artifact, stage=index, stages=stages, device=DEVICE, runtime=runtime, key=machine_key)
+        for index in range(stages)
+    ]
+    assert not any(shard.note for shard in there), [shard.note for shard in there]
+    for rows, length in ((1, 1), (1, 16), (5, 9), (33, 20)):
+        found: tuple[torch.Tensor, ...] = ids(rows, length)
+        expected: tuple[torch.Tensor, ...] = ids(rows, length)
+        for near, far in zip(here, there, strict=True):
+            expected, found = near.run(expected), far.run(found)
+        assert cosine(found[0], expected[0]) > 0.999, (rows, length)
 
 
-@pytest.mark.parametrize("name", list(STEPS))
-def test_what_is_compiled_for_the_gpu_runs_there_and_is_right(name: str, tmp_path: Path, machine_key: Path) -> None:
-    artifact = packaged(name, tmp_path / "model", machine_key, 1)
-    (stage,) = artifact.manifest.cuts[0].stages
+def test_what_is_compiled_for_the_gpu_runs_there_and_is_right(artifact: Artifact) -> None:
+    (stage,) = artifact.manifest.cut_into(1).stages  # type: ignore[union-attr]
     compiled = [figure for figure in stage.figures if figure.runtime == "aotinductor"]
     assert compiled, "the compiler gave nothing; packaging said why"
     assert all(figure.correct for figure in compiled), compiled
-    assert any(figure.sparse_units for figure in compiled) == (name == "sparse_2_4")
+    steps = artifact.manifest.recipe.compression.steps if artifact.manifest.recipe.compression else ()
+    assert any(figure.sparse_units for figure in compiled) == any(step["kind"] == "sparse_2_4" for step in steps)
 
 
 def test_a_kernel_of_the_gpu_is_tried_before_any_work() -> None:
