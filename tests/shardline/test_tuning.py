@@ -17,12 +17,13 @@ from compressor.package import package
 from compressor.profiling.measure import threads
 from shardline import exits
 from shardline.cli import main
-from tests.compressor.search.tiny import classifier, small_classifier, write_data
+from tests.compressor.search.tiny import classifier, single, write_data
 from worker.artifact import load_artifact, versions
 
 ROOT = Path(__file__).parents[2]
 HERE = "tests.shardline.test_tuning"
 SOURCE = "tests.compressor.search.tiny:classifier"
+SINGLE = "tests.compressor.search.tiny:single"
 SMALL = "tests.compressor.search.tiny:small_classifier"
 LEFT = {"1", "model.yaml", "report.html", "report.json"}
 """What a search that has ended leaves; besides, recipe.yaml where it found something."""
@@ -135,8 +136,8 @@ def test_a_budget_that_nothing_keeps_gives_the_model_as_it_was_and_says_so(
     (tmp_path / "treatments.yaml").write_text("- {kind: binary}\n")
     out = tmp_path / "models" / "tiny"
     asked = changed(command, max_drop="0.5", objective="size")
-    asked[1] = SMALL
-    data = write_data(tmp_path / "small.npz", small_classifier(), 1200, seed=1)
+    asked[1] = SINGLE
+    data = write_data(tmp_path / "single.npz", single(), 1200, seed=1)
     assert main(changed(asked, data=data)) == exits.NOTHING_FOUND
     told = capsys.readouterr().out
     assert "the model stays as it was: nothing keeps the budget: the most careful mix" in told
@@ -145,7 +146,7 @@ def test_a_budget_that_nothing_keeps_gives_the_model_as_it_was_and_says_so(
     report = json.loads((out / "report.json").read_text())
     assert not report["found"]
     assert "stays as it was" in (out / "report.html").read_text()
-    plain = package(SMALL, tmp_path / "plain", runtime="eager", stages=(1,))
+    plain = package(SINGLE, tmp_path / "plain", runtime="eager", stages=(1,))
     files = load_artifact(Path(report["artifact"])).manifest.files
     assert files["program.pt2"] == load_artifact(plain).manifest.files["program.pt2"]
 

@@ -15,7 +15,7 @@ from compressor.search.budget import Budget
 from compressor.search.objective import read_objective
 from compressor.search.treatments import treatment
 from compressor.search.tune import WORK, Request, read_data, search_key, tune
-from tests.compressor.search.tiny import WIDTH, broad, classifier, small_classifier, write_data
+from tests.compressor.search.tiny import WIDTH, broad, classifier, single, small_classifier, write_data
 from worker.artifact import load_artifact, versions
 from worker.errors import InvalidRequest, Overloaded
 from worker.shard import load_shard
@@ -113,9 +113,11 @@ def test_an_interrupted_search_goes_on_and_finds_the_fastest_mix_proven_and_repl
 
 
 def test_where_nothing_keeps_the_budget_the_uncompressed_model_is_returned_and_it_says_so(
-    request_of: Callable[..., Request],
+    request_of: Callable[..., Request], tmp_path: Path
 ) -> None:
-    request = request_of(source=SMALL, treatments=(BINARY,), max_drop=Budget(0.5), objective=read_objective("size"))
+    data = write_data(tmp_path / "single.npz", single(), 1200, seed=1)
+    source, size = "tests.compressor.search.tiny:single", read_objective("size")
+    request = request_of(source=source, data=data, treatments=(BINARY,), max_drop=Budget(0.5), objective=size)
     report = tune(request)
     assert not report.found
     assert "nothing keeps the budget" in report.reason
@@ -197,7 +199,8 @@ def fragile(run: Callable[..., tuple[torch.Tensor, ...]], columns: dict[str, np.
 def test_a_version_is_there_only_when_nothing_can_fail_any_more_but_writing_the_report(
     request_of: Callable[..., Request],
 ) -> None:
-    request = request_of(source=SMALL)
+    source, size = "tests.compressor.search.tiny:single", read_objective("size")
+    request = request_of(source=source, treatments=(BINARY,), objective=size)
     there: dict[str, tuple[int, ...]] = {}
 
     def look(step: str) -> None:

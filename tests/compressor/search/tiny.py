@@ -13,12 +13,12 @@ CLASSES = 5
 
 
 class Classifier(nn.Module):
-    """Two residual blocks and a head. Half of each block's neurons do next to nothing."""
+    """Residual blocks and a head. Half of each block's neurons do next to nothing."""
 
-    def __init__(self, hidden: int) -> None:
+    def __init__(self, hidden: int, blocks: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
-            nn.Sequential(nn.Linear(WIDTH, hidden), nn.ReLU(), nn.Linear(hidden, WIDTH)) for _ in range(2)
+            nn.Sequential(nn.Linear(WIDTH, hidden), nn.ReLU(), nn.Linear(hidden, WIDTH)) for _ in range(blocks)
         )
         self.head = nn.Linear(WIDTH, CLASSES)
         with torch.no_grad():
@@ -34,11 +34,11 @@ class Classifier(nn.Module):
         return logits
 
 
-def classifier(hidden: int = 1024) -> Model:
+def classifier(hidden: int = 1024, blocks: int = 2) -> Model:
     """x FP32 [batch, 64] → logits FP32 [batch, 5]. Five linear layers in two blocks and a head."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        module = Classifier(hidden).eval()
+        module = Classifier(hidden, blocks).eval()
     return Model(module, (Input("x", torch.zeros(3, WIDTH), ("batch", None)),), outputs=("logits",))
 
 
@@ -60,8 +60,8 @@ def write_data(path: Path, model: Model, records: int, seed: int) -> Path:
 
 
 def steep() -> Model:
-    """`small_classifier`, in which what lies between the layers is too large for fp16."""
-    model = classifier(64)
+    """One block of 64 neurons, and what lies between its layers is too large for fp16."""
+    model = classifier(64, blocks=1)
     with torch.no_grad():
         for name, weight in model.module.get_submodule("layers").named_parameters():
             if name.endswith("weight"):
@@ -70,10 +70,18 @@ def steep() -> Model:
 
 
 def thin() -> Model:
-    """The same with 4 neurons in a block: describing its graph takes more than its weights."""
-    return classifier(4)
+    """One block of 4 neurons: describing its graph takes more than its weights."""
+    return classifier(4, blocks=1)
 
 
 def broad() -> Model:
-    """The same with 32,768 neurons in a block: 16.8 MB of weights in each."""
-    return classifier(32_768)
+    """One block of 32,768 neurons: 16.8 MB of weights."""
+    return classifier(32_768, blocks=1)
+
+
+def single() -> Model:
+    """x FP32 [batch, 64] → logits FP32 [batch, 5]. One linear layer, so that there is no milder mix of anything."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = nn.Sequential(nn.Linear(WIDTH, CLASSES)).eval()
+    return Model(module, (Input("x", torch.zeros(3, WIDTH), ("batch", None)),), outputs=("logits",))
