@@ -37,20 +37,20 @@ class Node:
         return next(one for one in psutil.Process(self.process.pid).children() if "raylet" in one.name())
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def groups() -> tuple[dict[str, Any], dict[str, Any]]:
     """Of the head and of the workers."""
     (cluster,) = (one for one in build(BASE) if one["kind"] == "RayCluster")
     return cluster["spec"]["headGroupSpec"], cluster["spec"]["workerGroupSpecs"][0]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Sockets lie below it: its path must be short."""
     return tmp_path_factory.mktemp("r")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def head(groups: tuple[dict[str, Any], dict[str, Any]], folder: Path) -> Iterator[Node]:
     port = a_free_port()
     with a_token():
@@ -112,19 +112,6 @@ def test_serve_waits_with_rays_token_and_whoever_has_another_is_refused(head: No
     assert subprocess.run(command, capture_output=True, timeout=60, check=False, env=other).returncode != 0
 
 
-def test_an_empty_node_that_is_told_to_end_does_not_wait(
-    groups: tuple[dict[str, Any], dict[str, Any]], head: Node, folder: Path
-) -> None:
-    worker = start(groups[1], folder / "worker.log", {"address": f"127.0.0.1:{head.port}", "num-cpus": "1"})
-    try:
-        worker.process.send_signal(signal.SIGTERM)
-        worker.process.wait(60)
-    finally:
-        end(worker.process)
-    head.process.send_signal(signal.SIGTERM)
-    head.process.wait(20)
-
-
 def test_a_driver_joins_from_a_container_that_shares_processes_and_rays_folder(head: Node, folder: Path) -> None:
     """The container: a mount namespace with an own /tmp, into which Ray's folder alone is mounted."""
     covered = (
@@ -143,3 +130,20 @@ def test_a_driver_joins_from_a_container_that_shares_processes_and_rays_folder(h
         check=False,
     )
     assert done.stdout == "1 node\n", done.stderr
+
+
+def test_an_empty_node_that_is_told_to_end_does_not_wait(
+    groups: tuple[dict[str, Any], dict[str, Any]], head: Node, folder: Path
+) -> None:
+    worker = start(groups[1], folder / "worker.log", {"address": f"127.0.0.1:{head.port}", "num-cpus": "1"})
+    try:
+        worker.process.send_signal(signal.SIGTERM)
+        worker.process.wait(60)
+    finally:
+        end(worker.process)
+
+
+def test_a_head_that_is_told_to_end_does_not_wait_for_the_controller_to_move(head: Node) -> None:
+    """The last one: it ends the head of them all."""
+    head.process.send_signal(signal.SIGTERM)
+    head.process.wait(20)
