@@ -63,13 +63,14 @@ def test_the_retry_that_clients_are_told_of_is_the_one_that_the_chaos_tests_use(
 
 def test_structure_has_the_line_of_every_module_and_no_other() -> None:
     """The line is how the module's own first words begin. Tests speak for themselves; what helps them is listed."""
-    told, folder = {}, ""
+    told: dict[str, str] = {}
+    there: dict[str, str] = {}
+    folder = ""
     for line in (DOCS / "structure.md").read_text().splitlines():
         if heading := re.fullmatch(r"#+ (\S+/)", line):
             folder = heading[1]
         elif row := re.fullmatch(r"\| `([^`]+\.py)` \| (.*?)\.? \|", line):
             told[folder + row[1]] = row[2]
-    there = {}
     for package in (*ORDER, "benchmarks", "tests"):
         for path in (ROOT / package).rglob("*.py"):
             itself_a_test = package == "tests" and path.name.startswith("test_")
