@@ -2,12 +2,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from compressor.evaluation.records import read_records
+from compressor.evaluation.evaluation import find_evaluation
+from compressor.evaluation.records import Records, read_records
+from compressor.search.budget import Budget
 from compressor.search.objective import read_objective
 from compressor.search.store import Store
 from compressor.search.trial import Setting, fresh_model, judge
+from tests import stories
 from tests.compressor.search.tiny import small_classifier, steep, write_data
 
 
@@ -33,6 +37,26 @@ def test_answers_of_which_no_figure_can_be_made_are_a_problem(tmp_path: Path) ->
 
 def endless(run: object, columns: dict[str, Any]) -> list[float]:
     return [0.0, 0.0, 0.0, float("inf"), *[0.0] * (len(columns["x"]) - 4)]
+
+
+def test_the_perplexity_of_a_real_decoder_tells_a_mild_treatment_from_a_harsh_one() -> None:
+    if not stories.STORIES.is_dir():
+        pytest.skip(f"needs the decoder in {stories.STORIES}")
+    encode = stories.tokenizer().encoded
+    lines = [encode(line)[:17] for line in stories.SHAKESPEARE.read_text().splitlines()[:200]]
+    ids = np.array([line for line in lines if len(line) == 17])
+    data = Records({"ids": ids, "mask": np.ones_like(ids)}, "shakespeare")
+    setting = Setting("tests.stories:decoder", "perplexity", data, read_objective("size"), key="decoder")
+    plain, int8, binary = (
+        judge(setting, steps) for steps in ((), [{"kind": "int8_weight_only"}], [{"kind": "binary"}])
+    )
+    evaluation = find_evaluation("perplexity")
+    base = np.array(plain["answers"])
+    mild, harsh = (evaluation.proven_drop(np.array(each["answers"]), base, data) for each in (int8, binary))
+    allowed = Budget(1, relative=True).allowed(evaluation.interval(base, data).value)
+    assert abs(mild.value) < allowed
+    assert mild.high < allowed < harsh.low  # of a perplexity, more is worse
+    assert int8["bytes"] < plain["bytes"] / 2
 
 
 def test_a_trial_on_another_device_leaves_the_source_where_it_is(tmp_path: Path) -> None:
