@@ -10,7 +10,7 @@ from typing import Final
 
 MOST_FIELDS: Final = 4096
 """Of the request, its inputs and its outputs, dimensions of shapes among them."""
-MOST_ELEMENTS: Final = 1 << 16
+MOST_ELEMENTS: Final = 1 << 14
 """Of typed contents that are objects of their own: BYTES, and numbers that are not packed."""
 MOST_NUMBERS: Final = 1 << 22
 """Of typed contents, packed."""
@@ -25,6 +25,8 @@ _NUMBER_BYTES: Final[Mapping[int, int]] = {1: 0, 2: 0, 3: 0, 4: 0, 5: 0, 6: 4, 7
 """Bytes of a packed number in each field of InferTensorContents; 0: as many as it needs."""
 _GO_ON: Final = bytes(range(128, 256))
 """Bytes of a number that are not its last."""
+_LEAST_BYTES: Final = 2
+"""Of a field."""
 _PIECE_BYTES: Final = 64 << 10
 
 _Field = tuple[int, int, int]
@@ -69,6 +71,9 @@ class _Counts:
                 return
 
     def _count_contents(self, begins: int, ends: int) -> None:
+        if self._elements + (ends - begins) // _LEAST_BYTES <= MOST_ELEMENTS:
+            self._elements += (ends - begins) // _LEAST_BYTES  # no more than that
+            return
         for number, inner, end in self._fields_in(begins, ends):
             self._elements += 1
             if number in _NUMBER_BYTES:

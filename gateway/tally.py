@@ -4,7 +4,7 @@ from time import perf_counter
 from types import TracebackType
 
 from protos import control_pb2 as pb
-from worker.errors import DeadlineExceeded, Internal, Overloaded, ShardlineError, Unavailable
+from worker.errors import DeadlineExceeded, DeviceFailed, Internal, Overloaded, ShardlineError, Unavailable
 from worker.histogram import bucket_of
 
 
@@ -43,7 +43,7 @@ class Tally:
             self.refused += 1
         elif isinstance(error, DeadlineExceeded):
             self.missed += 1
-        elif isinstance(error, Unavailable | Internal) or (
+        elif isinstance(error, Unavailable | Internal | DeviceFailed) or (
             isinstance(error, Exception) and not isinstance(error, ShardlineError)
         ):
             self.failed += 1

@@ -47,8 +47,13 @@ class PlanSettings:
     write: bool
 
 
+def _free_memory() -> int:
+    """About what an embedded Ray would offer: what is free now, but for its object store and its own processes."""
+    return int(0.9 * psutil.virtual_memory().available)
+
+
 def run(settings: PlanSettings, *, as_json: bool) -> int:
-    nodes = read_nodes(settings.nodes) if settings.nodes else this_machine(int(psutil.virtual_memory().total))
+    nodes = read_nodes(settings.nodes) if settings.nodes else this_machine(_free_memory())
     folders = [version_folder(path) for path, _ in settings.models]
     demands = _demands(settings, folders)
     found = plan(

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from worker.shard import Shard
     from worker.worker import Worker
 
-END_WITHIN_S: Final = 2.0
-"""Between the end of computing and the process's: what failed is told, and what comes is given back."""
+END_WITHIN_S: Final = 0.2
+"""Between the end of computing and the process's: what failed is told. What waits is owed until then."""
 
 logger = logging.getLogger(__name__)
 

@@ -118,9 +118,11 @@ class Batcher:
         self.dropped_expired = 0
         self.dropped_cancelled = 0
 
-    def put(self, item: Item) -> None:
-        """Raises `Overloaded` where the queue is full; an empty one takes an item of any size."""
-        if self.rows + item.rows > self._max_queue_rows and self._queue:
+    def put(self, item: Item, *, admitted: bool = False) -> None:
+        """Raises `Overloaded` where the queue is full; an empty one takes an item of any size, and a full one takes
+        what was `admitted` before.
+        """
+        if not admitted and self.rows + item.rows > self._max_queue_rows and self._queue:
             self._drop_dead()
             if self.rows + item.rows > self._max_queue_rows and self._queue:
                 self.refused += 1

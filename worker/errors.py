@@ -65,6 +65,12 @@ class Internal(ShardlineError):
     code = 13
 
 
+class DeviceFailed(ShardlineError):
+    """The processor failed on a batch, for whatever is in it: neither callers nor clients' libraries try again."""
+
+    code = 10
+
+
 _BY_CODE: dict[int, type[ShardlineError]] = {
     kind.code: kind
     for kind in (
@@ -77,6 +83,7 @@ _BY_CODE: dict[int, type[ShardlineError]] = {
         Unauthenticated,
         Unsupported,
         Internal,
+        DeviceFailed,
     )
 }
 

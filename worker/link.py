@@ -94,7 +94,7 @@ class Link:
                 stream = self._place(doubted, wait=wait) or await self._wait_for_room(work, doubted, wait=wait)
                 trial = stream.standing.trial(time.monotonic())
                 try:
-                    answer, gave = await self._ask(stream, work)
+                    answer, gave = await self._ask(stream, work, doubted)
                 except Refused:
                     continue  # draining: it computed nothing, and is not picked again
                 except Lost as error:
@@ -113,7 +113,7 @@ class Link:
                 else:
                     if gave.standing.succeeded():
                         self._wake()  # it has room for those who wait, if it rested until now
-                    if doubted:
+                    if doubted and gave is not doubted[0]:
                         self._convict(doubted[0], trial=doubted_on_trial)
                     self._second_tries.earn()
                     return answer
@@ -170,23 +170,28 @@ class Link:
         ready = [stream for stream in self._streams.values() if stream.ready and stream not in avoid]
         return [stream for stream in ready if stream.standing.resting_until <= now] or ready
 
-    async def _ask(self, stream: ReplicaStream, work: Work) -> tuple[Answer, ReplicaStream]:
+    async def _ask(
+        self, stream: ReplicaStream, work: Work, doubted: tuple[ReplicaStream, ...]
+    ) -> tuple[Answer, ReplicaStream]:
         """The answer, and who gave it."""
         if self._hedging is None:
             return await stream.call(work), stream
         began = time.monotonic()
-        answered = await self._ask_twice(stream, work, self._hedging)
+        answered = await self._ask_twice(stream, work, self._hedging, doubted)
         self._hedging.took(time.monotonic() - began)
         return answered
 
-    async def _ask_twice(self, stream: ReplicaStream, work: Work, hedging: Hedging) -> tuple[Answer, ReplicaStream]:
+    async def _ask_twice(
+        self, stream: ReplicaStream, work: Work, hedging: Hedging, doubted: tuple[ReplicaStream, ...]
+    ) -> tuple[Answer, ReplicaStream]:
         """Asks a second replica where the first takes long; the first good answer counts, the other is withdrawn."""
         asked, streams = [asyncio.create_task(stream.call(work))], [stream]
         try:
             await asyncio.wait(asked, timeout=hedging.delay_s)
             if not asked[0].done():
-                other = self._pick((stream,))
-                if other is not None and other.standing.is_well and hedging.may_hedge():
+                unwell = (one for one in self._streams.values() if not one.standing.is_well)
+                other = self._pick((stream, *doubted, *unwell))
+                if other is not None and hedging.may_hedge():
                     asked.append(asyncio.create_task(other.call(work)))
                     streams.append(other)
                     await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)

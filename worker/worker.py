@@ -17,7 +17,7 @@ import torch
 
 from worker.batcher import Batcher, Batching, Item
 from worker.collate import TORCH_TYPES, Collator, to_tensors
-from worker.errors import Internal, Overloaded, ShardlineError, Unavailable
+from worker.errors import DeviceFailed, Internal, ShardlineError
 from worker.expression import evaluate, parse
 from worker.handler import Handler
 from worker.link import Link
@@ -133,6 +133,7 @@ class Worker:
             for task in self._forwards:
                 task.cancel()
             await asyncio.gather(*self._forwards, return_exceptions=True)
+            await asyncio.sleep(0)  # who was answered just now may still need the handler
             self._compute.shutdown(wait=False)
             self._text.shutdown(wait=False)
 
@@ -186,13 +187,11 @@ class Worker:
         items, rows = begun.items, begun.rows
         try:
             tensors, seconds = await begun.result
-        except torch.AcceleratorError as error:
-            # The device computes nothing more for this process; and another replica's might fail on it in the same way.
-            told = Unavailable(f"the device failed while it computed this batch: {error}"[:500])
-            told.confirmed = True
-            self._fail(items, told)
-            raise
-        except Exception as error:  # noqa: BLE001 - the program may raise anything; it is logged and told
+        except Exception as error:
+            if isinstance(error, torch.AcceleratorError) and await self._device_has_failed():
+                # Another replica's device might fail on it in the same way.
+                self._fail(items, DeviceFailed(f"the device failed while it computed this batch: {error}"[:500]))
+                raise
             if len(items) > 1:
                 alone = [await self._ended(self._begin([item])) for item in items]
                 return [group for groups in alone for group in groups]
@@ -207,6 +206,9 @@ class Worker:
         self._outlook.computed(rows, seconds)
         self._seconds_per_row += _SMOOTHING * (seconds / max(1, rows) - self._seconds_per_row)
         return [(items, Answer(tensors, Timing(0, int(seconds * 1e9), rows)))]
+
+    async def _device_has_failed(self) -> bool:
+        return await asyncio.get_running_loop().run_in_executor(self._compute, _computes_nothing_more)
 
     def _compute_works(self, works: Sequence[Work]) -> _Computed:
         values, seconds = self._timed_run(self._collator.stack(works))
@@ -273,10 +275,7 @@ class Worker:
         for item in items:
             if not item.future.done():
                 item.shape_key = object()
-                try:
-                    self.batcher.put(item)
-                except Overloaded:
-                    self._fail([item], error)
+                self.batcher.put(item, admitted=True)
 
     def _deliver(self, items: list[Item], answer: Answer) -> None:
         now = time.monotonic()
@@ -312,6 +311,18 @@ def warm_up_shapes(signature: Signature, max_rows: int) -> list[dict[str, int]]:
         return {name: bounds[name].nearest(size) if name in bounds else size for name, size in wanted.items()}
 
     return [shape(1, 16), shape(1, 64), shape(4, 16)]
+
+
+def _computes_nothing_more() -> bool:
+    """Whether the device fails at anything; what it refuses of one batch is raised in the same way."""
+    device = torch.accelerator.current_accelerator()
+    if device is None:
+        return True
+    try:
+        torch.ones(1, device=device).add_(1).item()
+    except RuntimeError:
+        return True
+    return False
 
 
 def resident_bytes() -> int:

@@ -11,7 +11,7 @@ import torch
 
 from tests.worker.replicas import TOKEN, line_of, link_to
 from worker.collate import to_tensors
-from worker.errors import Unavailable
+from worker.errors import DeviceFailed
 from worker.nouns import TensorSpec, Work
 
 HOST = """
@@ -53,6 +53,6 @@ async def test_a_worker_whose_device_has_failed_says_so_and_ends(toy_folder: Pat
     given = to_tensors([values, values], [TensorSpec(name, "", ()) for name in ("left", "right")])
     with hosted(toy_folder) as child:
         async with link_to(await line_of(child)) as link:
-            with pytest.raises(Unavailable, match="the device failed while it computed this batch: CUDA error"):
+            with pytest.raises(DeviceFailed, match="the device failed while it computed this batch: CUDA error"):
                 await link.call(Work(given, time.monotonic() + 30))
         assert await asyncio.to_thread(child.wait, 30) == 1
