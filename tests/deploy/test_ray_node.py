@@ -117,7 +117,7 @@ def test_a_driver_joins_from_a_container_that_shares_processes_and_rays_folder(h
     covered = (
         'mount --bind "$0" /mnt && mount -t tmpfs tmpfs /tmp && mkdir -p "$0" && mount --bind /mnt "$0" && exec "$@"'
     )
-    code = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False); print(len(ray.nodes()), 'node')"
+    code = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False); print(ray.is_initialized())"
     unshared = ["unshare", "--mount", "--propagation", "private", "sh", "-c"]
     refused = subprocess.run([*unshared, "mount -t tmpfs tmpfs /mnt"], capture_output=True, text=True, check=False)
     if refused.returncode:
@@ -129,7 +129,7 @@ def test_a_driver_joins_from_a_container_that_shares_processes_and_rays_folder(h
         timeout=120,
         check=False,
     )
-    assert done.stdout == "1 node\n", done.stderr
+    assert done.stdout == "True\n", done.stderr
 
 
 def test_an_empty_node_that_is_told_to_end_does_not_wait(

@@ -162,7 +162,7 @@ def test_a_file_that_cannot_be_opened_is_named_with_what_to_do(
     at = ["--listen", "127.0.0.1:0", "--state-dir", str(tmp_path / "state")]
     assert main(["serve", str(models), *at]) == exits.FAILED
     assert capsys.readouterr().err.endswith(
-        f"shardline: {log}: Is a directory; check the path, and run the command again\n"
+        f"shardline: {log}: cannot be written: Is a directory; remove what is in the way, or give another --state-dir\n"
     )
 
 
