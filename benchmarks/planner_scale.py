@@ -71,7 +71,7 @@ def crowd(count: int, seed: int = 0) -> list[Demand]:
 def scale(nodes: int, models: int) -> tuple[dict[str, Any], Plan]:
     machines, demands = cluster(nodes), crowd(models)
     limits = Limits(most_stages=4, max_rows=(1, 8, 32), shares=(1.0,))
-    setting = Setting(machines, gateways=(None,) * GATEWAYS, seconds=2.0)
+    setting = Setting(machines, gateways=(None,) * GATEWAYS, seconds=10.0, warm_up_s=5.0)  # batches take seconds
     began = time.perf_counter()
     found = plan(demands, machines, Objective("max_throughput"), limits=limits, setting=setting)
     taken = time.perf_counter() - began
