@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -11,7 +11,7 @@ from torch import nn
 
 from compressor.capture import without_fast_path
 from compressor.sources.sources import weights_digest
-from compressor.step import Change, Context, GraphStep, Phase, Step, stored_bytes
+from compressor.step import Change, Context, GraphStep, Phase, Step, patterns_problem, stored_bytes
 from worker.errors import InvalidRequest
 
 MOST_STEPS: Final = 1000
@@ -78,24 +78,34 @@ def compress_(model: nn.Module, *steps: Step, context: Context) -> Compression:
         digest = after
         left = _names(model)
         if not names <= left:
-            _check_what_comes(model, steps, index)
+            _check_what_comes(model, steps, index, context.say)
         names = left
         done.append(Done(step, tuple(changes), time.perf_counter() - began))
     _check_that_it_runs(module, steps, context)
     return Compression(module, tuple(done), before, stored_bytes(module))
 
 
-def _check_what_comes(model: nn.Module, steps: Sequence[Step], place: int) -> None:
+def _check_what_comes(model: nn.Module, steps: Sequence[Step], place: int, say: Callable[[str], None]) -> None:
     """Asks the steps after `steps[place]` again, which took layers away, before anything else is done.
+
+    A name of a layer that went is only told, where the step has others; one that was to be left out is not: another
+    layer may have that place now.
 
     Raises:
         InvalidRequest: some cannot work any more.
     """
-    found = [
-        f"{_name(index, step)}: {problem}"
-        for index, step in enumerate(steps)
-        if index > place and (problem := step.problem(model, steps)) is not None
-    ]
+    found = []
+    for index, step in enumerate(steps):
+        if index <= place:
+            continue
+        gone = [one for one in step.layers if not one.startswith("!") and patterns_problem(model, (one,))]
+        rest = tuple(one for one in step.layers if one not in gone)
+        left = step.model_copy(update={"layers": rest}) if gone and step.takes and rest else step
+        problem = left.problem(model, (*steps[:index], left, *steps[index + 1 :]))
+        if problem is not None:
+            found.append(f"{_name(index, step)}: {problem}")
+        elif gone:
+            say(f"{_name(index, step)}: {', '.join(gone)} went with {_name(place, steps[place])}")
     if found:
         raise InvalidRequest(
             f"{'; '.join(found)}; so it is after {_name(place, steps[place])}: later steps name the layers that are "
@@ -114,11 +124,12 @@ def _check_that_it_runs(module: nn.Module, steps: Sequence[Step], context: Conte
     try:
         with torch.no_grad(), without_fast_path():
             module.eval()(*context.examples)
-    except (RuntimeError, ValueError, IndexError, AttributeError, TypeError) as error:
+    except Exception as error:
+        told = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        kinds = ", ".join(step.kind for step in steps)
         raise InvalidRequest(
-            f"{type(module).__name__} does not run after {', '.join(step.kind for step in steps)} "
-            f"({str(error).splitlines()[0][:200]}): its code does more with a layer than to call it, as to use its "
-            "weight; leave that layer out"
+            f"{type(module).__name__} does not run after {kinds} ({told}): its code does more with a layer than to "
+            "call it, as to use its weight; leave that layer out"
         ) from error
 
 

@@ -41,7 +41,7 @@ def resident_bytes(
         key: vouches for compiled packages; without it an artifact runs uncompiled.
 
     Raises:
-        Internal: a process failed, or they took over `WITHIN_S` seconds.
+        Internal: a process failed, or they took over `WITHIN_S` seconds each.
     """
     given = json.dumps(
         {
@@ -52,11 +52,12 @@ def resident_bytes(
             "key": str(key),
         }
     )
+    within = WITHIN_S * len(artifacts)
     command = [sys.executable, "-m", "compressor.profiling.resident", given]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=WITHIN_S, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=within, check=False)
     except subprocess.TimeoutExpired as error:
-        raise Internal(f"measuring memory took over {WITHIN_S:g} s") from error
+        raise Internal(f"measuring memory took over {within:g} s") from error
     if done.returncode:
         raise Internal(f"measuring memory failed: {done.stderr.strip()[-500:]}")
     return [Resident(*item) for item in json.loads(done.stdout.splitlines()[-1])]

@@ -139,6 +139,10 @@ class HeldOut:
         figure, drop = self._judged(run, level_of_look(self.looks))
         return figure, drop
 
+    def provable(self, look: int, allowed: float) -> bool:
+        """Whether the `look`-th look could prove that no more than `allowed` is lost, were no answer to change."""
+        return self._evaluation.records_needed(allowed, level=level_of_look(look)) <= len(self.records)
+
     def aside(self, run: Run) -> tuple[Interval, Interval]:
         """The same for a model among which nothing is chosen, such as a rival: it is no look."""
         return self._judged(run, 0.95)

@@ -3,7 +3,6 @@
 import contextlib
 import warnings
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -34,7 +33,9 @@ def onnx_file(work: Path, key: str) -> Path:
     Raises:
         ImportError: it is not installed.
     """
-    return work / f"onnx-int8-{key}-{version('onnxruntime')}.onnx"
+    import onnxruntime  # noqa: PLC0415 (optional; and other distributions than the one of its name bring it)
+
+    return work / f"onnx-int8-{key}-{onnxruntime.__version__}.onnx"
 
 
 def onnx_int8(model: Model, path: Path) -> Run:

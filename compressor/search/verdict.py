@@ -60,19 +60,24 @@ def choose(bench: Bench, mixing: Mixing, say: Callable[[str], None]) -> Verdict:
     if not waiting:
         return _baseline(bench, why_none(mixing))
     costs: list[float] = []
-    while waiting and bench.held_out.looks < MOST_LOOKS:
-        left = pace.limit - time.monotonic()
+    while (
+        waiting
+        and bench.held_out.looks < MOST_LOOKS
+        and bench.held_out.provable(bench.held_out.looks + 1, mixing.allowed)
+    ):
         one = max([pace.costs.final, *costs])
-        if costs and left < one:
+        if costs and pace.limit - time.monotonic() < one:
             return _baseline(
                 bench, f"the time limit ended before anything was proven on held-out data ({_tried(mixing)})"
             )
-        began = time.monotonic()
-        last = left < 2 * one or bench.held_out.looks == MOST_LOOKS - 1
         if not mixing.timed:
             waiting = _weighed(bench, mixing, waiting[: MOST_LOOKS - bench.held_out.looks], pace.limit - 2 * one, say)
             if not waiting:
                 break
+        began = time.monotonic()
+        looks = bench.held_out.looks
+        more = looks + 1 < MOST_LOOKS and bench.held_out.provable(looks + 2, mixing.allowed)
+        last = pace.limit - began < 2 * one or not more
         point = next_asked(waiting, mixing.allowed, last=last)
         verdict = _asked(bench, point, say)
         costs.append(time.monotonic() - began)

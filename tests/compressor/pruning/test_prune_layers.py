@@ -64,7 +64,15 @@ def test_what_is_left_gives_what_passing_on_gave() -> None:
     assert torch.equal(model.module(x), last(y))
 
 
-@pytest.mark.parametrize("pattern", ["1.5", "!1.5", "!1.5.*"])
+def test_a_later_step_that_names_all_blocks_takes_those_that_are_left_and_says_which_went() -> None:
+    model, said = stack(), list[str]()
+    every = Int8Dynamic(layers=tuple(f"1.{place}.layer" for place in range(6)))
+    done = compress_(model.module, PruneLayers(count=2), every, context=replace(Context.of(model), say=said.append))
+    assert [change.layer for change in done.done[1].changes] == [f"1.{place}.layer" for place in range(4)]
+    assert 'step 2 ("int8_dynamic"): 1.4.layer, 1.5.layer went with step 1 ("prune_layers")' in said
+
+
+@pytest.mark.parametrize("pattern", ["!1.5", "!1.5.*"])
 def test_a_later_step_that_names_a_block_by_its_old_number_is_refused_before_more_is_done(pattern: str) -> None:
     model, said = stack(), list[str]()
     steps = (PruneLayers(count=3), ShareWeights(layers=("0",), bits=1), Int8Dynamic(layers=("1", pattern)))
