@@ -23,6 +23,7 @@ from tests.gateway.backend import Serve, echo, model, table, worker
 from tests.gateway.controller import FakeController, controller
 from tests.gateway.gate import Gate
 from tests.gateway.stock import ROWS, InferenceServerException, channel, client, connected, infer, infer_input
+from tests.shardline.serve_process import wait_for
 
 
 @dataclass
@@ -121,8 +122,13 @@ async def test_what_a_process_held_when_it_died_is_for_its_clients_to_send_again
         sender = client.InferenceServerClient(one.address, channel_args=more)
         held = asyncio.create_task(sender.infer("echo", [infer_input()]))
         await gate.until(entered=1)
-        (holder,) = [child for child in one.children() if _connections(child, one.address)]
-        holder.kill()
+
+        def holders() -> list[psutil.Process]:
+            return [child for child in one.children() if _connections(child, one.address)]
+
+        # Where the connection that asked whether it is ready went to the other process, it may not have ended yet.
+        await asyncio.to_thread(wait_for, "one process holds the call", lambda: len(holders()) == 1)
+        holders()[0].kill()
         if again:
             await gate.until(entered=2)
             gate.open()
