@@ -12,7 +12,7 @@ from torch import nn
 from compressor.capture import without_fast_path
 from compressor.sources.sources import weights_digest
 from compressor.step import Change, Context, GraphStep, Phase, Step, patterns_problem, stored_bytes
-from worker.errors import InvalidRequest
+from worker.errors import InvalidRequest, first_line
 
 MOST_STEPS: Final = 1000
 """A recipe with more is not one that somebody wrote; a format for each layer of a large model is some hundreds."""
@@ -125,7 +125,7 @@ def _check_that_it_runs(module: nn.Module, steps: Sequence[Step], context: Conte
         with torch.no_grad(), without_fast_path():
             module.eval()(*context.examples)
     except Exception as error:
-        told = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        told = first_line(error)[:200]
         kinds = ", ".join(step.kind for step in steps)
         raise InvalidRequest(
             f"{type(module).__name__} does not run after {kinds} ({told}): its code does more with a layer than to "

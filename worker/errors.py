@@ -10,7 +10,8 @@
     ├── Cancelled           nobody waits for it any more
     ├── Unauthenticated     the caller does not hold the cluster's token
     ├── Unsupported         asked for something that this version does not do
-    └── Internal            ours: the shard failed on it
+    ├── Internal            ours: the shard failed on it
+    └── DeviceFailed        ours: the processor failed on its batch; it is not tried again
 
 Each carries a `google.rpc.Code`, which is also what a frame's reply carries.
 """
@@ -94,3 +95,8 @@ def from_code(code: int, message: str, *, confirmed: bool = False) -> ShardlineE
     if confirmed:
         error.confirmed = True
     return error
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, in a line; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -39,7 +39,7 @@ from compressor.pruning.prune_weights import PruneWeights
 from compressor.quantization.formats import Bf16, Fp8, Int4WeightOnly, Int8Dynamic, Int8WeightOnly
 from compressor.sparsity.sparse_gpu import Sparse24
 from compressor.step import Context, Step, stored_bytes
-from worker.errors import ShardlineError, Unsupported
+from worker.errors import ShardlineError, Unsupported, first_line
 from worker.program import Interpreter, Program
 from worker.runtime import check_device
 
@@ -97,7 +97,7 @@ class Bench:
             try:
                 runs[way.name], after = self._made(shape, way)
             except (ShardlineError, RuntimeError) as error:
-                found[way.name] = {"refused": _told(error)}
+                found[way.name] = {"refused": first_line(error)[:300]}
                 continue
             found[way.name] = {"stored": after / stored_bytes(base), "rows": {}}
         dtypes = {BASE: torch.bfloat16} | {way.name: way.dtype for way in ways}
@@ -144,7 +144,7 @@ class Bench:
             compile_stage(program, folder / "frozen.pt2", frozen=True, device=self.device)
             return self._loaded(folder / "frozen.pt2")
         except CompileError as error:
-            print(f"with frozen weights: {_told(error)}", file=sys.stderr)
+            print(f"with frozen weights: {first_line(error)[:300]}", file=sys.stderr)
             compile_stage(program, folder / "plain.pt2", frozen=False, device=self.device)
             return self._loaded(folder / "plain.pt2")
 
@@ -240,15 +240,11 @@ def _checked(run: Run, x: Tensor, exact: Tensor) -> Figures:
         with torch.inference_mode():
             found = run(x).float()
     except RuntimeError as error:
-        return {"refused": _told(error)}
+        return {"refused": first_line(error)[:300]}
     apart = distance([found], [exact])
     if not apart <= WRONG:
         return {"refused": f"wrong: it is {apart:.2g} from fp32"}
     return {"cosine": cosine(found, exact), "distance": apart}
-
-
-def _told(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from torch.nn import functional
 from compressor.packaging.decoded import fixed_steps, fixed_values
 from compressor.quantization.quantize import operator_name
 from compressor.sparsity.sparse_gpu import SHORT, SIDE
-from worker.errors import Unsupported
+from worker.errors import Unsupported, first_line
 from worker.program import Program, Ref, Step, Value
 
 _ROWS: Final = 8
@@ -62,7 +62,7 @@ def _packed(weight: Tensor, device: str, compress: Compress) -> Tensor:
     try:
         return compress(weight.to(device).contiguous())
     except RuntimeError as error:
-        told = str(error).strip().splitlines()[0][:300]
+        told = first_line(error)[:300]
         raise Unsupported(f"{device} cannot pack 2 of 4 sparse weights: {told}") from error
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from compressor.profiling.measure import distance
+from worker.errors import first_line
 
 
 def kernel_problem(make: Callable[[nn.Linear], nn.Module], device: str, *, tolerance: float) -> str | None:
@@ -22,8 +23,6 @@ def kernel_problem(make: Callable[[nn.Linear], nn.Module], device: str, *, toler
         try:
             found = make(layer).to(device)(x.to(device)).cpu()
         except RuntimeError as error:
-            return (
-                f"{device} does not compute it: {(str(error).strip().splitlines() or [type(error).__name__])[0][:300]}"
-            )
+            return f"{device} does not compute it: {first_line(error)[:300]}"
         apart = distance([found], [layer(x)])
     return None if apart <= tolerance else f"{device} computes something else: it is {apart:.2g} from what is right"

@@ -11,7 +11,7 @@ from compressor.capture import Flat, without_fast_path
 from compressor.profiling.measure import distance
 from compressor.pruning.coupling import Place
 from compressor.step import Change
-from worker.errors import InvalidRequest
+from worker.errors import InvalidRequest, first_line
 
 _TOLERANCE: Final = 1e-4
 """Removal and masking differ only by the order of sums."""
@@ -47,7 +47,7 @@ def compare(module: nn.Module, examples: Sequence[Tensor], change: Callable[[], 
         except (RuntimeError, ValueError, IndexError) as error:
             raise InvalidRequest(
                 f"{type(module).__name__} does not run without what was removed: its code counts on its sizes "
-                f"({str(error).splitlines()[0][:200]}); leave those layers out"
+                f"({first_line(error)[:200]}); leave those layers out"
             ) from error
     apart = distance(found, expected)
     if not apart <= tolerance(module, expected):
