@@ -1,7 +1,7 @@
 """The rival: Ray Serve behind its gRPC ingress, speaking the same protocol. Prints its address.
 
 `identity`: one replica that sends its input back. `minilm`: what a user would write today, the fp32 model behind
-`@serve.batch`, one replica per core with one thread each.
+`@serve.batch`, one replica per core with one thread each; on a GPU in fp16.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def reply(
     return pb.ModelInferResponse(model_name=request.model_name, outputs=[output], raw_output_contents=[raw])
 
 
-deployment: Any = serve.deployment(max_ongoing_requests=100)
+deployment: Any = serve.deployment(max_ongoing_requests=300)
 batch: Any = serve.batch(max_batch_size=16, batch_wait_timeout_s=0.005)
 
 
@@ -44,7 +44,7 @@ class Identity:
 class MiniLM:
     """Pads a batch to its longest sentence; mean of the last hidden states, normalized."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, device: str, rows: int) -> None:
         import torch
 
         from compressor.sources.huggingface import read_folder
@@ -52,7 +52,10 @@ class MiniLM:
 
         torch.set_num_threads(threads)
         self.torch = torch
-        self.model = read_folder(weights()).module.eval()
+        model = read_folder(weights()).module.eval()
+        self.device = device
+        self.model = model if device == "cpu" else model.half().to(device)
+        self.embed.set_max_batch_size(rows)
 
     @batch  # type: ignore[untyped-decorator]
     async def embed(self, sentences: list[tuple[Any, Any]]) -> list[Any]:
@@ -64,7 +67,7 @@ class MiniLM:
             ids[row, : len(own_ids)] = torch.from_numpy(own_ids.copy())
             mask[row, : len(own_mask)] = torch.from_numpy(own_mask.copy())
         with torch.inference_mode():
-            return list(self.model(ids, mask).numpy())
+            return list(self.model(ids.to(self.device), mask.to(self.device)).float().cpu().numpy())
 
     async def ModelInfer(self, request: pb.ModelInferRequest) -> pb.ModelInferResponse:  # noqa: N802
         named = {
@@ -85,6 +88,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("app", choices=["identity", "minilm"])
     parser.add_argument("--replicas", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rows", type=int, default=16, help="of a batch, at most")
     given = parser.parse_args()
     cores = os.cpu_count() or 1
     ray.init(
@@ -96,7 +101,9 @@ def main() -> None:
         grpc_options=gRPCOptions(port=port, grpc_servicer_functions=[SERVICER]),
     )
     deployed: Any = Identity if given.app == "identity" else MiniLM
-    app = deployed.options(num_replicas=given.replicas).bind(*([1] if given.app == "minilm" else []))
+    app = deployed.options(num_replicas=given.replicas).bind(
+        *([1, given.device, given.rows] if given.app == "minilm" else [])
+    )
     serve.run(app, name="default", route_prefix="/")
     print(f"127.0.0.1:{port}", flush=True)
     signal.sigwait({signal.SIGTERM, signal.SIGINT})

@@ -26,8 +26,9 @@ def shardline(models: Path, state_dir: Path, *, processes: int = 1, cpus: int = 
 
 
 @contextlib.contextmanager
-def ray_serve(app: str, replicas: int = 1) -> Iterator[str]:
-    with _process(["-m", "benchmarks.ray_serve_app", app, "--replicas", str(replicas)], r"^(\S+:\d+)$") as address:
+def ray_serve(app: str, *, replicas: int = 1, device: str = "cpu", rows: int = 16) -> Iterator[str]:
+    command = ["-m", "benchmarks.ray_serve_app", app, "--replicas", str(replicas)]
+    with _process([*command, "--device", device, "--rows", str(rows)], r"^(\S+:\d+)$") as address:
         yield address
 
 

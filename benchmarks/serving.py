@@ -4,10 +4,13 @@
     one_stage     Shardline, int8, whole, two replicas, one thread each
     ray_serve     Ray Serve, fp32 eager, `@serve.batch`, two replicas, one thread each: what a user would write today
 
+On a GPU (`--device cuda:0`) each has the GPU to itself, and all compute in fp16: both stages on it; one replica of the
+whole; one replica of Ray Serve, in eager. Batches have up to 64 rows, and there are up to 256 callers.
+
 Only one of them runs at a time; they take turns, round after round, and are asked by the same client with the same
 requests. Figures are medians over the rounds.
 
-    python -m benchmarks.serving [--seconds 8] [--rounds 3] [--json]
+    python -m benchmarks.serving [--device cuda:0] [--seconds 8] [--rounds 3] [--json]
 """
 
 import argparse
@@ -18,6 +21,7 @@ import shutil
 import statistics
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,35 +32,74 @@ from rich.table import Table
 from benchmarks import servers
 from benchmarks.load import Figures, median_of, run_load, write_requests
 from compressor.package import package
+from compressor.quantization.formats import Fp16, Int8Dynamic
 from compressor.recipe import Recipe, find_packaged
+from compressor.recipe_file import RecipeFile
+from compressor.step import Step
 from protos import inference_pb2 as pb
 from shardline.demo import weights
+from worker.errors import Unsupported
+from worker.runtime import check_device
 
-CALLERS = (1, 16, 32)
 RIVALS = ("two_stages", "one_stage", "ray_serve")
 LENGTHS = (8, 128)
 VOCABULARY = 30_000
 REQUESTS = 512
 CACHE = Path("build/benchmarks")
-MODEL_YAML = "stages: {stages}\nreplicas: {replicas}\ncpus: 1\nbatching: {{max_rows: 16}}\n"
+MODEL_YAML = """stages: {stages}
+replicas: {replicas}
+cpus: 1
+device: {device}
+batching: {{max_rows: {rows}}}
+limits: {{max_inflight_per_replica: {inflight}}}
+"""
 
 Case = tuple[str, int]
 
 
-def make_models(console: Console) -> dict[str, Path]:
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where all rivals compute. replicas: of those that serve the model whole. rows: of a batch, at most."""
+
+    device: str
+    replicas: int
+    rows: int
+    callers: tuple[int, ...]
+    step: Step
+
+
+def place_of(device: str) -> Place:
+    if device == "cpu":
+        return Place(device, replicas=2, rows=16, callers=(1, 16, 32), step=Int8Dynamic())
+    return Place(device, replicas=1, rows=64, callers=(1, 16, 32, 256), step=Fp16())
+
+
+def make_models(place: Place, console: Console) -> dict[str, Path]:
     """A models folder for each way of serving; packaged once, kept under build/."""
     packaged = CACHE / "packaged" / "minilm"
-    recipe = Recipe(weights(), quantize="int8", stages=(1, 2))
+    steps = RecipeFile(steps=(place.step,))
+    recipe = Recipe(weights(), compression=steps, stages=(1, 2), device=place.device)
     folder = find_packaged(packaged, recipe)
     if folder is None:
         console.print("packaging MiniLM (some minutes, once)")
-        folder = package(recipe.source, packaged, quantize="int8", stages=(1, 2), progress=console.print)
+        folder = package(
+            recipe.source,
+            packaged,
+            compression=steps,
+            stages=(1, 2),
+            device=place.device,
+            progress=lambda said: console.print(said, markup=False),
+        )
     made = {}
-    for name, stages, replicas in (("two_stages", 2, 1), ("one_stage", 1, 2)):
+    for name, stages, replicas in (("two_stages", 2, 1), ("one_stage", 1, place.replicas)):
         models = CACHE / name
         shutil.rmtree(models, ignore_errors=True)
         shutil.copytree(folder, models / "minilm" / "1")
-        (models / "minilm" / "model.yaml").write_text(MODEL_YAML.format(stages=stages, replicas=replicas))
+        (models / "minilm" / "model.yaml").write_text(
+            MODEL_YAML.format(
+                stages=stages, replicas=replicas, device=place.device, rows=place.rows, inflight=4 * place.rows
+            )
+        )
         made[name] = models
     return made
 
@@ -81,9 +124,9 @@ def make_requests(seed: int = 0) -> list[bytes]:
 
 
 @contextlib.contextmanager
-def serving(rival: str, models: dict[str, Path], state: Path) -> Iterator[str]:
+def serving(rival: str, models: dict[str, Path], state: Path, place: Place) -> Iterator[str]:
     if rival == "ray_serve":
-        with servers.ray_serve("minilm", replicas=2) as address:
+        with servers.ray_serve("minilm", replicas=place.replicas, device=place.device, rows=place.rows) as address:
             yield address
     else:
         with servers.shardline(models[rival], state) as address:
@@ -105,10 +148,10 @@ def largest_worker(rival: str, state: Path) -> float:
 
 
 def measure(
-    folder: Path, *, seconds: float, rounds: int, console: Console
+    folder: Path, place: Place, *, seconds: float, rounds: int, console: Console
 ) -> tuple[dict[Case, Figures], dict[str, float]]:
     """Medians by (rival, callers), and resident MiB of each rival's largest worker."""
-    models = make_models(console)
+    models = make_models(place, console)
     write_requests(folder / "requests", make_requests())
     runs: dict[Case, list[Figures]] = {}
     resident: dict[str, list[float]] = {}
@@ -116,8 +159,8 @@ def measure(
         for rival in RIVALS:
             console.print(f"round {number + 1} of {rounds}: {rival}")
             state = folder / f"{rival}-{number}"
-            with serving(rival, models, state) as address:
-                for callers in CALLERS:
+            with serving(rival, models, state, place) as address:
+                for callers in place.callers:
                     figures = run_load(
                         address, folder / "requests", callers=callers, seconds=seconds, warm_up_s=seconds / 4
                     )
@@ -129,17 +172,28 @@ def measure(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda:N (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=8.0, help="of each measurement (default: %(default)g)")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each rival (default: %(default)d)")
     parser.add_argument("--json", action="store_true", help="print one last line of JSON with the ratios")
     given = parser.parse_args()
+    try:
+        place = place_of(check_device(given.device))
+    except Unsupported as error:
+        parser.exit(2, f"{error}\n")
     console = Console(stderr=True)
     with tempfile.TemporaryDirectory() as folder:
-        medians, resident = measure(Path(folder), seconds=given.seconds, rounds=given.rounds, console=console)
+        medians, resident = measure(Path(folder), place, seconds=given.seconds, rounds=given.rounds, console=console)
     shown = Table(
-        "callers", "server", "answers/s", "p50 ms", "p99 ms", "MiB, largest worker", title="MiniLM, 8-128 tokens"
+        "callers",
+        "server",
+        "answers/s",
+        "p50 ms",
+        "p99 ms",
+        "MiB, largest worker",
+        title=f"MiniLM, 8-128 tokens, {place.device}",
     )
-    for callers in CALLERS:
+    for callers in place.callers:
         for rival in RIVALS:
             figures = medians[rival, callers]
             shown.add_row(
@@ -161,7 +215,7 @@ def main() -> None:
 def ratios(medians: dict[Case, Figures]) -> dict[str, float]:
     """At 16 callers without a suffix. The comparison with Ray Serve is the two-stage pipeline's."""
     found: dict[str, float] = {}
-    for callers in (16, 32, 1):
+    for callers in sorted({callers for _, callers in medians}, key=lambda count: (count != 16, count)):
         suffix = "" if callers == 16 else f"_{callers}_callers"
         two, one, theirs = (medians[rival, callers] for rival in RIVALS)
         found[f"throughput_vs_ray_serve{suffix}"] = two.per_second / theirs.per_second
