@@ -25,6 +25,7 @@ from shardline.os_errors import told
 from shardline.progress import Say, lines, steps
 from shardline.serving import ServeSettings, refuse_busy_port, serving
 from shardline.signals import Forced, StopAsked, StopSignals
+from worker.cores import cores
 from worker.errors import ShardlineError, Unavailable
 from worker.model_yaml import ModelYaml, write_model_yaml
 
@@ -73,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         refuse_busy_port(given.listen)
         prepare(given.models)
         # Four replicas take half a CPU each; a machine of one core lends them two halves too many.
-        cpus = None if (os.cpu_count() or 1) >= 2 else 2
+        cpus = None if cores() >= 2 else 2
         settings = ServeSettings(given.models, given.state_dir, given.listen, cpus=cpus)
         return run(settings, say, once=given.once)
     except ShardlineError as error:

@@ -2,12 +2,12 @@
 
 import argparse
 import math
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 from gateway.flags import whole
+from worker.cores import cores
 
 Run = Callable[[argparse.Namespace], int]
 Command = Callable[[str, Run, str, str], argparse.ArgumentParser]
@@ -92,7 +92,7 @@ def _search_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--workers",
         type=whole(0, 1024),
-        default=os.cpu_count() or 1,
+        default=cores(),
         metavar="N",
         help="trials side by side, as Ray tasks, and never while something is timed; 0: one after the other, without "
         "Ray (default: %(default)s)",

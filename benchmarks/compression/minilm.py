@@ -10,7 +10,6 @@ end of the paired bootstrap interval on dev, by which the search accepted the ar
 import argparse
 import contextlib
 import json
-import os
 import statistics
 import sys
 from pathlib import Path
@@ -39,6 +38,7 @@ from compressor.search.report import Report, RivalRow
 from compressor.search.rivals import ONNX as ONNX_IN_REPORT
 from compressor.search.treatments import Template, Treatment, treatment
 from compressor.search.tune import Request, tune
+from worker.cores import cores
 
 ROWS, LENGTH = 8, 64
 MAX_DROP = 0.5
@@ -67,7 +67,7 @@ def searched(folder: Path, work: Path, time_limit_s: float | None, console: Cons
         objective=read_objective(f"latency@{ROWS}x{LENGTH}"),
         treatments=TREATMENTS,
         time_limit_s=time_limit_s,
-        workers=os.cpu_count() or 1,
+        workers=cores(),
     )
     return tune(request, lambda step: console.print(step, markup=False))
 

@@ -5,7 +5,6 @@ nodes:
   - {name: gpu, cpus: 16, memory_gib: 128, gpus: 1, gpu_memory_gib: 80, network_gbit: 25}
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -16,6 +15,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
+from worker.cores import cores
 from worker.errors import InvalidRequest
 from worker.per_stage import check_labels
 
@@ -160,11 +160,7 @@ def _told(problem: dict[str, object]) -> str:
 
 def this_machine(memory: int, cpus: int | None = None) -> tuple[Node, ...]:
     """This machine as the only node. `memory`: its bytes."""
-    return (Node("this-machine", float(cpus or _cores()), memory),)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return (Node("this-machine", float(cpus or cores()), memory),)
 
 
 def total(nodes: Sequence[Node]) -> str:

@@ -1,6 +1,5 @@
 """Profiles an artifact on this machine: steps, stages as they are served, cuts and memory; the planner reads it."""
 
-import os
 import platform
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from compressor.profiling.road_seconds import road_seconds
 from compressor.profiling.stage_profile import Measured, Request, crowded, measure_stage
 from worker.artifact import Artifact, ArtifactError, load_artifact
 from worker.collate import TORCH_TYPES, Collator
+from worker.cores import cores
 from worker.cut import travel
 from worker.errors import InvalidRequest, ShardlineError
 from worker.expression import Size, evaluate, parse
@@ -156,11 +156,6 @@ def doubling(most: int) -> Iterator[int]:
         yield count
         count *= 2
     yield most
-
-
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def example_tensors(signature: Signature, rows: int, length: int) -> list[torch.Tensor]:
