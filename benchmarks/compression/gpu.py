@@ -13,11 +13,13 @@ question. What the device cannot do is named with the reason. Without a CUDA dev
 
 import argparse
 import json
+import multiprocessing
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -39,6 +41,7 @@ from compressor.pruning.prune_weights import PruneWeights
 from compressor.quantization.formats import Bf16, Fp8, Int4WeightOnly, Int8Dynamic, Int8WeightOnly
 from compressor.sparsity.sparse_gpu import Sparse24
 from compressor.step import Context, Step, stored_bytes
+from worker.cores import cores
 from worker.errors import ShardlineError, Unsupported, first_line
 from worker.program import Interpreter, Program
 from worker.runtime import check_device
@@ -78,24 +81,88 @@ WAYS: Final = (
 
 
 @dataclass(frozen=True, slots=True)
+class Made:
+    """A way's package and the bytes of its weights as they are stored; or why there is none."""
+
+    package: Path | None
+    stored: int
+    refused: str = ""
+
+
+def compiled(
+    names: Sequence[str], ways: Sequence[Way], device: str, folder: Path, *, tiny: bool, workers: int
+) -> dict[tuple[str, str], Made]:
+    """Packages under `folder` by shape and way, made side by side."""
+    pairs = [(name, way.name) for name in names for way in ways]
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        tasks = [
+            pool.submit(_compiled, name, way, device, folder / f"{number}.pt2", tiny)
+            for number, (name, way) in enumerate(pairs)
+        ]
+        return dict(zip(pairs, (task.result() for task in tasks), strict=True))
+
+
+def _compiled(name: str, way: str, device: str, path: Path, tiny: bool) -> Made:
+    """One package, with frozen weights, as most stages are; without where that fails."""
+    torch.set_num_threads(2)
+    try:
+        shape = shapes(TINY if tiny else LLAMA_3_8B)[name]
+        program, after = _program(shape, next(one for one in WAYS if one.name == way), device, path.parent)
+        try:
+            compile_stage(program, path, frozen=True, device=device)
+        except CompileError as error:
+            print(f"{name}, {way}, with frozen weights: {first_line(error)[:300]}", file=sys.stderr)
+            compile_stage(program, path, frozen=False, device=device)
+    except (ShardlineError, RuntimeError) as error:
+        return Made(None, 0, first_line(error)[:300])
+    return Made(path, after)
+
+
+def _program(shape: Shape, way: Way, device: str, folder: Path) -> tuple[Program, int]:
+    """What the way makes of the shape, and the bytes of its weights as they are stored.
+
+    Raises:
+        ShardlineError: a step refuses the model or the device.
+    """
+    model = _pruned(shape, way.pruning)
+    model.module.to(way.dtype)
+    model = replace(model, inputs=tuple(replace(item, example=item.example.to(way.dtype)) for item in model.inputs))
+    if way.steps:
+        compress_(model.module, *way.steps, context=Context.of(model, target=device))
+    with tempfile.TemporaryDirectory(dir=folder) as work:
+        program = capture(model, Path(work) / "program.pt2")
+    if any(isinstance(step, Sparse24) for step in way.steps):
+        packed = with_sparse_units(program, device)
+        if packed is None:
+            raise Unsupported("no weight of it is 2 of 4")
+        program = packed
+    return program, stored_bytes(model.module)
+
+
+@dataclass(frozen=True, slots=True)
 class Bench:
-    """How is measured. compiled: False runs modules and programs step by step, to try the script itself."""
+    """How is measured."""
 
     device: str
     rows: Sequence[int] = ROWS
     rounds: int = 50
-    compiled: bool = True
 
-    def figures(self, shape: Shape, ways: Sequence[Way]) -> dict[str, Figures]:
+    def figures(
+        self, shape: Shape, ways: Sequence[Way], packages: Mapping[str, Made] | None = None
+    ) -> dict[str, Figures]:
         """By way, the baseline first: {"stored", "rows": {count: {"ms", "ratio", "cosine", "distance"}}}, with
         {"refused": reason} in the place of what could not be done.
+
+        packages: by way; None runs modules and programs step by step, to try the script itself.
         """
         base = shape.model(torch.bfloat16).module.to(self.device)
-        runs: dict[str, Run] = {BASE: torch.compile(base, dynamic=False) if self.compiled else base}
+        runs: dict[str, Run] = {BASE: base if packages is None else torch.compile(base, dynamic=False)}
         found: dict[str, Figures] = {BASE: {"stored": 1.0, "rows": {}}}
         for way in ways:
             try:
-                runs[way.name], after = self._made(shape, way)
+                runs[way.name], after = (
+                    self._stepwise(shape, way) if packages is None else self._loaded(packages[way.name])
+                )
             except (ShardlineError, RuntimeError) as error:
                 found[way.name] = {"refused": first_line(error)[:300]}
                 continue
@@ -116,48 +183,26 @@ class Bench:
                 found[name]["rows"][str(count)] |= figures
         return found
 
-    def _made(self, shape: Shape, way: Way) -> tuple[Run, int]:
-        """How the way runs, and the bytes of its weights as they are stored.
-
-        Raises:
-            ShardlineError: a step refuses the model or the device, or it cannot be compiled.
-        """
-        model = _pruned(shape, way.pruning)
-        model.module.to(way.dtype)
-        model = replace(model, inputs=tuple(replace(item, example=item.example.to(way.dtype)) for item in model.inputs))
-        if way.steps:
-            compress_(model.module, *way.steps, context=Context.of(model, target=self.device))
+    def _stepwise(self, shape: Shape, way: Way) -> tuple[Run, int]:
         with tempfile.TemporaryDirectory() as folder:
-            program = capture(model, Path(folder) / "program.pt2")
-            if not self.compiled:
-                return _stepwise(program.on(self.device)), stored_bytes(model.module)
-            if any(isinstance(step, Sparse24) for step in way.steps):
-                packed = with_sparse_units(program, self.device)
-                if packed is None:
-                    raise Unsupported("no weight of it is 2 of 4")
-                program = packed
-            return self._compiled(program, Path(folder)), stored_bytes(model.module)
+            program, after = _program(shape, way, self.device, Path(folder))
+        program = program.on(self.device)
+        interpreter, weights = Interpreter(program), tuple(program.weights.values())
+        return lambda x: interpreter.run((x,), weights)[0], after
 
-    def _compiled(self, program: Program, folder: Path) -> Run:
-        """With frozen weights, as most stages are; without where that fails."""
-        try:
-            compile_stage(program, folder / "frozen.pt2", frozen=True, device=self.device)
-            return self._loaded(folder / "frozen.pt2")
-        except CompileError as error:
-            print(f"with frozen weights: {first_line(error)[:300]}", file=sys.stderr)
-            compile_stage(program, folder / "plain.pt2", frozen=False, device=self.device)
-            return self._loaded(folder / "plain.pt2")
-
-    def _loaded(self, package: Path) -> Run:
+    def _loaded(self, made: Made) -> tuple[Run, int]:
+        """Raises Unsupported with the reason where there is no package."""
+        if made.package is None:
+            raise Unsupported(made.refused)
         index = -1 if self.device == "cpu" else torch.device(self.device).index
-        loaded = torch._inductor.aoti_load_package(str(package), device_index=index)
+        loaded = torch._inductor.aoti_load_package(str(made.package), device_index=index)
 
         def run(x: Tensor) -> Tensor:
             outputs = loaded(x)
             first: Tensor = outputs if isinstance(outputs, Tensor) else outputs[0]
             return first
 
-        return run
+        return run, made.stored
 
     def _exact(self, shape: Shape, pruning: tuple[Step, ...], given: Mapping[int, Tensor]) -> dict[int, Tensor]:
         """What the shape gives in fp32, by rows."""
@@ -229,11 +274,6 @@ def _pruned(shape: Shape, steps: tuple[Step, ...]) -> Model:
     return model
 
 
-def _stepwise(program: Program) -> Run:
-    interpreter, weights = Interpreter(program), tuple(program.weights.values())
-    return lambda x: interpreter.run((x,), weights)[0]
-
-
 def _checked(run: Run, x: Tensor, exact: Tensor) -> Figures:
     """How near a result is to fp32's, or why there is none."""
     try:
@@ -253,6 +293,7 @@ def main() -> None:
     parser.add_argument("--only", default="*", metavar="PATTERN", help="ways whose name matches")
     parser.add_argument("--shapes", default="*", metavar="PATTERN", help="shapes whose name matches")
     parser.add_argument("--rounds", type=int, default=50, help="calls of each, for the median (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=max(1, cores() // 2), help="that compile (default: %(default)s)")
     parser.add_argument("--tiny", action="store_true", help="shapes so small that they show nothing")
     parser.add_argument("--uncompiled", action="store_true", help="without the compiler")
     parser.add_argument("--json", action="store_true", help="one line of JSON after the tables")
@@ -265,13 +306,23 @@ def main() -> None:
             print(json.dumps({"device": None, "refused": str(error)}))
         return
     console = Console(file=sys.stderr if given.json else sys.stdout, width=160)
-    bench = Bench(device, rounds=given.rounds, compiled=not given.uncompiled)
+    bench = Bench(device, rounds=given.rounds)
     ways = [way for way in WAYS if fnmatchcase(way.name, given.only)]
+    known = {
+        name: shape
+        for name, shape in shapes(TINY if given.tiny else LLAMA_3_8B).items()
+        if fnmatchcase(name, given.shapes) or fnmatchcase(name.split()[0], given.shapes)
+    }
     found: dict[str, dict[str, Figures]] = {}
-    for name, shape in shapes(TINY if given.tiny else LLAMA_3_8B).items():
-        if fnmatchcase(name, given.shapes) or fnmatchcase(name.split()[0], given.shapes):
+    with tempfile.TemporaryDirectory() as folder:
+        made: dict[tuple[str, str], Made] = {}
+        if not given.uncompiled:
+            print(f"compiling {len(known) * len(ways)} packages …", file=sys.stderr, flush=True)
+            made = compiled(list(known), ways, device, Path(folder), tiny=given.tiny, workers=given.workers)
+        for name, shape in known.items():
             print(f"{name} …", file=sys.stderr, flush=True)
-            found[name] = bench.figures(shape, ways)
+            own = None if given.uncompiled else {way.name: made[name, way.name] for way in ways}
+            found[name] = bench.figures(shape, ways, own)
             console.print(table(name, found[name], bench.rows, device_name(device)))
             torch._dynamo.reset()  # a shape's compiled baseline, and what it holds
     if given.json:

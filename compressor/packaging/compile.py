@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from torch import Tensor
+from torch._dynamo.exc import UserError
 from torch._inductor import exc
 from torch._inductor.cpp_builder import get_cpp_compiler
 from torch.export import Dim
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from compressor.packaging import avx2_product
 from compressor.packaging.rewrite import rewrite
@@ -33,6 +36,19 @@ INT8_OPTIONS: Final = {
     "cpp.enable_floating_point_contract_flag": "fast",
 }
 """What the compiler is told besides for stages with int8 layers, where it made them faster."""
+
+
+ATTENTION: Final = (
+    (
+        *(SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION),
+        *(SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH, SDPBackend.OVERRIDEABLE),
+    ),
+    (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH),
+    (SDPBackend.MATH,),
+)
+"""Kernels of attention among which PyTorch may choose, in the order in which they are tried: on a GPU some bind the
+sizes that they are captured for.
+"""
 
 
 class CompileError(Internal):
@@ -73,17 +89,17 @@ def compile_stage(
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             placed = (avx2_product.with_kernel(prepared) if own_kernel else prepared).on(device)
-            shapes = dynamic_shapes(stage)
-            # The program was captured without guards on its sizes: those that a second capture finds (that a size of at
-            # least 1 times 384 is at least 384) are truths that it cannot prove.
-            exported = torch.export.export(
-                ProgramModule(placed).eval(),
-                examples,
-                dynamic_shapes=(shapes,),
-                strict=False,
-                prefer_deferred_runtime_asserts_over_guards=True,
-            )
-            torch._inductor.aoti_compile_and_package(exported, package_path=str(path), inductor_configs=options)
+            for kernels in ATTENTION if device != "cpu" else ATTENTION[:1]:
+                try:
+                    with sdpa_kernel(list(kernels)):
+                        exported = _exported(placed, examples, dynamic_shapes(stage))
+                        torch._inductor.aoti_compile_and_package(
+                            exported, package_path=str(path), inductor_configs=options
+                        )
+                    break
+                except UserError:
+                    if kernels is ATTENTION[-1] or device == "cpu":
+                        raise
     except Exception as error:  # the compiler raises errors of many unrelated types
         raise CompileError(f"AOTInductor: {type(error).__name__}: {str(error).strip()[:900]}") from error
     finally:
@@ -93,6 +109,21 @@ def compile_stage(
         if wanted and not calls(path, names):
             words = " or ".join(name.decode() for name in names)
             raise CompileError(f"the generated code has no {words}: the stage's int8 layers are lost")
+
+
+def _exported(
+    placed: Program, examples: tuple[Tensor, ...], shapes: tuple[dict[int, Any], ...]
+) -> torch.export.ExportedProgram:
+    """The program was captured without guards on its sizes: those that a second capture finds (that a size of at least
+    1 times 384 is at least 384) are truths that it cannot prove.
+    """
+    return torch.export.export(
+        ProgramModule(placed).eval(),
+        examples,
+        dynamic_shapes=(shapes,),
+        strict=False,
+        prefer_deferred_runtime_asserts_over_guards=True,
+    )
 
 
 def dynamic_shapes(stage: Program) -> tuple[dict[int, Any], ...]:

@@ -5,6 +5,7 @@ import multiprocessing
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -102,9 +103,9 @@ def _main(given: Mapping[str, Any]) -> None:
     context = multiprocessing.get_context("fork" if given["device"] == "cpu" else "spawn")
     found = []
     for artifact in given["artifacts"]:
-        with context.Pool(1) as pool:
+        with ProcessPoolExecutor(1, context) as process:  # its death is an error here; a Pool waits for ever
             how = given["rows"], given["length"], given["device"], Path(given["key"])
-            found.append(pool.apply(_grown, (Path(artifact), *how)))
+            found.append(process.submit(_grown, Path(artifact), *how).result())
     sys.stdout.write(json.dumps(found) + "\n")
 
 

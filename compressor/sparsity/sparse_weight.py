@@ -36,8 +36,7 @@ class CsrWeight(Store):
 
     def forward(self) -> Tensor:
         count = self.values.shape[0]
-        place = torch.arange(count, device=self.values.device, dtype=torch.int32)
-        row = torch.searchsorted(self.ends, place, right=True)  # [n], the row that each value is in
+        row = _rows(self.ends, count)
         flat = torch.zeros(self.shape[0] * self._columns, dtype=self.values.dtype, device=self.values.device)
         rows = flat.scatter(0, row * self._columns + self.columns, self.values).reshape(self.shape[0], -1)
         return from_rows(rows, torch.Size(self.shape))
@@ -63,9 +62,7 @@ class BsrWeight(Store):
 
     def forward(self) -> Tensor:
         down, (high, wide) = self.ends.shape[0], self._block
-        place = torch.arange(self.values.shape[0], device=self.values.device, dtype=torch.int32)
-        row = torch.searchsorted(self.ends, place, right=True)
-        index = row * self._across + self.columns  # [n], the block that each is
+        index = _rows(self.ends, self.values.shape[0]) * self._across + self.columns  # [n], the block that each is
         blocks = torch.zeros(down * self._across, high * wide, dtype=self.values.dtype, device=self.values.device)
         blocks = blocks.index_copy(0, index, self.values.reshape(-1, high * wide))
         matrix = (
@@ -113,6 +110,15 @@ def as_tiles(matrix: Tensor, block: tuple[int, int]) -> Tensor:
     m, n = matrix.shape
     padded = functional.pad(matrix, (0, -n % wide, 0, -m % high))
     return padded.reshape(padded.shape[0] // high, high, padded.shape[1] // wide, wide).transpose(1, 2)
+
+
+def _rows(ends: Tensor, count: int) -> Tensor:
+    """INT64 [count]: the row that each value is in, of rows that end there: as many as have ended before it.
+
+    By counting, since `searchsorted` compiled for a GPU gave rows that are not there (PyTorch 2.13).
+    """
+    marks = torch.zeros(count + 1, dtype=torch.int64, device=ends.device)
+    return marks.scatter_add(0, ends.long(), torch.ones_like(ends, dtype=torch.int64))[:count].cumsum(0)
 
 
 def _small(index: Tensor, below: int) -> Tensor:

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture(scope="module")
 def block() -> dict[str, Figures]:
-    bench = Bench("cpu", rows=(1, 16, 1024), rounds=2, compiled=False)
+    bench = Bench("cpu", rows=(1, 16, 1024), rounds=2)
     return bench.figures(shapes(TINY)["block"], WAYS)
 
 
@@ -75,7 +75,7 @@ def test_a_result_far_from_fp32_is_refused_as_wrong() -> None:
 
     shape = shapes(TINY)["o 64x64"]
     other = type(shape)(Wrong, shape.inputs, shape.axes)
-    found = Bench("cpu", rows=(2,), rounds=1, compiled=False).figures(other, ())
+    found = Bench("cpu", rows=(2,), rounds=1).figures(other, ())
     assert found[BASE]["rows"]["2"] == {"refused": "wrong: it is 1 from fp32"}
 
 
