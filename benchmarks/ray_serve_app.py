@@ -6,7 +6,6 @@
 
 import argparse
 import logging
-import os
 import signal
 import socket
 from typing import Any
@@ -17,6 +16,7 @@ from ray import serve
 from ray.serve.config import gRPCOptions
 
 from protos import inference_pb2 as pb
+from worker.cores import cores
 
 SERVICER = "protos.inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server"
 
@@ -56,6 +56,12 @@ class MiniLM:
         self.device = device
         self.model = model if device == "cpu" else model.half().to(device)
         self.embed.set_max_batch_size(rows)
+        if device != "cpu":  # a GPU's first runs at each size take seconds
+            with torch.inference_mode():
+                for count in (1, 4, 16, rows):
+                    for length in (16, 64, 128):
+                        ones = torch.ones(count, length, dtype=torch.int64, device=device)
+                        self.model(ones, ones).float().cpu()
 
     @batch  # type: ignore[untyped-decorator]
     async def embed(self, sentences: list[tuple[Any, Any]]) -> list[Any]:
@@ -91,9 +97,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rows", type=int, default=16, help="of a batch, at most")
     given = parser.parse_args()
-    cores = os.cpu_count() or 1
     ray.init(
-        address="local", num_cpus=cores + 2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
+        address="local", num_cpus=cores() + 2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
     )
     port, http_port = free_port(), free_port()
     serve.start(

@@ -17,7 +17,7 @@ from worker.artifact import ArtifactError, read_manifest, versions
 from worker.manifest import FORMAT, Manifest
 from worker.runtime import check_device, instruction_set
 
-_KEY_VERSION: Final = 5
+_KEY_VERSION: Final = 6
 """Goes up when the same recipe would give another artifact."""
 
 

@@ -19,7 +19,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -41,6 +42,7 @@ from compressor.pruning.prune_weights import PruneWeights
 from compressor.quantization.formats import Bf16, Fp8, Int4WeightOnly, Int8Dynamic, Int8WeightOnly
 from compressor.sparsity.sparse_gpu import Sparse24
 from compressor.step import Context, Step, stored_bytes
+from gateway.flags import whole
 from worker.cores import cores
 from worker.errors import ShardlineError, Unsupported, first_line
 from worker.program import Interpreter, Program
@@ -92,14 +94,28 @@ class Made:
 def compiled(
     names: Sequence[str], ways: Sequence[Way], device: str, folder: Path, *, tiny: bool, workers: int
 ) -> dict[tuple[str, str], Made]:
-    """Packages under `folder` by shape and way, made side by side."""
+    """Packages under `folder` by shape and way, made side by side; what fails so is tried again alone."""
     pairs = [(name, way.name) for name in names for way in ways]
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        tasks = [
-            pool.submit(_compiled, name, way, device, folder / f"{number}.pt2", tiny)
-            for number, (name, way) in enumerate(pairs)
-        ]
-        return dict(zip(pairs, (task.result() for task in tasks), strict=True))
+    paths = {pair: folder / f"{number}.pt2" for number, pair in enumerate(pairs)}
+
+    def side_by_side(pairs: Sequence[tuple[str, str]], workers: int) -> dict[tuple[str, str], Made]:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, context, max_tasks_per_child=1) as pool:  # each gives the GPU's memory back
+            tasks = {pair: pool.submit(_compiled, *pair, device, paths[pair], tiny) for pair in pairs}
+            return {pair: _made(task) for pair, task in tasks.items()}
+
+    made = side_by_side(pairs, workers)
+    for pair in pairs:
+        if made[pair].package is None:
+            made |= side_by_side([pair], 1)
+    return made
+
+
+def _made(task: "Future[Made]") -> Made:
+    try:
+        return task.result()
+    except (BrokenProcessPool, OSError, ValueError) as error:  # a compiler that died, a full disk
+        return Made(None, 0, f"{type(error).__name__}: {first_line(error)[:300]}")
 
 
 def _compiled(name: str, way: str, device: str, path: Path, tiny: bool) -> Made:
@@ -293,7 +309,9 @@ def main() -> None:
     parser.add_argument("--only", default="*", metavar="PATTERN", help="ways whose name matches")
     parser.add_argument("--shapes", default="*", metavar="PATTERN", help="shapes whose name matches")
     parser.add_argument("--rounds", type=int, default=50, help="calls of each, for the median (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=max(1, cores() // 2), help="that compile (default: %(default)s)")
+    parser.add_argument(
+        "--workers", type=whole(1, 1024), default=max(1, cores() // 2), help="that compile (default: %(default)s)"
+    )
     parser.add_argument("--tiny", action="store_true", help="shapes so small that they show nothing")
     parser.add_argument("--uncompiled", action="store_true", help="without the compiler")
     parser.add_argument("--json", action="store_true", help="one line of JSON after the tables")

@@ -3,7 +3,8 @@
 import logging
 import warnings
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from compressor.packaging import avx2_product
 from compressor.packaging.rewrite import rewrite
 from compressor.profiling.measure import example_inputs
-from compressor.quantization.quantize import int8_convolutions, int8_layers
+from compressor.quantization.quantize import int8_convolutions, int8_layers, operator_name
 from worker.errors import Internal
 from worker.expression import Size, solve
 from worker.processor import lacks_int8_products_here
@@ -39,15 +40,11 @@ INT8_OPTIONS: Final = {
 
 
 ATTENTION: Final = (
-    (
-        *(SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION),
-        *(SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH, SDPBackend.OVERRIDEABLE),
-    ),
     (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH),
     (SDPBackend.MATH,),
 )
-"""Kernels of attention among which PyTorch may choose, in the order in which they are tried: on a GPU some bind the
-sizes that they are captured for.
+"""Kernels of attention among which PyTorch may choose on a GPU, where its own choice binds the sizes that are captured:
+cuDNN's takes a batch of 65,535 at most.
 """
 
 
@@ -89,17 +86,13 @@ def compile_stage(
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             placed = (avx2_product.with_kernel(prepared) if own_kernel else prepared).on(device)
-            for kernels in ATTENTION if device != "cpu" else ATTENTION[:1]:
-                try:
-                    with sdpa_kernel(list(kernels)):
-                        exported = _exported(placed, examples, dynamic_shapes(stage))
-                        torch._inductor.aoti_compile_and_package(
-                            exported, package_path=str(path), inductor_configs=options
-                        )
-                    break
-                except UserError:
-                    if kernels is ATTENTION[-1] or device == "cpu":
-                        raise
+
+            def make() -> None:
+                exported = _exported(placed, examples, dynamic_shapes(stage))
+                torch._inductor.aoti_compile_and_package(exported, package_path=str(path), inductor_configs=options)
+
+            attends = any(operator_name(step) == "aten::scaled_dot_product_attention" for step in stage.steps)
+            with_attention(make, ATTENTION if attends and device != "cpu" else ())
     except Exception as error:  # the compiler raises errors of many unrelated types
         raise CompileError(f"AOTInductor: {type(error).__name__}: {str(error).strip()[:900]}") from error
     finally:
@@ -124,6 +117,22 @@ def _exported(
         strict=False,
         prefer_deferred_runtime_asserts_over_guards=True,
     )
+
+
+def with_attention(make: Callable[[], None], others: Sequence[Sequence[SDPBackend]]) -> None:
+    """Calls `make`, and again with other kernels of attention, in turn, while it finds sizes bound.
+
+    Raises:
+        UserError: of the first attempt, where sizes are bound with all of them.
+    """
+    try:
+        make()
+    except UserError:
+        for kernels in others:
+            with suppress(UserError), sdpa_kernel(list(kernels)):
+                make()
+                return
+        raise
 
 
 def dynamic_shapes(stage: Program) -> tuple[dict[int, Any], ...]:

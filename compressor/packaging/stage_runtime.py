@@ -14,7 +14,7 @@ from compressor.packaging.compile import CompileError, compile_stage
 from compressor.packaging.decoded import decoded
 from compressor.packaging.sparse_units import with_sparse_units
 from compressor.profiling.measure import Clock, clock_of, distance, seconds_in_turns, threads
-from compressor.quantization.quantize import int8_convolutions, int8_layers
+from compressor.quantization.quantize import int8_convolutions, int8_layers, operator_name
 from worker.errors import Unsupported
 from worker.manifest import FigureEntry
 from worker.program import Program
@@ -101,14 +101,20 @@ SUFFIXES: Final = ("", "-unfrozen", "-decoded", "-sparse-units")
 """What the file names of a stage's packages may end with, before `.pt2`."""
 
 
+_WRONG_ON_GPUS: Final = "aten::searchsorted"
+"""By which older versions decoded sparse layers. Compiled for a GPU it gives places that are not there."""
+
+
 def _forms(stage: Program, device: str) -> Iterator[tuple[Callable[[], Program | None], FigureEntry, str]]:
     """What may be compiled, in the order in which it is tried; what a figure says of it; and the file name's ending.
 
     The first gives None where there is nothing of the kind in the stage.
     """
     frozen = FigureEntry(runtime="aotinductor", frozen=True, seconds={})
-    yield lambda: stage, frozen, ""
-    if stage.weights:
+    as_it_is = device == "cpu" or not any(operator_name(step) == _WRONG_ON_GPUS for step in stage.steps)
+    if as_it_is:
+        yield lambda: stage, frozen, ""
+    if as_it_is and stage.weights:
         yield lambda: stage, FigureEntry(runtime="aotinductor", seconds={}), "-unfrozen"
     yield lambda: decoded(stage), frozen.model_copy(update={"decoded": True}), "-decoded"
     if device != "cpu":

@@ -2,10 +2,13 @@
 
 import json
 import multiprocessing
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -55,13 +58,19 @@ def resident_bytes(
     )
     within = WITHIN_S * len(artifacts)
     command = [sys.executable, "-m", "compressor.profiling.resident", given]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=within, check=False)
-    except subprocess.TimeoutExpired as error:
-        raise Internal(f"measuring memory took over {within:g} s") from error
-    if done.returncode:
-        raise Internal(f"measuring memory failed: {done.stderr.strip()[-500:]}")
-    return [Resident(*item) for item in json.loads(done.stdout.splitlines()[-1])]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True) as process:
+        try:
+            told, problem = process.communicate(timeout=within)
+        except subprocess.TimeoutExpired as error:
+            raise Internal(f"measuring memory took over {within:g} s") from error
+        finally:
+            if process.returncode != 0:  # what it started goes with it
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+    if process.returncode:
+        raise Internal(f"measuring memory failed: {problem.strip()[-500:]}")
+    return [Resident(*item) for item in json.loads(told.splitlines()[-1])]
 
 
 def signature_inputs(artifact: Path, sizes: Mapping[str, int], other: int) -> tuple[torch.Tensor, ...]:

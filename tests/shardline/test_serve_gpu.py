@@ -18,6 +18,7 @@ from tests.shardline.serve_process import serve
 from tests.shardline.test_serve_compressed import asked
 from worker.artifact import load_artifact
 from worker.model_yaml import ModelYaml, write_model_yaml
+from worker.per_stage import of_each
 from worker.shard import load_shard
 
 pytestmark = pytest.mark.cuda
@@ -49,7 +50,9 @@ def test_clients_get_from_a_gpu_what_the_cpu_gives(artifact: Path, place: str, t
     with serve(repository, tmp_path / "state", within_s=180) as cluster:
         with triton.InferenceServerClient(cluster.url) as client:
             found = client.infer("attention", asked(models.attention(), inputs), client_timeout=30)
-        replicas = [replica for stage in range(PLACES[place]["stages"]) for replica in cluster.replicas(stage)]
-    assert len(replicas) == PLACES[place]["stages"]
+        replicas = [cluster.replicas(stage) for stage in range(PLACES[place]["stages"])]
+    devices = of_each(PLACES[place]["device"], PLACES[place]["stages"])
+    for device, (replica,) in zip(devices, replicas, strict=True):
+        assert device == "cpu" or not replica["note"], "what is compiled for the GPU is not used"
     (name,) = [output.name for output in found.get_response().outputs]
     assert cosine(torch.from_numpy(found.as_numpy(name).copy()), expected[0]) > 0.999

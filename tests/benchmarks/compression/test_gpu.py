@@ -10,8 +10,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from benchmarks.compression.gpu import BASE, WAYS, Bench, Figures, summary, table
+from benchmarks.compression.gpu import BASE, WAYS, Bench, Figures, compiled, summary, table
 from benchmarks.compression.llama import LLAMA_3_8B, TINY, shapes
+from compressor.packaging.compile import compiler_problem
 
 ROOT = Path(__file__).parents[3]
 
@@ -60,6 +61,19 @@ def test_what_the_device_cannot_do_is_named_with_the_reason(block: dict[str, Fig
     for line in out.getvalue().splitlines():
         if "fp8" in line or "sparse_2_4" in line:
             assert "refused: " in line
+
+
+def test_packages_are_compiled_side_by_side_and_what_cannot_be_made_is_told(tmp_path: Path) -> None:
+    if compiler_problem():
+        pytest.skip(compiler_problem())
+    ways = [way for way in WAYS if way.name in {"bf16_model", "sparse_2_4"}]
+    made = compiled(["o 64x64"], ways, "cpu", tmp_path, tiny=True, workers=2)
+    assert made["o 64x64", "sparse_2_4"].package is None
+    found = Bench("cpu", rows=(2,), rounds=1).figures(
+        shapes(TINY)["o 64x64"], ways, {way.name: made["o 64x64", way.name] for way in ways}
+    )
+    assert found["bf16_model"]["rows"]["2"]["cosine"] > 0.999
+    assert "what it makes runs on cuda, not on cpu" in found["sparse_2_4"]["refused"]
 
 
 def test_a_ratio_is_of_medians_to_the_baseline() -> None:

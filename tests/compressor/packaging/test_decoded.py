@@ -66,7 +66,7 @@ def test_a_decoded_stage_gives_what_the_sparse_one_gives_without_its_work(
     assert dense is not None
     assert len(dense.steps) < len(sparse.steps)
     left = {operator_name(step) for step in dense.steps}
-    assert not left & {"aten::scatter", "aten::index_copy", "aten::bmm", "aten::searchsorted"}
+    assert not left & {"aten::scatter", "aten::index_copy", "aten::bmm", "aten::scatter_add", "aten::cumsum"}
     inputs = example_inputs(sparse, dict.fromkeys(sparse.hints, 5), [item.example for item in model.inputs])
     for found, expected in zip(Eager(dense).run(inputs), Eager(sparse).run(inputs), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

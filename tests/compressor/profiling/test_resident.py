@@ -7,9 +7,23 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
+from torch import nn
 
+from compressor.model import Input, Model
+from compressor.package import package
+from compressor.profiling import resident
 from compressor.profiling.resident import resident_bytes
+from tests.shardline.serve_process import alive
 from worker.errors import Internal
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """x FP32 [batch, 64] → the same, of any number of rows."""
+    module = nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 64))
+    model = Model(module, (Input("x", torch.randn(2, 64), ("batch", None)),))
+    return package(model, tmp_path_factory.mktemp("rows") / "rows", runtime="eager", stages=(1,))
 
 
 def measuring() -> Iterator[psutil.Process]:
@@ -21,26 +35,48 @@ def measuring() -> Iterator[psutil.Process]:
                 yield process
 
 
-def test_a_larger_batch_takes_more(toy_folder: Path) -> None:
-    small, large = (resident_bytes([toy_folder], rows, 16)[0] for rows in (1, 200_000))
-    assert 0 < small.loaded <= small.ran < large.ran
+def test_a_larger_batch_takes_more(artifact: Path) -> None:
+    small, large = (resident_bytes([artifact], rows, 1)[0] for rows in (1, 200_000))
+    assert 0 < small.loaded <= small.ran
+    assert large.ran > 200_000 * 64 * 4  # what it gives stays for a moment
 
 
-def test_a_process_that_dies_while_it_is_measured_is_told_at_once(toy_folder: Path) -> None:
+def test_a_process_that_dies_while_it_is_measured_is_told_at_once(artifact: Path) -> None:
     told: list[str] = []
 
     def measure() -> None:
         with pytest.raises(Internal) as raised:
-            resident_bytes([toy_folder], 400_000, 16)
+            resident_bytes([artifact], 4_000_000, 1)
         told.append(str(raised.value))
 
     thread = threading.Thread(target=measure)
     thread.start()
-    killed = 0
     while thread.is_alive():
         thread.join(0.01)
         for process in measuring():
             process.kill()
-            killed += 1
-    assert killed
+    assert len(told) == 1
     assert "terminated abruptly" in told[0]
+
+
+@pytest.mark.slow
+def test_what_takes_too_long_is_ended_with_all_that_it_started(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resident, "WITHIN_S", 20.0)
+    told: list[str] = []
+
+    def measure() -> None:
+        with pytest.raises(Internal) as raised:
+            resident_bytes([artifact], 4_000_000, 1)
+        told.append(str(raised.value))
+
+    thread = threading.Thread(target=measure)
+    thread.start()
+    stopped: set[psutil.Process] = set()
+    while thread.is_alive():
+        thread.join(0.01)
+        for process in measuring():
+            process.suspend()
+            stopped.add(process)
+    assert told == ["measuring memory took over 20 s"]
+    assert stopped
+    assert not alive(list(stopped))
