@@ -27,6 +27,11 @@ START_RAY = (
     "tests/compressor/search/test_fan_out.py",
 )
 """Tests that start Ray, or wait for much that goes on by itself: marked `cluster`, they run one after the other."""
+START_NONE = (
+    *("tests/cluster/planning/", "tests/shardline/test_compressing.py", "tests/shardline/test_os_errors.py"),
+    "tests/shardline/test_planning.py",
+)
+"""Of these, those that do not."""
 USE_COMPILED = ("tests/compressor/test_package.py", "tests/worker/test_shard.py")
 """Tests that use the artifact `compiled`, which takes long to make: once is enough."""
 
@@ -48,7 +53,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.nodeid.startswith(START_RAY) and not item.nodeid.startswith("tests/cluster/planning/"):
+        if item.nodeid.startswith(START_RAY) and not item.nodeid.startswith(START_NONE):
             item.add_marker("cluster")
         if item.get_closest_marker("cuda") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="there is no CUDA device here"))

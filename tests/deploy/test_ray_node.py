@@ -90,6 +90,7 @@ def is_well(node: Node) -> bool:
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
+@pytest.mark.slow
 def test_probes_are_answered_without_a_token_and_a_node_that_froze_fails_them(
     groups: tuple[dict[str, Any], dict[str, Any]], head: Node, folder: Path
 ) -> None:

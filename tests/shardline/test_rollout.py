@@ -89,6 +89,7 @@ def test_versions_that_are_served_side_by_side_are_asked_for_by_number_and_the_n
     assert [(one["version"], replicas_of(one)) for one in of(cluster, "twins")] == [("1", 1), ("2", 1)]
 
 
+@pytest.mark.slow
 def test_another_cut_and_back_under_load_lose_nothing(cluster: ServeProcess, models: Path) -> None:
     at = ("--wait", "90", "--state-dir", str(cluster.state_dir))
     with Load(cluster.url) as load:

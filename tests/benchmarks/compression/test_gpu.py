@@ -63,6 +63,7 @@ def test_what_the_device_cannot_do_is_named_with_the_reason(block: dict[str, Fig
             assert "refused: " in line
 
 
+@pytest.mark.slow
 def test_packages_are_compiled_side_by_side_and_what_cannot_be_made_is_told(tmp_path: Path) -> None:
     if compiler_problem():
         pytest.skip(compiler_problem())

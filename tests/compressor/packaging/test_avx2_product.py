@@ -73,6 +73,7 @@ def test_the_compiled_kernel_is_exact_for_every_rest_of_rows_columns_and_depth(t
             assert torch.equal(found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("avx2" not in vector_flags(), reason="the kernel's instructions are not in this processor")
 @pytest.mark.skipif(bool(compiler_problem()), reason="there is no C++ compiler")
 def test_rows_that_lie_across_are_taken(tmp_path: Path) -> None:

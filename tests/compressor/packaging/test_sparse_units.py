@@ -61,6 +61,7 @@ def test_sparse_layers_are_packed_once_and_give_the_dense_product(dtype: torch.d
         torch.testing.assert_close(found, expected, rtol=0.05, atol=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cusparselt")
 def test_a_stage_on_sparse_units_compiles_and_runs_at_sizes_never_traced(tmp_path: Path) -> None:
     if problem := compiler_problem():

@@ -140,6 +140,7 @@ def test_where_size_counts_what_saves_weights_and_leaves_a_larger_artifact_is_no
     assert "MB on disk, and the uncompressed one" in point.verdict
 
 
+@pytest.mark.slow
 def test_where_memory_counts_it_is_measured(request_of: Callable[..., Request], tmp_path: Path) -> None:
     data = write_data(tmp_path / "broad.npz", broad(), 300, seed=1)
     source, objective = "tests.compressor.search.tiny:broad", read_objective("memory")
