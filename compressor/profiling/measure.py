@@ -9,8 +9,9 @@ from typing import Any, Final
 
 import torch
 
-from worker.expression import evaluate
-from worker.nouns import BATCH
+from worker.collate import TORCH_TYPES
+from worker.expression import evaluate, parse
+from worker.nouns import BATCH, Axis, Signature, TensorSpec
 from worker.program import Interpreter, Program
 
 ROWS: Final = (1, 8)
@@ -159,3 +160,30 @@ def cosine(found: torch.Tensor, expected: torch.Tensor) -> float:
     """The mean cosine between rows (all but the last axis count as rows)."""
     a, b = found.double().reshape(-1, found.shape[-1]), expected.double().reshape(-1, expected.shape[-1])
     return float(torch.nn.functional.cosine_similarity(a, b).mean())
+
+
+def example_tensors(signature: Signature, rows: int, length: int) -> list[torch.Tensor]:
+    """Inputs of a stage, named axes at `length` or as near as their bounds allow: normal numbers, and ones."""
+    bounds = {axis.name: axis for axis in signature.axes}
+    generator = torch.Generator().manual_seed(0)
+
+    def made(spec: TensorSpec) -> torch.Tensor:
+        shape = [_extent(dim, rows, length, bounds) for dim in spec.shape]
+        kind = TORCH_TYPES[spec.datatype]
+        if kind.is_floating_point:
+            return torch.randn(shape, generator=generator).to(kind)
+        return torch.ones(shape, dtype=kind)
+
+    return [made(spec) for spec in signature.inputs]
+
+
+def _extent(dim: int | str, rows: int, length: int, bounds: Mapping[str, Axis]) -> int:
+    size = parse(str(dim))
+    if isinstance(size, int):
+        return size
+    lengths = {}
+    for free in size.free_symbols:
+        axis = bounds.get(str(free))
+        wanted = rows if str(free) == BATCH else length
+        lengths[str(free)] = axis.nearest(wanted) if axis is not None else wanted
+    return int(evaluate(size, lengths))

@@ -14,12 +14,12 @@ from compressor.profiling.measure import example_inputs, step_seconds, threads
 from compressor.profiling.road_seconds import road_seconds
 from compressor.profiling.stage_profile import Measured, Request, crowded, measure_stage
 from worker.artifact import Artifact, ArtifactError, load_artifact
-from worker.collate import TORCH_TYPES, Collator
+from worker.collate import Collator
 from worker.cores import cores
 from worker.cut import travel
 from worker.errors import InvalidRequest, ShardlineError
-from worker.expression import Size, evaluate, parse
-from worker.nouns import BATCH, Signature, TensorSpec
+from worker.expression import Size
+from worker.nouns import BATCH
 from worker.operators import is_view
 from worker.processor import cpu_info
 from worker.profile import (
@@ -156,33 +156,6 @@ def doubling(most: int) -> Iterator[int]:
         yield count
         count *= 2
     yield most
-
-
-def example_tensors(signature: Signature, rows: int, length: int) -> list[torch.Tensor]:
-    """Inputs of a stage, named axes at `length` or as near as their bounds allow: normal numbers, and ones."""
-    bounds = {axis.name: axis for axis in signature.axes}
-    generator = torch.Generator().manual_seed(0)
-
-    def made(spec: TensorSpec) -> torch.Tensor:
-        shape = [_extent(dim, rows, length, bounds) for dim in spec.shape]
-        kind = TORCH_TYPES[spec.datatype]
-        if kind.is_floating_point:
-            return torch.randn(shape, generator=generator).to(kind)
-        return torch.ones(shape, dtype=kind)
-
-    return [made(spec) for spec in signature.inputs]
-
-
-def _extent(dim: int | str, rows: int, length: int, bounds: Mapping[str, object]) -> int:
-    size = parse(str(dim))
-    if isinstance(size, int):
-        return size
-    lengths = {}
-    for free in size.free_symbols:
-        axis = bounds.get(str(free))
-        wanted = rows if str(free) == BATCH else length
-        lengths[str(free)] = axis.nearest(wanted) if axis is not None else wanted  # type: ignore[attr-defined]
-    return int(evaluate(size, lengths))
 
 
 def _sizes(program: Program, names: Mapping[str, str], rows: int, length: int) -> dict[str, int]:

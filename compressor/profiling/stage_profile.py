@@ -233,8 +233,7 @@ def prepared(shard, request: Request, rows: int, length: int) -> Run:  # type: i
     """
     import torch  # noqa: PLC0415
 
-    from compressor.profiling.measure import clock_of  # noqa: PLC0415
-    from compressor.profiling.profile import example_tensors  # noqa: PLC0415
+    from compressor.profiling.measure import clock_of, example_tensors  # noqa: PLC0415
     from worker.collate import Collator, to_tensors  # noqa: PLC0415
     from worker.nouns import Work  # noqa: PLC0415
 
