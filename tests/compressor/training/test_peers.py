@@ -88,9 +88,8 @@ def test_two_processes_train_what_one_trains_up_to_rounding(tmp_path: Path) -> N
     assert all(torch.equal(a, b) for a, b in zip(results[0][0].values(), results[1][0].values(), strict=True))
 
 
+@pytest.mark.cuda
 def test_a_group_on_a_gpu_trains_what_one_process_trains(tmp_path: Path) -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("there is no CUDA device here")
     alone, together = Supervised(net(1), classes), Supervised(net(1), classes)
     expected = train_(alone, data(), COURSE, device="cuda")
     distributed.init_process_group("nccl", f"file://{tmp_path}/meeting", rank=0, world_size=1)
