@@ -16,11 +16,9 @@ from typing import Any, Final
 import psutil
 import torch
 
-from worker.artifact import load_artifact, read_manifest
+from compressor.profiling.measure import example_tensors
+from worker.artifact import load_artifact
 from worker.errors import Internal
-from worker.expression import evaluate, parse, symbols
-from worker.nouns import BATCH
-from worker.program import DATATYPES
 from worker.seal import DEFAULT_KEY
 from worker.shard import load_shard
 
@@ -73,35 +71,14 @@ def resident_bytes(
     return [Resident(*item) for item in json.loads(told.splitlines()[-1])]
 
 
-def signature_inputs(artifact: Path, sizes: Mapping[str, int], other: int) -> tuple[torch.Tensor, ...]:
-    """Ones, in the types and shapes that the artifact takes. `other`: the size of axes that `sizes` does not name."""
-    types = {name: dtype for dtype, name in DATATYPES.items()}
-    manifest = read_manifest(artifact)
-    bounds = {axis.name: axis for axis in manifest.axes}
-    made = []
-    for entry in manifest.inputs:
-        shape = []
-        for size in entry.shape:
-            if isinstance(size, int):
-                shape.append(size)
-                continue
-            parsed = parse(size)
-            known = {}
-            for name in symbols(parsed):
-                wanted, axis = sizes.get(name, other), bounds[name]
-                known[name] = max(axis.minimum, min(wanted, axis.maximum or wanted))
-            shape.append(int(evaluate(parsed, known)))
-        made.append(torch.ones(shape, dtype=types[entry.datatype]))
-    return tuple(made)
-
-
 def _grown(artifact: Path, rows: int, length: int, device: str, key: Path) -> tuple[int, int]:
     """Bytes that this process grows by: after loading, and after a batch too."""
     torch.set_num_threads(1)
-    inputs = signature_inputs(artifact, {BATCH: rows}, length)
+    loading = load_artifact(artifact)
+    inputs = example_tensors(loading.manifest.signature, rows, length)
     process = psutil.Process()
     before = process.memory_info().rss
-    shard = load_shard(load_artifact(artifact), stage=0, stages=1, device=device, key=key)
+    shard = load_shard(loading, stage=0, stages=1, device=device, key=key)
     loaded = process.memory_info().rss
     shard.run(inputs)
     return loaded - before, process.memory_info().rss - before

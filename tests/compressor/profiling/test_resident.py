@@ -1,7 +1,7 @@
 """Memory is measured in processes of their own; one that dies there is told, and not waited for."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -41,7 +41,8 @@ def test_a_larger_batch_takes_more(artifact: Path) -> None:
     assert large.ran > 200_000 * 64 * 4  # what it gives stays for a moment
 
 
-def test_a_process_that_dies_while_it_is_measured_is_told_at_once(artifact: Path) -> None:
+def told_when(artifact: Path, each: Callable[[psutil.Process], None]) -> str:
+    """What a measurement is refused with, where `each` is done again and again to what loads a shard."""
     told: list[str] = []
 
     def measure() -> None:
@@ -54,29 +55,25 @@ def test_a_process_that_dies_while_it_is_measured_is_told_at_once(artifact: Path
     while thread.is_alive():
         thread.join(0.01)
         for process in measuring():
-            process.kill()
-    assert len(told) == 1
-    assert "terminated abruptly" in told[0]
+            each(process)
+    (words,) = told
+    return words
+
+
+def test_a_process_that_dies_while_it_is_measured_is_told_at_once(artifact: Path) -> None:
+    assert "terminated abruptly" in told_when(artifact, psutil.Process.kill)
 
 
 @pytest.mark.slow
 def test_what_takes_too_long_is_ended_with_all_that_it_started(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resident, "WITHIN_S", 20.0)
-    told: list[str] = []
-
-    def measure() -> None:
-        with pytest.raises(Internal) as raised:
-            resident_bytes([artifact], 4_000_000, 1)
-        told.append(str(raised.value))
-
-    thread = threading.Thread(target=measure)
-    thread.start()
     stopped: set[psutil.Process] = set()
-    while thread.is_alive():
-        thread.join(0.01)
-        for process in measuring():
-            process.suspend()
-            stopped.add(process)
-    assert told == ["measuring memory took over 20 s"]
+
+    def stop(process: psutil.Process) -> None:
+        process.suspend()
+        stopped.add(process)
+
+    assert told_when(artifact, stop) == "measuring memory took over 20 s"
     assert stopped
-    assert not alive(list(stopped))
+    _, left = psutil.wait_procs(stopped, timeout=10)  # a killed process ends a moment later
+    assert not alive(left)
