@@ -4,10 +4,10 @@ MiniLM (int8) and ResNet-20 (fp32) on this machine: one stage and two, few and m
 asked by 16 callers, everything (gateway, workers, clients) on the same cores. And: of all these ways, how good is the
 one that the planner chooses?
 
-Where the machine is shared, its speed changes from minute to minute, and so does how much one busy core disturbs the
-other. So right before and after each way the whole stage is run by itself, as it was right after profiling, and on all
-cores at once: the simulation is told the speed and the disturbance of that moment. The worst errors without that are
-given too (`worst_*_as_profiled`).
+Where the machine is shared, its speed changes from second to second, and so does how much one busy core disturbs the
+other. So before each run and after the last the whole stage is run by itself and on all cores at once, as it was while
+profiling: the simulation is told the speed and the disturbance of that time. The worst errors without that
+are given too (`worst_*_as_profiled`).
 
     python -m benchmarks.planner [--seconds 4] [--runs 3] [--keep FOLDER] [--case NAME] [--json]
 """
@@ -21,7 +21,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import psutil
@@ -40,19 +40,17 @@ from cluster.planning.planner import plan
 from cluster.planning.shapes import Limits
 from cluster.planning.simulator import Setting, simulate
 from compressor.package import package
-from compressor.profiling.measure import threads
+from compressor.profiling.pace import SIZE, pacemakers
 from compressor.profiling.profile import profile_artifact
-from compressor.profiling.stage_profile import Request, crowded, in_turns, prepared
+from compressor.profiling.stage_profile import Crowd
 from protos import inference_pb2 as pb
 from shardline.demo import weights
-from worker.artifact import ArtifactError, load_artifact, versions
+from worker.artifact import ArtifactError, versions
 from worker.profile import read_profile
 from worker.seal import DEFAULT_KEY
-from worker.shard import load_shard
 
 CACHE = Path("build/benchmarks")
 CALLERS = 16
-PROBE_ROWS, PROBE_S, PROBE_TURNS = (1, 4), 1.5, 3
 LENGTHS = {"minilm": (8, 128), "resnet20": (1, 1)}
 MAX_ROWS = (4, 16)
 WARM_UP_S = 1.5
@@ -91,22 +89,14 @@ def make_models(console: Console) -> dict[str, Path]:
             console.print(f"packaging {name} (some minutes, once)")
             folder = package(source, out, quantize=quantize, stages=(1, 2), progress=console.print)  # type: ignore[arg-type]
         try:
-            read_profile(folder)
-            known = probe_file(name).is_file()
-        except ArtifactError:
+            known = read_profile(folder).devices["cpu"].pace_s is not None
+        except (ArtifactError, KeyError):
             known = False
         if not known:
             console.print(f"profiling {name} (a minute, once)")
             profile_artifact(folder, thread_counts=(1,), progress=console.print)
-            probed = Probe(folder, Costs(read_profile(folder))).seconds()
-            probe_file(name).write_text(json.dumps(probed))
         made[name] = folder
     return made
-
-
-def probe_file(model: str) -> Path:
-    """What `Probe` found right after the model was profiled."""
-    return CACHE / f"probe-{model}.json"
 
 
 def image_requests(seed: int = 0) -> list[bytes]:
@@ -123,37 +113,27 @@ def image_requests(seed: int = 0) -> list[bytes]:
     ]
 
 
-class Probe:
-    """How fast the machine is now: the whole stage, measured as `shardline profile` measures it."""
-
-    def __init__(self, version: Path, costs: Costs) -> None:
-        shard = load_shard(load_artifact(version), stage=0, stages=1)
-        lengths = sorted({timed.length for stage in costs.device("cpu").stages for timed in stage.seconds})
-        middle = (PROBE_ROWS[-1], lengths[len(lengths) // 2])
-        self._request = Request(str(version), 0, 1, "cpu", 1, "fastest", key=str(DEFAULT_KEY), sizes=(middle,))
-        self._runs = {
-            (rows, each): prepared(shard, self._request, rows, each) for rows in PROBE_ROWS for each in lengths
-        }
-
-    def seconds(self) -> list[tuple[int, int, float]]:
-        """Rows, length, and seconds of a run."""
-        with threads(1):
-            taken = in_turns(self._runs, enough_s=PROBE_S)
-        return [(*size, statistics.median(of)) for size, of in taken.items()]
-
-    def crowded(self) -> float:
-        """Seconds of a run while every core computes one, over its seconds alone."""
-        return crowded(self._request, int(here()[0].cpus), turns=PROBE_TURNS)
+def probe(costs: Costs, version: Path) -> Crowd:
+    """How fast the machine is now: the run that told the pace while the model was profiled."""
+    lengths = {timed.length for stage in costs.device("cpu").stages for timed in stage.seconds}
+    length = min(lengths, key=lambda length: abs(length - SIZE[1]))
+    return pacemakers(version, rows=SIZE[0], length=length, runtime="fastest", key=DEFAULT_KEY)
 
 
-def slower(probed: Sequence[tuple[int, int, float]], then: Sequence[tuple[int, int, float]]) -> float:
-    """How many times as long runs took as when the model was profiled."""
-    before = {(rows, length): seconds for rows, length, seconds in then}
-    return statistics.median(seconds / before[rows, length] for rows, length, seconds in probed)
+Turns: TypeAlias = tuple[tuple[float, float], ...]
+"""Of each turn of a probe, seconds alone and together."""
 
 
-def measure(way: Way, version: Path, *, seconds: float, runs: int) -> list[Figures]:
-    """Several runs on one serve."""
+def alone(turns: Turns) -> float:
+    return statistics.median(seconds for seconds, _ in turns)
+
+
+def disturbed(turns: Turns) -> float:
+    return max(1.0, statistics.median(together / seconds for seconds, together in turns))
+
+
+def measure(way: Way, version: Path, crowd: Crowd, *, seconds: float, runs: int) -> "Measured":
+    """Several runs on one serve, with two turns of the probe around each."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         target = folder / "models" / way.model
@@ -162,10 +142,12 @@ def measure(way: Way, version: Path, *, seconds: float, runs: int) -> list[Figur
         (target / "model.yaml").write_text(text)
         write_requests(folder / "requests", make_requests() if way.model == "minilm" else image_requests())
         with servers.shardline(folder / "models", folder / "state", cpus=int(here()[0].cpus)) as address:
-            return [
-                run_load(address, folder / "requests", callers=CALLERS, seconds=seconds, warm_up_s=WARM_UP_S)
-                for _ in range(runs)
-            ]
+            found, turns = [], [crowd.turn(), crowd.turn()]
+            for _ in range(runs):
+                ran = run_load(address, folder / "requests", callers=CALLERS, seconds=seconds, warm_up_s=WARM_UP_S)
+                found.append(ran)
+                turns += [crowd.turn(), crowd.turn()]
+            return Measured(tuple(found), tuple(turns))
 
 
 def here() -> tuple[Node, ...]:
@@ -214,30 +196,31 @@ def choose(model: str, costs: Costs) -> Way:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """probed, crowded: see `Probe`, before and after the runs."""
-
     runs: tuple[Figures, ...]
-    probed: tuple[tuple[int, int, float], ...]
-    crowded: tuple[float, ...]
+    turns: Turns
 
 
-def kept(folder: Path | None, way: Way) -> Measured | None:
+def kept(folder: Path, way: Way) -> Measured | None:
     """Measured before."""
-    path = folder / f"{way.name}.json" if folder else None
-    if path is None or not path.exists():
+    path = folder / f"{way.name}.json"
+    if not path.exists():
         return None
     said = json.loads(path.read_text())
-    return Measured(
-        tuple(Figures(**one) for one in said["runs"]),
-        tuple((rows, length, seconds) for rows, length, seconds in said["probed"]),
-        tuple(said["crowded"]),
-    )
+    return Measured(tuple(Figures(**one) for one in said["runs"]), tuple(map(tuple, said["turns"])))
 
 
-def keep(folder: Path | None, way: Way, measured: Measured) -> None:
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{way.name}.json").write_text(json.dumps(asdict(measured)))
+def measure_all(
+    wanted: Sequence[Way], version: Path, costs: Costs, given: argparse.Namespace, console: Console
+) -> None:
+    """Measures these ways of one model, and keeps what was found."""
+    if not wanted:
+        return
+    given.keep.mkdir(parents=True, exist_ok=True)
+    with probe(costs, version) as crowd:
+        for way in wanted:
+            console.print(f"measuring {way.name}")
+            measured = measure(way, version, crowd, seconds=given.seconds, runs=given.runs)
+            (given.keep / f"{way.name}.json").write_text(json.dumps(asdict(measured)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,37 +293,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=4.0, help="of each run (default: %(default)g)")
     parser.add_argument("--runs", type=int, default=3, help="of each way (default: %(default)d)")
-    parser.add_argument("--keep", type=Path, help="keep measurements there, and measure nothing twice")
+    parser.add_argument(
+        "--keep", type=Path, help="keep measurements there, and measure nothing twice (default: nowhere)"
+    )
     parser.add_argument("--case", help="measure this way alone, and keep it")
     parser.add_argument("--predict", action="store_true", help="only what is predicted and what was kept")
     parser.add_argument("--json", action="store_true", help="print one last line of JSON")
     given = parser.parse_args()
-    console = Console(stderr=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        given.keep = given.keep or Path(scratch)
+        compare(given, Console(stderr=True))
+
+
+def compare(given: argparse.Namespace, console: Console) -> None:
     folders = make_models(console)
     costs = {name: Costs(read_profile(folder)) for name, folder in folders.items()}
-    probes: dict[str, Probe] = {}
     found: list[Comparison] = []
-    for way in (way for model in folders for way in ways(model)):
-        if given.case and way.name != given.case:
-            continue
-        measured = kept(given.keep, way)
-        if measured is None:
-            if given.predict:
+    for model, folder in folders.items():
+        wanted = [way for way in ways(model) if given.case in (None, way.name)]
+        if not given.predict:
+            measure_all([way for way in wanted if kept(given.keep, way) is None], folder, costs[model], given, console)
+        then = costs[model].device("cpu").pace_s or 1.0
+        for way in wanted:
+            measured = kept(given.keep, way)
+            if measured is None:
                 continue
-            console.print(f"measuring {way.name}")
-            if way.model not in probes:
-                probes[way.model] = Probe(folders[way.model], costs[way.model])
-            probe = probes[way.model]
-            before, crowd = probe.seconds(), probe.crowded()
-            runs = measure(way, folders[way.model], seconds=given.seconds, runs=given.runs)
-            measured = Measured(tuple(runs), (*before, *probe.seconds()), (crowd, probe.crowded()))
-            keep(given.keep, way, measured)
-        known = costs[way.model]
-        now = slower(measured.probed, json.loads(probe_file(way.model).read_text()))
-        crowd = statistics.mean(measured.crowded)
-        predicted = predict(way, of_now(known, crowd), seconds=given.seconds, slower=now)
-        as_profiled = predict(way, known, seconds=given.seconds)
-        found.append(Comparison(way, measured.runs, now, crowd, predicted, as_profiled))
+            now, crowd = alone(measured.turns) / then, disturbed(measured.turns)
+            predicted = predict(way, of_now(costs[model], crowd), seconds=given.seconds, slower=now)
+            as_profiled = predict(way, costs[model], seconds=given.seconds)
+            found.append(Comparison(way, measured.runs, now, crowd, predicted, as_profiled))
     chosen = {model: choose(model, known) for model, known in costs.items()}
     Console(width=150).print(table(found, chosen))
     if given.case or not found:

@@ -13,9 +13,11 @@ class Road:
 
     worker_in, worker_out: a replica's event loop, for a request that comes and for an answer that goes.
     batch: the same for a batch, however large; hop: for a batch that goes on to the next stage.
-    gateway_in, gateway_out: a gateway process, for a request and for an answer. client: a client, for both.
+    gateway_in, gateway_out: a gateway process, for a request and for an answer. client: a client, for both (one of
+      grpc.aio, with its threads).
     *_wake: what it costs to begin again where the process had nothing to do; a busy one does not pay it.
     *_byte: for a byte that the process takes or gives on.
+    replica: cores that a worker takes all the time, by Ray's threads and gRPC's in it.
     head: cores that Ray's own processes and the controller take all the time on their node, taken to be the first
       gateway's.
     """
@@ -28,12 +30,13 @@ class Road:
     hop: float = 2.5e-4
     gateway_in: float = 8e-5
     gateway_out: float = 5.5e-5
-    gateway_wake: float = 2.6e-4
+    gateway_wake: float = 3.5e-4
     gateway_byte: float = 2.2e-9
-    client: float = 7e-5
-    client_wake: float = 1.5e-4
+    client: float = 1.3e-4
+    client_wake: float = 2.5e-4
     client_byte: float = 1.5e-9
-    head: float = 0.05
+    replica: float = 0.008
+    head: float = 0.07
 
     def times(self, slower: float) -> Self:
         """On a machine where everything takes so many times as long."""

@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,6 +27,8 @@ class Setting:
     gateways: for each gateway process the node it runs on; None: on a machine of its own.
     client: the node that the clients run on; None: each model's on a machine of its own.
     seconds: simulated time that is counted, after `warm_up_s`.
+    jitter: standard deviation of a batch's seconds, as a share of them. Without any, callers fall into step with the
+      batches, which are then fuller than real ones.
     """
 
     nodes: Sequence[Node]
@@ -34,6 +37,7 @@ class Setting:
     client: str | None = None
     seconds: float = 10.0
     warm_up_s: float = 1.0
+    jitter: float = 0.1
     seed: int = 0
 
 
@@ -143,15 +147,21 @@ def simulate(
     nodes = {node.name: node for node in setting.nodes}
     road = setting.road or road_for(demands, setting.nodes)
     crowded = _crowded(demands)
+    replicas = Counter(name for plan in plans for stage in plan.stages for name in stage.nodes)
     hosts = {
-        node.name: Host(clock, _cores(node, setting, road), crowded=crowded.get(node.device, 1.0), speed=node.speed)
+        node.name: Host(
+            clock,
+            _cores(node, setting, road, replicas[node.name]),
+            crowded=crowded.get(node.device, 1.0),
+            speed=node.speed,
+        )
         for node in setting.nodes
     }
     processes = [(nodes[name] if name else None, _gateway(clock, hosts, name, road)) for name in setting.gateways]
     client_thread = Thread(clock, hosts[setting.client], wake=road.client_wake, urgent=True) if setting.client else None
     clients, pipelines = [], []
     for demand, plan, load in zip(demands, plans, loads, strict=True):
-        pipeline = _pipeline(clock, demand, plan, nodes, hosts, road=road, chance=chance)
+        pipeline = _pipeline(clock, demand, plan, nodes, hosts, road=road, jitter=setting.jitter, chance=chance)
         gateways = [(thread, Caller(clock, node, pipeline[0], MAX_INFLIGHT, chance)) for node, thread in processes]
         thread = client_thread or Thread(clock, None)
         client = _Client(
@@ -182,9 +192,10 @@ def road_for(demands: Sequence[Demand], nodes: Sequence[Node]) -> Road:
     return road_on((demand.costs.profile for demand in demands), {node.device for node in nodes})
 
 
-def _cores(node: Node, setting: Setting, road: Road) -> float:
-    """What is left of the node's cores for workers, gateways and clients."""
-    return max(0.1, node.cpus - (road.head if node.name in setting.gateways[:1] else 0.0))
+def _cores(node: Node, setting: Setting, road: Road, replicas: int) -> float:
+    """What is left of the node's cores for what workers, gateways and clients do."""
+    head = road.head if node.name in setting.gateways[:1] else 0.0
+    return max(0.1, node.cpus - head - replicas * road.replica)
 
 
 def _gateway(clock: Clock, hosts: Mapping[str, Host], name: str | None, road: Road) -> Thread:
@@ -208,6 +219,7 @@ def _pipeline(
     hosts: Mapping[str, Host],
     *,
     road: Road,
+    jitter: float,
     chance: random.Random,
 ) -> list[list[Replica]]:
     costs = demand.costs
@@ -223,7 +235,7 @@ def _pipeline(
                     hosts[name],
                     stage,
                     batching=batching,
-                    seconds=_seconds(costs, stage, nodes[name]),
+                    seconds=_seconds(costs, stage, nodes[name], jitter, chance),
                     out_bytes=partial(costs.travels, stage.high),
                     road=road,
                     max_queue_rows=math.inf if place else MAX_QUEUE_ROWS,
@@ -238,11 +250,14 @@ def _pipeline(
     return stages
 
 
-def _seconds(costs: Costs, stage: StagePlan, node: Node) -> Callable[[int, int], float]:
+def _seconds(
+    costs: Costs, stage: StagePlan, node: Node, jitter: float, chance: random.Random
+) -> Callable[[int, int], float]:
     speed = node.gpu_speed if stage.gpus else 1.0  # a CPU's speed is its host's
 
     def seconds(rows: int, length: int) -> float:
-        return costs.seconds(stage.low, stage.high, rows, length, device=stage.device, threads=stage.threads) / speed
+        known = costs.seconds(stage.low, stage.high, rows, length, device=stage.device, threads=stage.threads)
+        return known / speed * (max(0.0, chance.gauss(1.0, jitter)) if jitter else 1.0)
 
     return seconds
 

@@ -3,7 +3,9 @@
 import platform
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Final, Literal
@@ -11,8 +13,9 @@ from typing import Final, Literal
 import torch
 
 from compressor.profiling.measure import example_inputs, step_seconds, threads
+from compressor.profiling.pace import SIZE, Pace, pacemakers
 from compressor.profiling.road_seconds import road_seconds
-from compressor.profiling.stage_profile import Measured, Request, crowded, measure_stage
+from compressor.profiling.stage_profile import Measured, Request, measure_stage
 from worker.artifact import Artifact, ArtifactError, load_artifact
 from worker.collate import Collator
 from worker.cores import cores
@@ -45,9 +48,6 @@ from worker.stages import axis_names
 
 ROWS: Final = (1, 2, 4, 8, 16, 32)
 LENGTHS: Final = (16, 32, 64, 128)
-CROWDED_SIZE: Final = (8, 64)
-MOST_CROWD: Final = 16
-"""Processes that are started to see how much cores disturb each other."""
 
 Progress = Callable[[str], None]
 
@@ -91,34 +91,38 @@ def profile_artifact(
     names = axis_names(program, artifact.manifest)
     within = _lengths_within(program, names, lengths)
     kind = device.partition(":")[0]
-    progress("measuring what carrying a request costs")
-    road_s = _road_seconds()
-    progress("measuring each step")
-    steps = _steps(program, names, (min(rows), max(1, min(8, max(rows)))), (within[0], within[-1]))
-    measured, process_bytes = _stages(
-        artifact,
-        device,
-        sizes=[(count, length) for count in sorted(set(rows)) for length in within],
-        thread_counts=[1] if kind != "cpu" else list(thread_counts or doubling(cores())),
-        runtime=runtime,
-        key=key,
-        turns=turns,
-        progress=progress,
-    )
-    crowd = 1.0
-    if kind == "cpu" and cores() > 1:
-        progress("measuring how much busy cores disturb each other")
-        size = (min(CROWDED_SIZE[0], max(rows)), min(within, key=lambda length: abs(length - CROWDED_SIZE[1])))
-        request = Request(str(folder), 0, 1, device, 1, runtime, key=str(key), sizes=(size,))
-        crowd = crowded(request, min(cores(), MOST_CROWD))
+    with ExitStack() as stack:
+        size = (min(SIZE[0], max(rows)), min(within, key=lambda length: abs(length - SIZE[1])))
+        pace = Pace()
+        if kind == "cpu":
+            progress("starting what tells the machine's pace")
+            crowd = pacemakers(folder, rows=size[0], length=size[1], runtime=runtime, key=key)
+            pace = Pace(stack.enter_context(crowd).turn)
+        progress("measuring what carrying a request costs")
+        road_s, road_pace = pace.around(_road_seconds)
+        progress("measuring each step")
+        steps = _steps(program, names, (min(rows), max(1, min(8, max(rows)))), (within[0], within[-1]))
+        pace.take()
+        measured, process_bytes = _stages(
+            artifact,
+            device,
+            sizes=[(count, length) for count in sorted(set(rows)) for length in within],
+            thread_counts=[1] if kind != "cpu" else list(thread_counts or doubling(cores())),
+            runtime=runtime,
+            key=key,
+            turns=turns,
+            pace=pace,
+            progress=progress,
+        )
     mine = DeviceProfile(
         machine=_machine(device),
         cores=cores(),
         instruction_set=instruction_set(device),
         torch=torch.__version__,
         process_bytes=process_bytes,
-        crowded=crowd,
-        road_s=road_s,
+        crowded=pace.crowded,
+        road_s=road_s * pace.typical / road_pace if road_s else None,
+        pace_s=pace.typical if kind == "cpu" else None,
         steps=steps,
         stages=measured,
     )
@@ -202,9 +206,13 @@ def _stages(
     runtime: Literal["fastest", "eager"],
     key: Path,
     turns: int,
+    pace: Pace,
     progress: Progress,
 ) -> tuple[tuple[StageProfile, ...], int]:
-    """Every stage of every packaged cut (and the whole, where no cut is packaged), and a bare process's bytes."""
+    """Every stage of every packaged cut (and the whole, where no cut is packaged), and a bare process's bytes.
+
+    Seconds are those of the machine's typical pace meanwhile.
+    """
     count = len(artifact.manifest.profile.seconds)
     places = [
         (low, high, stage, stages, number)
@@ -212,18 +220,26 @@ def _stages(
         for stage, (low, high) in enumerate(pairwise((0, *points, count)))
         for number in thread_counts
     ]
-    told: list[list[Measured]] = [[] for _ in places]
+    told: list[list[tuple[Measured, float]]] = [[] for _ in places]
     for turn in range(turns):
         for known, (_, _, stage, stages, number) in zip(told, places, strict=True):
             which = f"stage {stage + 1} of {stages}, {number} thread{'s' * (number > 1)}"
             progress(f"measuring {which}, turn {turn + 1} of {turns}")
             several = tuple(sizes if number == 1 else _fewer(sizes))
             request = Request(str(artifact.folder), stage, stages, device, number, runtime, key=str(key), sizes=several)
-            known.append(measure_stage(request))
+            known.append(pace.around(partial(measure_stage, request)))
+    typical = pace.typical
     found = tuple(
-        of_turns(low, high, number, known) for known, (low, high, _, _, number) in zip(told, places, strict=True)
+        of_turns(low, high, number, [at_pace(one, typical / then) for one, then in known])
+        for known, (low, high, _, _, number) in zip(told, places, strict=True)
     )
-    return found, min(one.process_bytes for known in told for one in known)
+    return found, min(one.process_bytes for known in told for one, _ in known)
+
+
+def at_pace(measured: Measured, factor: float) -> Measured:
+    """What would have been measured where everything takes `factor` times as long."""
+    seconds = {size: [one * factor for one in taken] for size, taken in measured.seconds.items()}
+    return replace(measured, seconds=seconds)
 
 
 def _packaged(artifact: Artifact) -> dict[int, tuple[int, ...]]:

@@ -2,7 +2,7 @@
 
     python -m compressor.profiling.stage_profile REQUEST    (JSON, see `Request`); prints a line of JSON, see `Measured`
 
-`measure_stage` and `crowded` start it.
+`measure_stage` and `Crowd` start it.
 """
 
 import json
@@ -14,10 +14,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, Self
 
 from worker.errors import Internal
 
@@ -29,7 +29,6 @@ TOO_LONG_S: Final = 2.0
 """Where one run takes longer than this, larger sizes are left out, seconds."""
 LOAD_WITHIN_S: Final = 300.0
 CROWD_S: Final = 0.7
-CROWD_TURNS: Final = 7
 _GO: Final = "go\n"
 
 Size = tuple[int, int]
@@ -80,31 +79,44 @@ def measure_stage(request: Request) -> Measured:
     return Measured(**told | {"seconds": {(rows, length): taken for rows, length, taken in told["seconds"]}})
 
 
-def crowded(request: Request, processes: int, *, turns: int = CROWD_TURNS) -> float:
-    """Seconds of a run while `processes` processes compute at once, over those of one alone; the median of the turns.
+class Crowd(AbstractContextManager["Crowd"]):
+    """Processes that have the stage loaded, and run the first of its sizes when they are told to: how fast is the
+    machine now? In between they wait.
 
     Raises `Internal` as `measure_stage` does.
     """
-    if processes < 2:
-        return 1.0
-    command = [sys.executable, "-m", "compressor.profiling.stage_profile", json.dumps(asdict(request) | {"wait": True})]
-    with ExitStack() as stack:
-        children = []
-        for _ in range(processes):
-            child = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-            )
-            stack.enter_context(child)
-            stack.callback(child.kill)
-            children.append(child)
-        for child in children:
-            if _told(child) != "ready":
-                raise Internal(f"the stage could not be measured: {_last(child.stderr.read() if child.stderr else '')}")
-        ratios = []
-        for turn in range(turns):
-            (alone,) = _together([children[turn % processes]])
-            ratios.append(statistics.median(_together(children)) / alone)
-    return max(1.0, statistics.median(ratios))
+
+    def __init__(self, request: Request, processes: int) -> None:
+        told = json.dumps(asdict(request) | {"wait": True})
+        self._command = [sys.executable, "-m", "compressor.profiling.stage_profile", told]
+        self._processes = processes
+        self._children: list[subprocess.Popen[str]] = []
+        self._stack = ExitStack()
+        self._turns = 0
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            for _ in range(self._processes):
+                pipe = subprocess.PIPE
+                child = subprocess.Popen(self._command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+                stack.enter_context(child)
+                stack.callback(child.kill)
+                self._children.append(child)
+            for child in self._children:
+                if _told(child) != "ready":
+                    words = child.stderr.read() if child.stderr else ""
+                    raise Internal(f"the stage could not be measured: {_last(words)}")
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def turn(self) -> tuple[float, float]:
+        """Seconds of a run alone, by another process each time, and while all of them run (the median of them)."""
+        (alone,) = _together([self._children[self._turns % len(self._children)]])
+        self._turns += 1
+        return alone, statistics.median(_together(self._children))
 
 
 def _together(children: Sequence["subprocess.Popen[str]"]) -> list[float]:

@@ -15,7 +15,7 @@ from cluster.planning.road import Road
 from cluster.planning.simulator import Outcome, Setting, simulate
 from tests.cluster.planning.profiles import chain
 
-FREE = Road(*([0.0] * 14))
+FREE = Road().times(0.0)
 """A road that costs nothing."""
 
 
@@ -32,11 +32,18 @@ def planned(points: tuple[int, ...], replicas: int, rows: int, *, steps: int, no
 
 
 def run(
-    plan: ModelPlan, load: Load, *, step_ms: list[float], cores: int = 64, road: Road = FREE, **kind: float
+    plan: ModelPlan,
+    load: Load,
+    *,
+    step_ms: list[float],
+    cores: int = 64,
+    road: Road = FREE,
+    jitter: float = 0.0,
+    **kind: float,
 ) -> Outcome:
     demand = Demand("m", Costs(chain(step_ms, **kind)), lengths=(64, 64))  # type: ignore[arg-type]
     nodes = [Node(f"n{place}", cores, 1 << 34, latency_s=0.0) for place in range(3)]
-    (outcome,) = simulate([demand], [plan], [load], Setting(nodes, road=road, seconds=20, warm_up_s=1))
+    (outcome,) = simulate([demand], [plan], [load], Setting(nodes, road=road, seconds=20, warm_up_s=1, jitter=jitter))
     return outcome
 
 
@@ -108,3 +115,19 @@ def test_bursts_make_the_tail_longer() -> None:
 def test_the_same_seed_gives_the_same_result() -> None:
     first, second = (run(planned((1,), 2, 4, steps=2), Open(120.0), step_ms=[5.0, 5.0]) for _ in range(2))
     assert first == second
+
+
+def test_batches_of_unequal_time_get_callers_out_of_step() -> None:
+    """Two replicas that take equally long answer all callers at once, and get full batches back; real ones do not."""
+    plan, load = planned((), 2, 4, steps=1), Closed(16)
+    in_step = run(plan, load, step_ms=[1.0], per_batch_ms=2.0).prediction
+    real = run(plan, load, step_ms=[1.0], per_batch_ms=2.0, jitter=0.1).prediction
+    assert in_step.p50_s == pytest.approx(in_step.p95_s)
+    assert real.p95_s > 1.1 * real.p50_s
+    assert real.rate < in_step.rate
+
+
+def test_replicas_take_a_little_of_their_node_all_the_time() -> None:
+    alone = run(planned((), 1, 1, steps=1), Closed(1), step_ms=[10.0], cores=1)
+    beside = run(planned((), 1, 1, steps=1), Closed(1), step_ms=[10.0], cores=1, road=replace(FREE, replica=0.5))
+    assert beside.prediction.rate == pytest.approx(alone.prediction.rate / 2, rel=0.02)
