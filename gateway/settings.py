@@ -24,6 +24,7 @@ class ServerLimits:
     greeting_s: longest wait for a connection's first bytes.
     keepalive_s, keepalive_timeout_s: a silent client is probed this often, and dropped this long after a probe.
     idle_s: a connection without a call is closed after this; the client's library opens it again when it needs it.
+    rush_per_s: frames that lead to nothing, so many a second for long on one connection; it is hung up on beyond that.
     """
 
     max_message_bytes: int = 64 << 20
@@ -37,6 +38,7 @@ class ServerLimits:
     keepalive_s: float = 60.0
     keepalive_timeout_s: float = 20.0
     idle_s: float = 1800.0
+    rush_per_s: float = 1000.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from worker.worker import Worker
 
 END_WITHIN_S: Final = 0.2
-"""Between the end of computing and the process's: what failed is told. What waits is owed until then."""
+TELL_WITHIN_S: Final = 2.0
+"""Between the end of computing and the process's: for so long, what waits is owed, and sent elsewhere then; after it,
+for so long at most, what is answered is written, since a busy machine may not have told yet what failed."""
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +135,8 @@ class WorkerActor:
 
     async def _end(self) -> None:
         if self._server is not None:
-            await self._server.drain(END_WITHIN_S)  # what failed is told
+            await self._server.drain(END_WITHIN_S)
+            await self._server.flush(TELL_WITHIN_S)
         os._exit(1)
 
     def _heed(self, epoch: int) -> None:

@@ -1,6 +1,7 @@
 """A worker's door: takes frames from holders of the cluster's token and answers each on the stream it came by."""
 
 import asyncio
+import contextlib
 import hmac
 import logging
 from collections.abc import Awaitable, Callable
@@ -103,6 +104,14 @@ class StreamServer:
         except TimeoutError:
             return False
         return True
+
+    async def flush(self, timeout_s: float) -> None:
+        """Returns when all that is answered was written, or after `timeout_s` seconds."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while not all(stream.writer.idle for stream in self._streams):
+                    self._less_owed.clear()
+                    await self._less_owed.wait()
 
     async def stop(self, grace_s: float = 1.0) -> None:
         """Closes the port and every stream; what has not ended by itself within `grace_s` seconds is cancelled."""

@@ -38,9 +38,8 @@ TURN_COST: Final = 2048
 """Frames of one connection that are read before the others have their turn; one of headers counts by its length too."""
 
 RUSH: Final = 4096
-RUSH_PER_S: Final = 1000.0
 """Frames that ask for work and lead to nothing - calls cancelled, empty data, probes, settings -: so many at once, and
-so many per second for long. One of settings counts `SETTINGS_RUSH`."""
+`rush_per_s` for long. One of settings counts `SETTINGS_RUSH`."""
 
 SETTINGS_RUSH: Final = 16
 
@@ -225,7 +224,7 @@ class Connection(asyncio.Protocol):
     def _hurry(self, cost: int = 1) -> None:
         """Counts a frame that leads to nothing. Raises `ConnectionFault` where there are too many."""
         now = monotonic()
-        self._rush = max(0.0, self._rush - (now - self._rushed_at) * RUSH_PER_S) + cost
+        self._rush = max(0.0, self._rush - (now - self._rushed_at) * self._desk.limits.rush_per_s) + cost
         self._rushed_at = now
         if self._rush > RUSH:
             raise ConnectionFault(Code.ENHANCE_YOUR_CALM, "too many frames that lead to nothing")

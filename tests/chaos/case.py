@@ -14,7 +14,7 @@ Recovered = Callable[[], bool]
 Fault = Callable[[Cluster], Recovered]
 """Does the harm, and returns what tells whether the cluster is at full strength again."""
 
-WITHIN_S = 120.0
+WITHIN_S = 300.0
 DISTURBED_S = 5.0
 """Where the load itself did not run for so long, its requests' deadlines tell nothing: the case is run again."""
 RUNS = 3
@@ -26,12 +26,16 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Sizes:
-    """requests: at least so many in a case. before, after: of them, answered before the harm, sent after it healed."""
+    """requests: at least so many in a case. before, after: of them, answered before the harm, sent after it healed.
+
+    deadline_s: of each.
+    """
 
     rate: float = 150.0
     requests: int = 5000
     before: int = 500
     after: int = 500
+    deadline_s: float = 20.0
 
 
 @dataclass
@@ -92,7 +96,7 @@ def _run_once(name: str, fault: Fault, cluster: Cluster, sizes: Sizes, *, retry:
     """None: the load itself was disturbed."""
     wait_for("the cluster is whole before the harm", cluster.is_whole)
     before = seen.sizes(cluster.seen)
-    with LoadProcess(cluster.url, rate=sizes.rate, retry=retry) as load:
+    with LoadProcess(cluster.url, rate=sizes.rate, retry=retry, deadline_s=sizes.deadline_s) as load:
         load.wait_for_more(sizes.before)
         began = time.monotonic()
         recovered = fault(cluster)

@@ -10,7 +10,7 @@ from tests.chaos.cluster import Cluster, one_machine
 from tests.chaos.processes import kill_the_controller, signal_a_worker
 from tests.chaos.seen import recorded
 
-SIZES = Sizes(rate=80.0, requests=600, before=80, after=80)
+SIZES = Sizes(rate=40.0, requests=320, before=40, after=40, deadline_s=60.0)
 
 
 @pytest.fixture(scope="module")

@@ -309,7 +309,7 @@ async def test_stop_over_the_wire_answers_when_all_is_drained(tmp_path: Path) ->
         keeping = asyncio.create_task(controller.run_forever())
         await asyncio.wait_for(stub.Stop(control_pb2.StopRequest(), metadata=BEARER), 20)
         assert not fleet.replicas
-        await asyncio.wait_for(server.until_stopped(), 4)
+        await asyncio.wait_for(server.until_stopped(answered_within_s=60), 30)
         keeping.cancel()
 
 

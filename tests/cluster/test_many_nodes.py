@@ -60,7 +60,7 @@ def accelerators(serving: ServeProcess) -> list[str]:
 def test_a_pipeline_spans_nodes_of_different_kinds_and_heals_when_one_dies(models: Path, tmp_path: Path) -> None:
     with (
         three_nodes() as (cluster, others),
-        serve(models, tmp_path / "state", "--address", cluster.address, cpus=None, within_s=180) as serving,
+        serve(models, tmp_path / "state", "--address", cluster.address, cpus=None) as serving,
     ):
         wait_for("every replica is ready", lambda: len(serving.pids()) == 5, 180)
         nodes = {node["id"]: node for node in serving.status()["nodes"]}

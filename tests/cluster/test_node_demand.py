@@ -45,7 +45,7 @@ def nodes(serving: ServeProcess) -> int:
 
 
 def test_from_one_node_to_three_and_back(cloud: str, models: Path, tmp_path: Path) -> None:
-    with serve(models, tmp_path / "state", "--address", cloud, cpus=None, within_s=180) as serving:
+    with serve(models, tmp_path / "state", "--address", cloud, cpus=None) as serving:
         assert nodes(serving) == 1
         at = ("--state-dir", serving.state_dir)
         assert shardline("scale", "chain=3", *at).returncode == 0

@@ -150,4 +150,4 @@ def test_an_empty_node_that_is_told_to_end_does_not_wait(
 def test_a_head_that_is_told_to_end_does_not_wait_for_the_controller_to_move(head: Node) -> None:
     """The last one: it ends the head of them all."""
     head.process.send_signal(signal.SIGTERM)
-    head.process.wait(20)
+    head.process.wait(60)

@@ -16,18 +16,21 @@ from tests.gateway.backend import TOKEN
 
 
 class FakeController:
-    """`push` sends a table to every watcher, and to those that come later. `on_report` gets what gateways report."""
+    """`push` sends a table to every watcher, and to those that come later. `on_report` gets what gateways report.
+
+    reports: the last one of each gateway process, by the name that it gives itself.
+    """
 
     def __init__(self, token: str = TOKEN) -> None:
         self._token = token
         self._table = pb.RouteTable()
         self.on_report: Callable[[pb.GatewayReport], None] = lambda _: None
+        self.reports: dict[str, pb.GatewayReport] = {}
         self._pushed = asyncio.Event()
         self._server: grpc.aio.Server | None = None
         self.address = ""
         self.refused = 0
         self._call = asyncio.Event()
-        self.watchers = 0
 
     def push(self, table: pb.RouteTable) -> None:
         self._table = table
@@ -49,15 +52,26 @@ class FakeController:
         await self._server.start()
 
     async def until_refused(self, times: int) -> None:
-        async with asyncio.timeout(20):
-            while self.refused < times:
-                await self._call.wait()
-                self._call.clear()
+        await self._until(lambda: self.refused >= times)
 
-    async def until_watched(self, times: int) -> None:
-        """Returns once so many streams were opened since the start; not all of them need to be open still."""
-        async with asyncio.timeout(20):
-            while self.watchers < times:
+    async def until_in_force(self, processes: int) -> None:
+        """Returns once so many processes have had the table in force; not all of them need to live still."""
+        await self._until(lambda: self._in_force() >= processes)
+
+    async def until_held(self) -> str:
+        """The name of a process that holds a request, once there is one."""
+        await self._until(lambda: bool(self._holders()))
+        return self._holders()[0]
+
+    def _in_force(self) -> int:
+        return sum(report.generation == self._table.generation for report in self.reports.values())
+
+    def _holders(self) -> list[str]:
+        return [name for name, report in self.reports.items() if any(lane.inflight for lane in report.lanes)]
+
+    async def _until(self, is_so: Callable[[], bool]) -> None:
+        async with asyncio.timeout(60):
+            while not is_so():
                 await self._call.wait()
                 self._call.clear()
 
@@ -75,6 +89,8 @@ class FakeController:
     async def _report(
         self, report: pb.GatewayReport, _: "grpc.aio.ServicerContext[pb.GatewayReport, pb.ReportResponse]"
     ) -> pb.ReportResponse:
+        self.reports[report.gateway] = report
+        self._call.set()
         self.on_report(report)
         return pb.ReportResponse()
 
@@ -87,8 +103,6 @@ class FakeController:
             self.refused += 1
             self._call.set()
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the controller asks for the cluster's token")
-        self.watchers += 1
-        self._call.set()
         while True:
             pushed = self._pushed
             yield self._table

@@ -7,7 +7,7 @@ from worker.nouns import Answer, Work
 
 
 class Gate:
-    """`serve` answers once `open` was called. `entered` counts what came in, `cancelled` counts what was given up.
+    """`serve` answers between `open` and `close`. `entered` counts what came in, `cancelled` counts what was given up.
 
     `remaining`: seconds that each request had left when it came in.
     """
@@ -22,6 +22,9 @@ class Gate:
 
     def open(self) -> None:
         self._opened.set()
+
+    def close(self) -> None:
+        self._opened.clear()
 
     async def serve(self, work: Work) -> Answer:
         self.entered += 1
@@ -38,8 +41,8 @@ class Gate:
         return await echo(work)
 
     async def until(self, *, entered: int = 0, cancelled: int = 0) -> None:
-        """Returns once that many came in and were given up; fails after 10 seconds."""
-        async with asyncio.timeout(10):
+        """Returns once that many came in and were given up; fails after a minute."""
+        async with asyncio.timeout(60):
             while self.entered < entered or self.cancelled < cancelled:
                 await self._changed.wait()
 

@@ -96,14 +96,15 @@ async def test_a_client_that_leaves_ends_its_watch() -> None:
 
 async def test_nothing_is_ready_while_the_server_drains() -> None:
     async with running() as one, channel(one.address) as raw, connected(one.address) as client:
-        draining = asyncio.create_task(one.gateway.drain(0.3, 5))
+        draining = asyncio.create_task(one.gateway.drain(60, 5))
         await asyncio.sleep(0)
         stub = health_pb2_grpc.HealthStub(raw)
         assert [await check(stub, service) for service in ("", "echo")] == [NOT_SERVING, NOT_SERVING]
         assert await client.is_server_live()
         assert not await client.is_server_ready()
         assert not await client.is_model_ready("echo")
-        await draining
+        draining.cancel()
+        await asyncio.wait((draining,))
 
 
 @pytest.mark.parametrize(

@@ -19,15 +19,17 @@ async def test_a_drain_answers_everything_that_is_in_flight_and_takes_more_until
     async with running(serve=gate.serve) as one, connected(one.address) as client, channel(one.address) as raw:
         held = [asyncio.create_task(client.infer("echo", [infer_input()])) for _ in range(20)]
         await gate.until(entered=20)
-        draining = asyncio.create_task(one.gateway.drain(0.3, 20))
+        watch = health_pb2_grpc.HealthStub(raw).Watch(health_pb2.HealthCheckRequest())
+        await watch.read()
+        draining = asyncio.create_task(one.gateway.drain(1, 30))
         late = asyncio.create_task(client.infer("echo", [infer_input()]))
         await gate.until(entered=21)
-        async for _ in health_pb2_grpc.HealthStub(raw).Watch(health_pb2.HealthCheckRequest()):
+        while await watch.read() is not grpc.aio.EOF:
             pass  # it ends when the server takes no new calls
         gate.open()
         for result in await asyncio.gather(*held, late):
             np.testing.assert_array_equal(result.as_numpy("x"), ROWS)
-        await asyncio.wait_for(draining, 20)
+        await asyncio.wait_for(draining, 30)
         with pytest.raises(InferenceServerException) as caught:
             await client.infer("echo", [infer_input()], client_timeout=5)
         assert caught.value.status() == "StatusCode.UNAVAILABLE"

@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-import time
 from typing import Any
 
 import grpc
@@ -200,29 +199,40 @@ async def test_a_small_message_that_unpacks_into_a_large_one_is_refused() -> Non
             await infer(raw, bytes(50_000_000), compression=grpc.Compression.Gzip)
 
 
+async def through(gate: Gate, client: Any) -> None:
+    """One request gets through: what comes after it finds every connection open."""
+    gate.open()
+    await client.infer("echo", [infer_input()])
+    gate.close()
+
+
 async def test_the_clients_deadline_reaches_the_worker_and_ends_the_work() -> None:
     gate = Gate()
     async with running(serve=gate.serve) as one, connected(one.address) as client:
+        await through(gate, client)
         with pytest.raises(InferenceServerException) as caught:
-            await client.infer("echo", [infer_input()], client_timeout=0.5)
+            await client.infer("echo", [infer_input()], client_timeout=1)
         assert says(caught.value)[0] == "DEADLINE_EXCEEDED"
         await gate.until(cancelled=1)
         assert one.inflight == 0
-    assert 0 < gate.remaining[0] <= 0.5
+    assert 0 < gate.remaining[1] < 2, "gRPC rounds it up; the model's own is 10 s"
 
 
 async def test_the_timeout_parameter_ends_the_work() -> None:
     gate = Gate()
     async with running(serve=gate.serve) as one, connected(one.address) as client:
+        await through(gate, client)
         with pytest.raises(InferenceServerException, match="the deadline passed") as caught:
-            await client.infer("echo", [infer_input()], timeout=200_000)
+            await client.infer("echo", [infer_input()], timeout=1_000_000)
         assert says(caught.value)[0] == "DEADLINE_EXCEEDED"
         await gate.until(cancelled=1)
 
 
 async def test_a_request_without_a_deadline_gets_the_models() -> None:
     gate = Gate()
-    async with running(served(deadline_s=0.2), serve=gate.serve) as one, connected(one.address) as client:
+    async with running(serve=gate.serve) as one, connected(one.address) as client:
+        await through(gate, client)
+        one.apply(model(replicas=[one.worker], deadline_s=1))
         with pytest.raises(InferenceServerException, match="the deadline passed") as caught:
             await client.infer("echo", [infer_input()])
         assert says(caught.value)[0] == "DEADLINE_EXCEEDED"
@@ -281,16 +291,15 @@ async def test_what_is_over_every_replicas_bound_waits_for_its_turn() -> None:
 
 async def test_what_would_be_answered_too_late_is_refused_before_it_is_sent() -> None:
     gate = Gate()
-    busy = Load(queued_rows=100, seconds_per_row=0.05, forecast=Forecast(5.0, 0.05))
-    async with running(served(), serve=gate.serve, load=busy) as one, connected(one.address) as client:
-        first = asyncio.create_task(client.infer("echo", [infer_input()], timeout=2_000_000))
+    busy = Load(queued_rows=1000, seconds_per_row=0.05, forecast=Forecast(50.0, 0.05))
+    async with running(served(deadline_s=100), serve=gate.serve, load=busy) as one, connected(one.address) as client:
+        first = asyncio.create_task(client.infer("echo", [infer_input()], timeout=20_000_000))
         await gate.until(entered=1)
-        began = time.monotonic()
         with pytest.raises(InferenceServerException, match="would answer in about") as caught:
-            await client.infer("echo", [infer_input()], timeout=2_000_000)
-        assert time.monotonic() - began < 1
+            await client.infer("echo", [infer_input()], timeout=20_000_000)
+        assert gate.entered == 1
         assert says(caught.value)[0] == "RESOURCE_EXHAUSTED"
-        patient = asyncio.create_task(client.infer("echo", [infer_input()], timeout=9_000_000))
+        patient = asyncio.create_task(client.infer("echo", [infer_input()], timeout=90_000_000))
         await gate.until(entered=2)
         gate.open()
         await asyncio.gather(first, patient)

@@ -14,21 +14,20 @@ from tests.gateway.backend import Serve, echo, model, table, worker
 from tests.gateway.controller import controller
 from tests.gateway.gate import Gate
 from tests.gateway.stock import ROWS, InferenceServerException, connected, infer_input
-from tests.gateway.test_main import ready
 
 
 @asynccontextmanager
 async def started(
     folder: Path, bounds: GatewayBounds, serve: Serve = echo
 ) -> AsyncIterator[tuple[GatewayProcess, str]]:
-    """The process, and the host:port at which it is ready."""
+    """The process, which has the table in force, and its host:port."""
     async with worker(serve) as address, controller() as one:
         one.push(table(model(replicas=[address])))
         place = GatewayPlace("127.0.0.1:0", 1, one.write_control_file(folder), folder, bounds)
         process = GatewayProcess(place)
         try:
             listens = await asyncio.to_thread(process.wait_until_ready, lambda: None)
-            await ready(listens)
+            await one.until_in_force(1)
             yield process, listens
         finally:
             if process.exit_code is None:

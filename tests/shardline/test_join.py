@@ -2,12 +2,13 @@
 
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -30,11 +31,19 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+_given: set[int] = set()
+
+
 def a_free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Not given before, and below those that the system gives to connections: it stays free until it is listened on."""
+    connections = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="ascii").split()[0])
+    while True:
+        port = secrets.choice(range(20_000, max(30_000, connections)))
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("", port))
+            if port not in _given:
+                _given.add(port)
+                return port
 
 
 def end(processes: list[psutil.Process]) -> None:

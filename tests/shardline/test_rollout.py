@@ -25,7 +25,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_model_yaml(folder / "chain" / "model.yaml", CUT_IN_TWO)
     package("tests.models:identity", folder / "sleeper", stages=(1,), runtime="eager")
     (folder / "sleeper" / "model.yaml").write_text(
-        "{cpus: 0.1, runtime: eager, autoscaling: {min: 0, max: 2, down_delay_s: 2, from_zero_wait_s: 60}}"
+        "{cpus: 0.1, runtime: eager, deadline_s: 120, "
+        "autoscaling: {min: 0, max: 2, down_delay_s: 2, from_zero_wait_s: 120}}"
     )
     for source in ("tests.models:identity", "tests.models:chain"):
         package(source, folder / "twins", stages=(1,), runtime="eager")
@@ -35,7 +36,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cluster(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServeProcess]:
-    with serve(models, tmp_path_factory.mktemp("rollout") / "state", within_s=180) as serving:
+    with serve(models, tmp_path_factory.mktemp("rollout") / "state") as serving:
         yield serving
 
 
@@ -63,7 +64,7 @@ def test_the_first_request_to_a_model_without_replicas_waits_for_one_and_is_answ
         given = triton.InferInput("input", (2, 3), "FP32")
         values = np.arange(6, dtype=np.float32).reshape(2, 3)
         given.set_data_from_numpy(values)
-        answer = client.infer("sleeper", [given], client_timeout=60).as_numpy("output")
+        answer = client.infer("sleeper", [given], client_timeout=120).as_numpy("output")
         np.testing.assert_array_equal(answer, values)
     decisions = cluster.status()["decisions"]
     assert any(one["what"] == "want 1 replicas of sleeper/1, not 0" for one in decisions)

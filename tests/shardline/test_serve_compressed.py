@@ -224,7 +224,7 @@ def served(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 def test_one_serve_of_every_family_answers_as_the_modules_do_here(served: str) -> None:
     with triton.InferenceServerClient(served) as client:
         for name, family in FAMILIES.items():
-            wait_for(f"{name} is ready", partial(client.is_model_ready, name), within_s=120)
+            wait_for(f"{name} is ready", partial(client.is_model_ready, name))
             model = family.model()
             inputs = inputs_of(model)
             result = client.infer(name, asked(model, inputs), client_timeout=30)

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 
 from worker.link import Link, LinkLimits
 from worker.nouns import Answer, Load, Tensor, Work
-from worker.replica_stream import StreamTimings
 from worker.stream_server import StreamServer
 
 TOKEN = "the cluster's"
-FAST = LinkLimits(patience_s=0.3, timings=StreamTimings(keepalive_s=0.3, keepalive_timeout_s=0.3))
+PATIENT = LinkLimits(patience_s=10.0)
+"""A busy machine may take long to connect."""
 
 
 def work(data: bytes = b"x", seconds: float = 10.0) -> Work:
@@ -55,7 +55,7 @@ async def replica(
 
 
 @contextlib.asynccontextmanager
-async def link_to(*addresses: str, limits: LinkLimits = FAST, token: str = TOKEN) -> AsyncIterator[Link]:
+async def link_to(*addresses: str, limits: LinkLimits = PATIENT, token: str = TOKEN) -> AsyncIterator[Link]:
     link = Link(token, limits)
     link.route({f"r{number}": address for number, address in enumerate(addresses)})
     try:

@@ -3,9 +3,11 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 
+import grpc
+import grpc.aio
 import pytest
 
-from tests.worker.replicas import FAST, TOKEN, Scripted, echo, link_to, replica, work
+from tests.worker.replicas import TOKEN, Scripted, echo, link_to, replica, work
 from worker.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -16,6 +18,7 @@ from worker.errors import (
 )
 from worker.link import LinkLimits
 from worker.nouns import Answer, Load, Work
+from worker.replica_stream import METHOD
 from worker.stream_server import StreamServer
 
 
@@ -27,12 +30,20 @@ async def test_an_answer_comes_back_unchanged() -> None:
 
 
 async def test_forty_megabytes_travel_in_pieces_and_do_not_block_small_requests() -> None:
-    async with replica() as (_, address), link_to(address) as link:
-        large = asyncio.create_task(link.call(work(bytes(40 << 20))))
-        small = [await link.call(work(b"s")) for _ in range(3)]
-        assert len(small) == 3
+    arrived: list[int] = []
+
+    async def noted(given: Work) -> Answer:
+        arrived.append(len(given.tensors[0].data))
+        return Answer(given.tensors)
+
+    async with replica(noted) as (_, address), link_to(address) as link:
+        await asyncio.wait_for(link.room(), 30)
+        large = asyncio.create_task(link.call(work(bytes(40 << 20), seconds=60)))
+        await asyncio.sleep(0)  # it is sent first
+        await link.call(work(b"s"))
         assert not large.done()
         assert len((await large).tensors[0].data) == 40 << 20
+    assert arrived == [1, 40 << 20]
 
 
 async def test_many_calls_share_one_stream_and_none_gets_another_s_answer() -> None:
@@ -63,18 +74,22 @@ async def test_an_unexpected_failure_is_internal_and_says_nothing_of_its_cause()
 async def test_a_stranger_gets_nothing_and_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     backend = Scripted()
     async with replica(backend) as (_, address):
-        for _ in range(2):
-            async with link_to(address, token="a guess") as link:
-                with pytest.raises(Unavailable):
-                    await link.call(work())
+        async with link_to(address, token="a guess", limits=LinkLimits(patience_s=0.3)) as link:
+            with pytest.raises(Unavailable):
+                await link.call(work())
+        async with grpc.aio.insecure_channel(address) as channel:
+            for _ in range(2):
+                call: grpc.aio.StreamStreamCall[bytes, bytes] = channel.stream_stream(METHOD)(
+                    metadata=(("authorization", "Bearer a guess"),)
+                )
+                assert await call.code() is grpc.StatusCode.UNAUTHENTICATED
     assert backend.arrived.empty()
     assert sum("does not hold the cluster's token" in record.message for record in caplog.records) == 1
 
 
 async def test_over_the_bound_a_call_is_refused_at_once_or_waits_as_asked() -> None:
     backend = Scripted()
-    limits = LinkLimits(max_inflight=1, timings=FAST.timings)
-    async with replica(backend) as (_, address), link_to(address, limits=limits) as link:
+    async with replica(backend) as (_, address), link_to(address, limits=LinkLimits(max_inflight=1)) as link:
         first = asyncio.create_task(link.call(work()))
         await backend.arrived.get()
         with pytest.raises(Overloaded):
@@ -98,10 +113,12 @@ async def test_waiting_for_room_ends_at_the_deadline() -> None:
 async def test_the_deadline_reaches_the_replica_and_ends_the_call() -> None:
     backend = Scripted()
     async with replica(backend) as (_, address), link_to(address) as link:
+        await asyncio.wait_for(link.room(), 30)
         with pytest.raises(DeadlineExceeded):
-            await link.call(work(seconds=0.2))
-        assert (await backend.arrived.get()).remaining < 0.2
-        await backend.cancelled.get()
+            await link.call(work(seconds=1))
+        async with asyncio.timeout(30):
+            assert (await backend.arrived.get()).remaining < 1
+            await backend.cancelled.get()
 
 
 async def test_a_cancelled_call_is_cancelled_at_the_replica() -> None:
@@ -111,7 +128,7 @@ async def test_a_cancelled_call_is_cancelled_at_the_replica() -> None:
         await backend.arrived.get()
         call.cancel()
         await backend.cancelled.get()
-        assert await server.drain(1)
+        assert await server.drain(20)
 
 
 async def test_a_caller_that_goes_away_takes_its_work_with_it() -> None:
@@ -152,11 +169,9 @@ async def test_the_replica_with_less_to_do_gets_the_work() -> None:
 
 
 async def test_a_stream_that_breaks_the_contract_is_closed_and_the_rest_goes_on() -> None:
-    import grpc
-
     async with replica() as (_, address), link_to(address) as link:
         async with grpc.aio.insecure_channel(address) as channel:
-            call: grpc.aio.StreamStreamCall[bytes, bytes] = channel.stream_stream("/shardline.v1.Worker/Stream")(
+            call: grpc.aio.StreamStreamCall[bytes, bytes] = channel.stream_stream(METHOD)(
                 metadata=(("authorization", f"Bearer {TOKEN}"),)
             )
             await call.read()

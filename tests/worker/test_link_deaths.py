@@ -8,19 +8,20 @@ import time
 import pytest
 
 from tests.effort import counted
-from tests.worker.replicas import FAST, Scripted, line_of, link_to, process, replica, work
+from tests.worker.replicas import Scripted, line_of, link_to, process, replica, work
 from worker.errors import (
     Unavailable,
 )
 from worker.link import LinkLimits
+from worker.replica_stream import StreamTimings
 
 
 async def test_no_replica_is_told_within_the_link_s_patience() -> None:
-    async with link_to() as link:
+    async with link_to(limits=LinkLimits(patience_s=0.3)) as link:
         started = time.monotonic()
-        with pytest.raises(Unavailable, match="no replica"):
-            await link.call(work())
-        assert time.monotonic() - started < 2
+        with pytest.raises(Unavailable, match=r"no replica answered within 0\.3 s"):
+            await link.call(work(seconds=60))
+        assert time.monotonic() - started < 5
 
 
 async def test_a_call_waits_for_a_replica_that_comes_in_time() -> None:
@@ -44,15 +45,16 @@ async def test_a_killed_replica_s_requests_go_to_a_living_one() -> None:
 
 
 async def test_a_frozen_replica_is_given_up_within_the_keepalive_bound() -> None:
+    limits = LinkLimits(timings=StreamTimings(keepalive_s=0.3, keepalive_timeout_s=0.3))
     with process("hang") as (child, frozen):
-        async with replica() as (_, living), link_to(frozen) as link:
-            call = asyncio.create_task(link.call(work(b"thaw")))
+        async with replica() as (_, living), link_to(frozen, limits=limits) as link:
+            call = asyncio.create_task(link.call(work(b"thaw", seconds=60)))
             assert await line_of(child) == "got 1"
             child.send_signal(signal.SIGSTOP)
             link.route({"r0": frozen, "living": living})
             started = time.monotonic()
             assert bytes((await call).tensors[0].data) == b"thaw"
-            assert time.monotonic() - started < 5
+            assert time.monotonic() - started < 30
 
 
 async def test_two_deaths_under_one_request_are_survived() -> None:
@@ -71,7 +73,7 @@ async def test_two_deaths_under_one_request_are_survived() -> None:
 async def test_a_request_that_kills_every_replica_is_given_up() -> None:
     with contextlib.ExitStack() as stack:
         doomed = [stack.enter_context(process("hang")) for _ in range(3)]
-        async with link_to(limits=LinkLimits(patience_s=10, timings=FAST.timings)) as link:
+        async with link_to() as link:
             call = asyncio.create_task(link.call(work()))
             for child, address in doomed:
                 link.route({address: address})
@@ -109,15 +111,14 @@ async def test_a_replica_taken_out_of_the_route_still_answers_what_it_has() -> N
 
 async def test_those_who_wait_for_room_are_told_when_the_last_replica_is_gone() -> None:
     with process("hang") as (child, doomed):
-        limits = LinkLimits(max_inflight=1, patience_s=0.3, attempts=1, timings=FAST.timings)
+        limits = LinkLimits(max_inflight=1, patience_s=0.3, attempts=1)
         async with link_to(doomed, limits=limits) as link:
+            await asyncio.wait_for(link.room(), 30)
             calls = [asyncio.create_task(link.call(work(), wait=True)) for _ in range(5)]
             assert await line_of(child) == "got 1"
             child.send_signal(signal.SIGKILL)
-            started = time.monotonic()
             found = await asyncio.gather(*calls, return_exceptions=True)
-            assert [type(error) for error in found] == [Unavailable] * 5
-            assert time.monotonic() - started < 3
+            assert [type(error) for error in found] == [Unavailable] * 5, "not at their deadlines"
 
 
 async def test_waiting_for_a_replica_costs_next_to_nothing() -> None:

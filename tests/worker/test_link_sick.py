@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from tests.effort import counted
-from tests.worker.replicas import FAST, Scripted, link_to, replica, work
+from tests.worker.replicas import PATIENT, Scripted, link_to, replica, work
 from worker.errors import (
     Internal,
     ShardlineError,
@@ -34,7 +34,7 @@ class Sick:
 
 
 @contextlib.asynccontextmanager
-async def both_open(*addresses: str, limits: LinkLimits = FAST) -> AsyncIterator[Link]:
+async def both_open(*addresses: str, limits: LinkLimits = PATIENT) -> AsyncIterator[Link]:
     """A link whose streams are all open."""
     async with link_to(limits=limits) as link:
         for number, address in enumerate(addresses):
@@ -53,8 +53,11 @@ async def test_what_one_replica_fails_on_another_one_answers_and_the_failing_one
         sick.sick, sick.asked = True, 0
         answers = await asyncio.gather(*(link.call(work(str(n).encode())) for n in range(60)))
         assert [bytes(answer.tensors[0].data) for answer in answers] == [str(n).encode() for n in range(60)]
+        async with asyncio.timeout(20):
+            while link._streams["r0"].standing.is_well:
+                await link.call(work())
         before = sick.asked
-        for _ in range(100):
+        for _ in range(20):
             await link.call(work())
         assert sick.asked <= before + 1, "it rests, but for a trial"
 
@@ -73,7 +76,7 @@ async def test_a_replica_that_is_well_again_gets_work_again() -> None:
 async def test_waiting_beside_a_replica_that_rests_costs_next_to_nothing() -> None:
     sick, held = Sick(sick=False), Scripted()
     held.release.set()
-    limits = LinkLimits(max_inflight=2, timings=FAST.timings)
+    limits = LinkLimits(max_inflight=2)
     async with replica(sick) as (_, bad), replica(held) as (_, good), both_open(bad, good, limits=limits) as link:
         sick.sick = True
         await asyncio.gather(*(link.call(work(), wait=True) for _ in range(60)), return_exceptions=True)
@@ -104,10 +107,7 @@ async def test_a_request_on_which_two_replicas_fail_is_given_up_and_holds_nothin
                 await link.call(work())
             assert caught.value.confirmed, "a stage before would not try another of its own"
             assert one.asked + two.asked + three.asked == 2 * (number + 1)
-        one.sick = two.sick = three.sick = False
-        one.asked = two.asked = three.asked = 0
-        await asyncio.gather(*(link.call(work()) for _ in range(60)))
-        assert min(one.asked, two.asked, three.asked) > 5
+        assert all(stream.standing.is_well for stream in link._streams.values())
 
 
 async def test_what_several_replicas_of_a_later_stage_failed_on_is_not_tried_again() -> None:
@@ -147,17 +147,13 @@ async def test_a_replica_that_answers_late_gets_less_work_whatever_it_says_of_it
         return serve
 
     async with (
-        replica(backend("slow", 0.05)) as (_, slow),
-        replica(backend("quick", 0.005)) as (_, quick),
+        replica(backend("slow", 0.2)) as (_, slow),
+        replica(backend("quick", 0.0)) as (_, quick),
         both_open(slow, quick) as link,
     ):
-
-        async def caller() -> None:
-            for _ in range(50):
-                await link.call(work())
-
-        await asyncio.gather(*(caller() for _ in range(4)))
-    assert asked["slow"] < 0.15 * asked["quick"], asked
+        for _ in range(100):  # one after the other: nothing waits at either
+            await link.call(work())
+    assert asked["slow"] < 25, asked
 
 
 async def test_a_silent_replica_gets_hardly_any_work_before_it_is_given_up() -> None:
@@ -170,7 +166,8 @@ async def test_a_silent_replica_gets_hardly_any_work_before_it_is_given_up() -> 
         calls: list[asyncio.Task[Answer]] = []
         for _ in range(50):
             calls += [asyncio.create_task(link.call(work())) for _ in range(4)]
-            await asyncio.wait(calls[-4:], timeout=0.01)
+            while sum(call.done() for call in calls) + backend.arrived.qsize() < len(calls):  # noqa: ASYNC110
+                await asyncio.sleep(0)  # the living one has answered what it has
         backend.release.set()
         await asyncio.gather(*calls)
         assert backend.arrived.qsize() < 20, "of 200"
@@ -178,12 +175,16 @@ async def test_a_silent_replica_gets_hardly_any_work_before_it_is_given_up() -> 
 
 @pytest.mark.parametrize("share", [0.0, 0.1])
 async def test_a_late_answer_is_asked_of_a_second_replica_within_the_share_that_may_be(share: float) -> None:
-    asked, often = 0, 10_000
+    asked, often, usually_s, late = 0, 10_000, 0.0, 0
 
     async def sometimes_late(given: Work) -> Answer:
-        nonlocal asked
+        nonlocal asked, late
         asked += 1
-        await asyncio.sleep(0.5 if asked % often == 0 else 0.001)
+        if asked % often:
+            await asyncio.sleep(usually_s)
+        else:
+            await asyncio.sleep(60 if share else 0.1)  # the deadline is in 10 s
+            late += 1
         return Answer(given.tensors)
 
     limits = LinkLimits(hedge_share=share)
@@ -192,14 +193,16 @@ async def test_a_late_answer_is_asked_of_a_second_replica_within_the_share_that_
         replica(sometimes_late) as (_, two),
         both_open(one, two, limits=limits) as link,
     ):
-        await asyncio.gather(*(link.call(work()) for _ in range(100)))
-        asked, often, late = 0, 40, 0
+        usually_s = 0.2
+        await asyncio.gather(*(link.call(work()) for _ in range(100)))  # what takes longer than these is late
+        asked, often, usually_s = 0, 50, 0.0
         for _ in range(200):
-            began = time.monotonic()
             await link.call(work())
-            late += time.monotonic() - began > 0.4
-    assert (late == 0) == bool(share), f"{late} answers were late"
-    assert asked <= 200 * (1 + share) + 8
+        often, usually_s = 10_000, 0.5
+        await asyncio.gather(*(link.call(work()) for _ in range(60)))  # all are late: more than may be asked twice
+    assert late == (0 if share else 4)
+    assert asked >= 260 + (4 if share else 0)
+    assert asked <= 260 + (260 * share + 8 if share else 0)
 
 
 async def test_an_answer_counts_for_the_replica_that_gave_it_not_for_the_one_that_hangs() -> None:
@@ -211,7 +214,7 @@ async def test_an_answer_counts_for_the_replica_that_gave_it_not_for_the_one_tha
             await asyncio.Event().wait()
         return answer
 
-    limits = LinkLimits(hedge_share=0.5, timings=FAST.timings)
+    limits = LinkLimits(hedge_share=0.5)
     async with (
         replica(sick_then_silent) as (_, bad),
         replica() as (_, good),
@@ -221,9 +224,9 @@ async def test_an_answer_counts_for_the_replica_that_gave_it_not_for_the_one_tha
         stands = link._streams["r0"].standing
         while not stands.resting_until:
             stands.failed(time.monotonic(), trial=False)
-        sick.asked = 0
+        sick.asked, rested_until = 0, stands.resting_until
         hang.set()
         async with asyncio.timeout(20):
             while not sick.asked:
                 await link.call(work())
-        assert stands.resting_until > time.monotonic(), "it was tried, and did not answer"
+        assert stands.resting_until > rested_until, "it was tried, and did not answer"

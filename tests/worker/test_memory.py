@@ -29,7 +29,7 @@ class Increments:
 
 async def test_memory_stays_flat_over_fifty_thousand_mixed_requests() -> None:
     """All lengths, failures, deadlines that pass, callers that cancel, and now and then two megabytes."""
-    worker = Worker(Increments(), outputs=Increments.signature.outputs, max_queue_rows=64)
+    worker = Worker(Increments(), outputs=Increments.signature.outputs, max_queue_rows=128)
     computing = asyncio.create_task(worker.run_forever())
     server = StreamServer("t", worker.serve, worker.load)
     link = Link("t", LinkLimits(max_inflight=256))

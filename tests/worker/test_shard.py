@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -187,22 +186,14 @@ def test_answers_outlive_the_compiled_stage_that_gave_them(always_compiled: Arti
 def test_python_goes_on_while_a_compiled_stage_computes(always_compiled: Artifact, machine_key: Path) -> None:
     stage = load_shard(always_compiled, stage=0, stages=2, key=machine_key)
     ids = torch.randint(1, 50, (512, 256))
-    runs: list[float] = []
-
-    def run() -> None:
-        started = time.perf_counter()
-        stage.run((ids, torch.ones_like(ids)))
-        runs.append(time.perf_counter() - started)
-
     stage.run((ids, torch.ones_like(ids)))
-    computing = threading.Thread(target=run)
+    computing = threading.Thread(target=stage.run, args=((ids, torch.ones_like(ids)),))
     computing.start()
-    gaps, last = [0.0], time.perf_counter()
+    rounds = 0
     while computing.is_alive():
         computing.join(0.001)
-        gaps.append(time.perf_counter() - last)
-        last = time.perf_counter()
-    assert max(gaps) < 0.7 * runs[0], f"a run of {runs[0]:.3f} s held the interpreter for {max(gaps):.3f} s"
+        rounds += 1
+    assert rounds >= 10, "a run that held the interpreter would have let this go round once before it and once after"
 
 
 def test_a_package_for_another_instruction_set_is_not_used(

@@ -7,7 +7,7 @@ from compressor.search.fan_out import Here, ray_tasks
 from worker.errors import Internal, InvalidRequest
 
 
-def spell(folder: Path, name: str, wait_for: str, within_s: float = 20.0) -> str:
+def spell(folder: Path, name: str, wait_for: str, within_s: float = 100.0) -> str:
     """Leaves marks of when it began and ended; waits for so long, or until the mark `wait_for` is there."""
     (folder / f"{name}-began").touch()
     until = time.monotonic() + within_s
@@ -34,7 +34,7 @@ def break_down(_: Path) -> None:
 
 def test_trials_run_side_by_side_but_one_that_must_be_alone_is(tmp_path: Path) -> None:
     with ray_tasks(tmp_path, cpus=2) as tasks:
-        until = time.monotonic() + 120
+        until = time.monotonic() + 600
         # Each waits for the other to have begun: only side by side do both see it.
         jobs = {"a": (spell, ("a", "b-began")), "b": (spell, ("b", "a-began"))}
         assert dict(tasks.each(jobs, until)) == {"a": "met", "b": "met"}

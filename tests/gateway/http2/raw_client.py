@@ -50,7 +50,7 @@ class RawClient:
     async def frame(self) -> Frame | None:
         """The next one; None: the server has hung up."""
         try:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 header = await self._reader.readexactly(http2.FRAME_HEADER_BYTES)
                 length, kind, flags, stream = http2.read_frame_header(header, 0)
                 frame = Frame(kind, flags, stream, await self._reader.readexactly(length))
