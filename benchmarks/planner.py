@@ -40,13 +40,12 @@ from cluster.planning.planner import plan
 from cluster.planning.shapes import Limits
 from cluster.planning.simulator import Setting, simulate
 from compressor.package import package
-from compressor.profiling.pace import SIZE, pacemakers
 from compressor.profiling.profile import profile_artifact
-from compressor.profiling.stage_profile import Crowd
+from compressor.profiling.stage_profile import Crowd, Request
 from protos import inference_pb2 as pb
 from shardline.demo import weights
 from worker.artifact import ArtifactError, versions
-from worker.profile import read_profile
+from worker.profile import Timed, read_profile
 from worker.seal import DEFAULT_KEY
 
 CACHE = Path("build/benchmarks")
@@ -89,7 +88,7 @@ def make_models(console: Console) -> dict[str, Path]:
             console.print(f"packaging {name} (some minutes, once)")
             folder = package(source, out, quantize=quantize, stages=(1, 2), progress=console.print)  # type: ignore[arg-type]
         try:
-            known = read_profile(folder).devices["cpu"].pace_s is not None
+            known = read_profile(folder).devices["cpu"].pace is not None
         except (ArtifactError, KeyError):
             known = False
         if not known:
@@ -113,15 +112,27 @@ def image_requests(seed: int = 0) -> list[bytes]:
     ]
 
 
-def probe(costs: Costs, version: Path) -> Crowd:
-    """How fast the machine is now: the run that told the pace while the model was profiled."""
-    lengths = {timed.length for stage in costs.device("cpu").stages for timed in stage.seconds}
-    length = min(lengths, key=lambda length: abs(length - SIZE[1]))
-    return pacemakers(version, rows=SIZE[0], length=length, runtime="fastest", key=DEFAULT_KEY)
+class Probe:
+    """How fast the machine is now: the run that told the pace while the model was profiled, alone and on all cores."""
+
+    def __init__(self, pace: Timed, version: Path) -> None:
+        size = (pace.rows, pace.length)
+        request = Request(str(version), 0, 1, "cpu", 1, "fastest", key=str(DEFAULT_KEY), sizes=(size,))
+        self.crowd = Crowd(request, int(here()[0].cpus))
+
+    def turn(self) -> tuple[float, float]:
+        return self.crowd.alone(), self.crowd.together()
 
 
 Turns: TypeAlias = tuple[tuple[float, float], ...]
 """Of each turn of a probe, seconds alone and together."""
+
+
+def pace_of(costs: Costs) -> Timed:
+    pace = costs.device("cpu").pace
+    if pace is None:
+        raise RuntimeError("the profile has no pace; remove profile.json, and it is made anew")
+    return pace
 
 
 def alone(turns: Turns) -> float:
@@ -132,7 +143,7 @@ def disturbed(turns: Turns) -> float:
     return max(1.0, statistics.median(together / seconds for seconds, together in turns))
 
 
-def measure(way: Way, version: Path, crowd: Crowd, *, seconds: float, runs: int) -> "Measured":
+def measure(way: Way, version: Path, probe: Probe, *, seconds: float, runs: int) -> "Measured":
     """Several runs on one serve, with two turns of the probe around each."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -142,11 +153,11 @@ def measure(way: Way, version: Path, crowd: Crowd, *, seconds: float, runs: int)
         (target / "model.yaml").write_text(text)
         write_requests(folder / "requests", make_requests() if way.model == "minilm" else image_requests())
         with servers.shardline(folder / "models", folder / "state", cpus=int(here()[0].cpus)) as address:
-            found, turns = [], [crowd.turn(), crowd.turn()]
+            found, turns = [], [probe.turn(), probe.turn()]
             for _ in range(runs):
                 ran = run_load(address, folder / "requests", callers=CALLERS, seconds=seconds, warm_up_s=WARM_UP_S)
                 found.append(ran)
-                turns += [crowd.turn(), crowd.turn()]
+                turns += [probe.turn(), probe.turn()]
             return Measured(tuple(found), tuple(turns))
 
 
@@ -206,6 +217,8 @@ def kept(folder: Path, way: Way) -> Measured | None:
     if not path.exists():
         return None
     said = json.loads(path.read_text())
+    if "turns" not in said:  # kept by an earlier version
+        return None
     return Measured(tuple(Figures(**one) for one in said["runs"]), tuple(map(tuple, said["turns"])))
 
 
@@ -216,10 +229,11 @@ def measure_all(
     if not wanted:
         return
     given.keep.mkdir(parents=True, exist_ok=True)
-    with probe(costs, version) as crowd:
+    probe = Probe(pace_of(costs), version)
+    with probe.crowd:
         for way in wanted:
             console.print(f"measuring {way.name}")
-            measured = measure(way, version, crowd, seconds=given.seconds, runs=given.runs)
+            measured = measure(way, version, probe, seconds=given.seconds, runs=given.runs)
             (given.keep / f"{way.name}.json").write_text(json.dumps(asdict(measured)))
 
 
@@ -313,7 +327,7 @@ def compare(given: argparse.Namespace, console: Console) -> None:
         wanted = [way for way in ways(model) if given.case in (None, way.name)]
         if not given.predict:
             measure_all([way for way in wanted if kept(given.keep, way) is None], folder, costs[model], given, console)
-        then = costs[model].device("cpu").pace_s or 1.0
+        then = pace_of(costs[model]).seconds
         for way in wanted:
             measured = kept(given.keep, way)
             if measured is None:

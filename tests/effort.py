@@ -1,4 +1,7 @@
-"""How much Python a piece of code runs, told in lines: unlike its time, a busy machine does not change it."""
+"""How much Python a piece of code runs, told in lines: unlike its time, a busy machine does not change it.
+
+What is done in C is not counted, nor what other threads do.
+"""
 
 import sys
 from collections.abc import Iterator

@@ -27,8 +27,8 @@ class Setting:
     gateways: for each gateway process the node it runs on; None: on a machine of its own.
     client: the node that the clients run on; None: each model's on a machine of its own.
     seconds: simulated time that is counted, after `warm_up_s`.
-    jitter: standard deviation of a batch's seconds, as a share of them. Without any, callers fall into step with the
-      batches, which are then fuller than real ones.
+    jitter: standard deviation of a batch's seconds, as a share of them (0.02 to 0.3 was measured). Without any, callers
+      fall into step with the batches, which are then fuller than real ones.
     """
 
     nodes: Sequence[Node]
@@ -143,7 +143,7 @@ def simulate(
 ) -> tuple[Outcome, ...]:
     """Serves every model's load by its plan on the same nodes at the same time."""
     clock = Clock()
-    chance = random.Random(setting.seed)
+    routing = _stream(setting, "routing")
     nodes = {node.name: node for node in setting.nodes}
     road = setting.road or road_for(demands, setting.nodes)
     crowded = _crowded(demands)
@@ -160,9 +160,11 @@ def simulate(
     processes = [(nodes[name] if name else None, _gateway(clock, hosts, name, road)) for name in setting.gateways]
     client_thread = Thread(clock, hosts[setting.client], wake=road.client_wake, urgent=True) if setting.client else None
     clients, pipelines = [], []
-    for demand, plan, load in zip(demands, plans, loads, strict=True):
-        pipeline = _pipeline(clock, demand, plan, nodes, hosts, road=road, jitter=setting.jitter, chance=chance)
-        gateways = [(thread, Caller(clock, node, pipeline[0], MAX_INFLIGHT, chance)) for node, thread in processes]
+    for number, (demand, plan, load) in enumerate(zip(demands, plans, loads, strict=True)):
+        pipeline = _pipeline(
+            clock, demand, plan, nodes, hosts, road=road, setting=setting, number=number, routing=routing
+        )
+        gateways = [(thread, Caller(clock, node, pipeline[0], MAX_INFLIGHT, routing)) for node, thread in processes]
         thread = client_thread or Thread(clock, None)
         client = _Client(
             clock,
@@ -171,7 +173,7 @@ def simulate(
             thread,
             setting=setting,
             road=road,
-            chance=chance,
+            chance=_stream(setting, f"requests {number}"),
             pads=demand.costs.profile.paddable,
         )
         client.begin(load)
@@ -185,6 +187,11 @@ def simulate(
     ]
     clock.run(float("inf"))
     return tuple(_outcome(client, setting, shares) for client, shares in zip(clients, busy, strict=True))
+
+
+def _stream(setting: Setting, what: str) -> random.Random:
+    """Of its own, so that every plan is judged on the same requests."""
+    return random.Random(f"{setting.seed} {what}")
 
 
 def road_for(demands: Sequence[Demand], nodes: Sequence[Node]) -> Road:
@@ -219,8 +226,9 @@ def _pipeline(
     hosts: Mapping[str, Host],
     *,
     road: Road,
-    jitter: float,
-    chance: random.Random,
+    setting: Setting,
+    number: int,
+    routing: random.Random,
 ) -> list[list[Replica]]:
     costs = demand.costs
     first = Batching(max_rows=plan.max_rows, max_wait_s=plan.max_wait_s)
@@ -235,17 +243,19 @@ def _pipeline(
                     hosts[name],
                     stage,
                     batching=batching,
-                    seconds=_seconds(costs, stage, nodes[name], jitter, chance),
+                    seconds=_seconds(
+                        costs, stage, nodes[name], setting.jitter, _stream(setting, f"jitter {number} {place} {index}")
+                    ),
                     out_bytes=partial(costs.travels, stage.high),
                     road=road,
                     max_queue_rows=math.inf if place else MAX_QUEUE_ROWS,
                 )
-                for name in stage.nodes
+                for index, name in enumerate(stage.nodes)
             ]
         )
     for before, after in pairwise(stages):
         for replica in before:
-            replica.next = Caller(clock, replica.node, after, STAGE_LINK.max_inflight, chance)
+            replica.next = Caller(clock, replica.node, after, STAGE_LINK.max_inflight, routing)
             replica.next.room = replica.turn
     return stages
 

@@ -13,9 +13,9 @@ from typing import Final, Literal
 import torch
 
 from compressor.profiling.measure import example_inputs, step_seconds, threads
-from compressor.profiling.pace import SIZE, Pace, pacemakers
+from compressor.profiling.pace import SIZE, Pace
 from compressor.profiling.road_seconds import road_seconds
-from compressor.profiling.stage_profile import Measured, Request, measure_stage
+from compressor.profiling.stage_profile import Crowd, Measured, Request, crowded, measure_stage
 from worker.artifact import Artifact, ArtifactError, load_artifact
 from worker.collate import Collator
 from worker.cores import cores
@@ -48,6 +48,8 @@ from worker.stages import axis_names
 
 ROWS: Final = (1, 2, 4, 8, 16, 32)
 LENGTHS: Final = (16, 32, 64, 128)
+MOST_CROWD: Final = 16
+"""Processes that are started to see how much cores disturb each other."""
 
 Progress = Callable[[str], None]
 
@@ -91,13 +93,13 @@ def profile_artifact(
     names = axis_names(program, artifact.manifest)
     within = _lengths_within(program, names, lengths)
     kind = device.partition(":")[0]
+    size = (min(SIZE[0], max(rows)), min(within, key=lambda length: abs(length - SIZE[1])))
+    whole = Request(str(folder), 0, 1, device, 1, runtime, key=str(key), sizes=(size,))
     with ExitStack() as stack:
-        size = (min(SIZE[0], max(rows)), min(within, key=lambda length: abs(length - SIZE[1])))
         pace = Pace()
         if kind == "cpu":
-            progress("starting what tells the machine's pace")
-            crowd = pacemakers(folder, rows=size[0], length=size[1], runtime=runtime, key=key)
-            pace = Pace(stack.enter_context(crowd).turn)
+            progress("starting the run that tells the machine's pace")
+            pace = Pace(stack.enter_context(Crowd(whole, 1)).alone)
         progress("measuring what carrying a request costs")
         road_s, road_pace = pace.around(_road_seconds)
         progress("measuring each step")
@@ -114,15 +116,19 @@ def profile_artifact(
             pace=pace,
             progress=progress,
         )
+    crowd = 1.0
+    if kind == "cpu" and cores() > 1:
+        progress("measuring how much busy cores disturb each other")
+        crowd = crowded(whole, min(cores(), MOST_CROWD))
     mine = DeviceProfile(
         machine=_machine(device),
         cores=cores(),
         instruction_set=instruction_set(device),
         torch=torch.__version__,
         process_bytes=process_bytes,
-        crowded=pace.crowded,
-        road_s=road_s * pace.typical / road_pace if road_s else None,
-        pace_s=pace.typical if kind == "cpu" else None,
+        crowded=crowd,
+        road_s=min(LONGEST_ROAD_S, road_s * pace.typical / road_pace) if road_s else None,
+        pace=Timed(rows=size[0], length=size[1], seconds=pace.typical) if kind == "cpu" else None,
         steps=steps,
         stages=measured,
     )
@@ -211,7 +217,7 @@ def _stages(
 ) -> tuple[tuple[StageProfile, ...], int]:
     """Every stage of every packaged cut (and the whole, where no cut is packaged), and a bare process's bytes.
 
-    Seconds are those of the machine's typical pace meanwhile.
+    Seconds of one thread, which are its own, are told as of the machine's typical pace meanwhile.
     """
     count = len(artifact.manifest.profile.seconds)
     places = [
@@ -230,7 +236,7 @@ def _stages(
             known.append(pace.around(partial(measure_stage, request)))
     typical = pace.typical
     found = tuple(
-        of_turns(low, high, number, [at_pace(one, typical / then) for one, then in known])
+        of_turns(low, high, number, [at_pace(one, typical / then) if number == 1 else one for one, then in known])
         for known, (low, high, _, _, number) in zip(told, places, strict=True)
     )
     return found, min(one.process_bytes for known in told for one, _ in known)

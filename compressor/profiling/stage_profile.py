@@ -11,13 +11,14 @@ import random
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Final, Literal, Self
+from typing import IO, Final, Literal, Self
 
 from worker.errors import Internal
 
@@ -29,7 +30,9 @@ TOO_LONG_S: Final = 2.0
 """Where one run takes longer than this, larger sizes are left out, seconds."""
 LOAD_WITHIN_S: Final = 300.0
 CROWD_S: Final = 0.7
+CROWD_TURNS: Final = 7
 _GO: Final = "go\n"
+_READY: Final = "ready"
 
 Size = tuple[int, int]
 """Rows, and the length of every other axis."""
@@ -79,9 +82,20 @@ def measure_stage(request: Request) -> Measured:
     return Measured(**told | {"seconds": {(rows, length): taken for rows, length, taken in told["seconds"]}})
 
 
+def crowded(request: Request, processes: int, *, turns: int = CROWD_TURNS) -> float:
+    """Seconds of a run while `processes` processes compute at once, over those of one alone; the median of the turns.
+
+    Raises `Internal` as `measure_stage` does.
+    """
+    if processes < 2:
+        return 1.0
+    with Crowd(request, processes) as crowd:
+        found = [(crowd.alone(), crowd.together()) for _ in range(turns)]
+    return max(1.0, statistics.median(together / alone for alone, together in found))
+
+
 class Crowd(AbstractContextManager["Crowd"]):
-    """Processes that have the stage loaded, and run the first of its sizes when they are told to: how fast is the
-    machine now? In between they wait.
+    """Processes that have the stage loaded, wait, and run the first of its sizes for a while when they are told to.
 
     Raises `Internal` as `measure_stage` does.
     """
@@ -92,40 +106,63 @@ class Crowd(AbstractContextManager["Crowd"]):
         self._processes = processes
         self._children: list[subprocess.Popen[str]] = []
         self._stack = ExitStack()
-        self._turns = 0
 
     def __enter__(self) -> Self:
+        logs: list[IO[str]] = []
         with ExitStack() as stack:
             for _ in range(self._processes):
                 pipe = subprocess.PIPE
-                child = subprocess.Popen(self._command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+                log: IO[str] = stack.enter_context(tempfile.TemporaryFile("w+"))  # a pipe that nobody reads would fill
+                child = subprocess.Popen(self._command, stdin=pipe, stdout=pipe, stderr=log, text=True)
                 stack.enter_context(child)
-                stack.callback(child.kill)
+                stack.callback(_end, child)
                 self._children.append(child)
-            for child in self._children:
-                if _told(child) != "ready":
-                    words = child.stderr.read() if child.stderr else ""
-                    raise Internal(f"the stage could not be measured: {_last(words)}")
+                logs.append(log)
+            for child, log in zip(self._children, logs, strict=True):
+                if not _is_ready(child):
+                    log.seek(0)
+                    raise Internal(f"the stage could not be measured: {_last(log.read())}")
             self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def turn(self) -> tuple[float, float]:
-        """Seconds of a run alone, by another process each time, and while all of them run (the median of them)."""
-        (alone,) = _together([self._children[self._turns % len(self._children)]])
-        self._turns += 1
-        return alone, statistics.median(_together(self._children))
+    def alone(self) -> float:
+        """Seconds of a run, always by the same process."""
+        return _together(self._children[:1])[0]
+
+    def together(self) -> float:
+        """Seconds of a run while all of them run; the median of them."""
+        return statistics.median(_together(self._children))
+
+
+def _end(child: "subprocess.Popen[str]") -> None:
+    child.kill()
+    with suppress(OSError):  # what it was told last may not have reached it
+        if child.stdin is not None:
+            child.stdin.close()
+
+
+def _is_ready(child: "subprocess.Popen[str]") -> bool:
+    """Libraries may say something first. False: it has ended."""
+    while line := _told(child):
+        if line == _READY:
+            return True
+    return False
 
 
 def _together(children: Sequence["subprocess.Popen[str]"]) -> list[float]:
     """Seconds of a run in each of them, while all of them run."""
-    for child in children:
-        if child.stdin is not None:
-            child.stdin.write(_GO)
-            child.stdin.flush()
-    said = [_told(child) for child in children]
+    try:
+        for child in children:
+            if child.stdin is not None:
+                child.stdin.write(_GO)
+                child.stdin.flush()
+    except OSError:
+        said = [""]
+    else:
+        said = [_told(child) for child in children]
     if not all(said):
         raise Internal("the stage could not be measured: a process that ran it has ended")
     return [float(line) for line in said]
@@ -213,7 +250,7 @@ def _run_when_told(request: Request) -> None:
     run = prepared(_load(request), request, *request.sizes[0])
     for _ in range(LEAST_ROUNDS):
         run()
-    sys.stdout.write("ready\n")
+    sys.stdout.write(f"{_READY}\n")
     sys.stdout.flush()
     while sys.stdin.readline() == _GO:
         taken: list[float] = []

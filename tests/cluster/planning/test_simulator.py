@@ -131,3 +131,10 @@ def test_replicas_take_a_little_of_their_node_all_the_time() -> None:
     alone = run(planned((), 1, 1, steps=1), Closed(1), step_ms=[10.0], cores=1)
     beside = run(planned((), 1, 1, steps=1), Closed(1), step_ms=[10.0], cores=1, road=replace(FREE, replica=0.5))
     assert beside.prediction.rate == pytest.approx(alone.prediction.rate / 2, rel=0.02)
+
+
+def test_every_plan_is_judged_on_the_same_requests() -> None:
+    load = Open(120, 4.0)
+    plans = [planned((), replicas, rows, steps=1) for replicas in (1, 2) for rows in (1, 4)]
+    sent = {run(plan, load, step_ms=[1.0], jitter=0.1).sent for plan in plans}
+    assert len(sent) == 1

@@ -49,6 +49,8 @@ def test_a_profile_holds_every_stage_and_a_plan_follows_from_it(
     device = found.devices["cpu"]
     assert [(stage.low, stage.high) for stage in device.stages] == [(0, costs.steps), (0, point), (point, costs.steps)]
     assert all(len(stage.seconds) == 4 for stage in device.stages)
+    assert device.pace is not None
+    assert (device.pace.rows, device.pace.length) == (2, 8)
     assert all(len(timed.seconds) == costs.steps for timed in device.steps)
     assert sum(weight.nbytes for weight in found.weights) == 4 * (4 * 64 + 4 * 8)
     assert costs.travels(0, 1, 8) == 2 * 8 * 8 * 4
