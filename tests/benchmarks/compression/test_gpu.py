@@ -38,6 +38,7 @@ def test_a_shape_has_the_same_weights_each_time_in_every_format() -> None:
     assert torch.equal(wide.to(torch.bfloat16), short)
 
 
+@pytest.mark.slow
 def test_what_the_cpu_can_do_is_measured_at_all_rows_and_near_to_fp32(block: dict[str, Figures]) -> None:
     stored = {name: figures["stored"] for name, figures in block.items() if "refused" not in figures}
     assert set(stored) == {BASE, "bf16", "bf16_model", "int8_dynamic", "int8_weight_only", "int4_weight_only"}
@@ -51,6 +52,7 @@ def test_what_the_cpu_can_do_is_measured_at_all_rows_and_near_to_fp32(block: dic
     assert block[BASE]["rows"]["1"]["ratio"] == 1
 
 
+@pytest.mark.slow
 def test_what_the_device_cannot_do_is_named_with_the_reason(block: dict[str, Figures]) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device, and the reasons are others")

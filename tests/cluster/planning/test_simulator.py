@@ -120,8 +120,8 @@ def test_the_same_seed_gives_the_same_result() -> None:
 def test_batches_of_unequal_time_get_callers_out_of_step() -> None:
     """Two replicas that take equally long answer all callers at once, and get full batches back; real ones do not."""
     plan, load = planned((), 2, 4, steps=1), Closed(16)
-    in_step = run(plan, load, step_ms=[1.0], per_batch_ms=2.0).prediction
-    real = run(plan, load, step_ms=[1.0], per_batch_ms=2.0, jitter=0.1).prediction
+    in_step = run(plan, load, step_ms=[10.0], per_batch_ms=20.0).prediction
+    real = run(plan, load, step_ms=[10.0], per_batch_ms=20.0, jitter=0.1).prediction
     assert in_step.p50_s == pytest.approx(in_step.p95_s)
     assert real.p95_s > 1.1 * real.p50_s
     assert real.rate < in_step.rate
