@@ -364,11 +364,14 @@ async def test_a_client_that_asks_for_work_without_end_is_hung_up_on(rush: Calla
 
 
 async def test_a_connection_that_floods_leaves_the_others_their_turn() -> None:
-    async with running() as one, raw_client(one.address) as flooding, raw_client(one.address) as other:
+    unbounded = served(max_inflight=0, deadline_s=100)
+    async with running(unbounded) as one, raw_client(one.address) as flooding, raw_client(one.address) as other:
+        other.send(call())
+        await check_good(other)  # the way to the worker is open
         flooding.send(*(call(stream) for stream in range(1, 20_001, 2)))
         flooding.send(http2.frame(99, 0, 0) * 200_000)
-        other.send(call())
-        await check_good(other)
+        other.send(call(3))
+        await check_good(other, 3)
         flooding.send(http2.frame(Kind.PING, 0, 0, b"12345678"))
         await flooding.until(Kind.PING, ack=True)
 
