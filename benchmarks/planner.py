@@ -4,10 +4,9 @@ MiniLM (int8) and ResNet-20 (fp32) on this machine: one stage and two, few and m
 asked by 16 callers, everything (gateway, workers, clients) on the same cores. And: of all these ways, how good is the
 one that the planner chooses?
 
-Where the machine is shared, its speed changes from second to second, and so does how much one busy core disturbs the
-other. So before each run and after the last the whole stage is run by itself and on all cores at once, as it was while
-profiling: the simulation is told the speed and the disturbance of that time. The worst errors without that
-are given too (`worst_*_as_profiled`).
+Where the machine is shared, its speed changes from second to second. So a small process on each core runs the model now
+and then meanwhile (`benchmarks.speed`), and the simulation is told how fast the cores were. The worst errors without
+that are given too (`worst_*_as_profiled`).
 
     python -m benchmarks.planner [--seconds 4] [--runs 3] [--keep FOLDER] [--case NAME] [--json]
 """
@@ -18,10 +17,11 @@ import json
 import shutil
 import statistics
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import psutil
@@ -31,6 +31,7 @@ from rich.table import Table
 from benchmarks import servers
 from benchmarks.load import Figures, run_load, write_requests
 from benchmarks.serving import make_requests
+from benchmarks.speed import SHARE, Speed
 from cluster.planning.costs import Costs
 from cluster.planning.deployment import Demand, ModelPlan, Prediction, StagePlan
 from cluster.planning.judge import Objective
@@ -41,11 +42,11 @@ from cluster.planning.shapes import Limits
 from cluster.planning.simulator import Setting, simulate
 from compressor.package import package
 from compressor.profiling.profile import profile_artifact
-from compressor.profiling.stage_profile import Crowd, Request
+from compressor.profiling.stage_profile import Request
 from protos import inference_pb2 as pb
 from shardline.demo import weights
 from worker.artifact import ArtifactError, versions
-from worker.profile import Timed, read_profile
+from worker.profile import read_profile
 from worker.seal import DEFAULT_KEY
 
 CACHE = Path("build/benchmarks")
@@ -53,6 +54,8 @@ CALLERS = 16
 LENGTHS = {"minilm": (8, 128), "resnet20": (1, 1)}
 MAX_ROWS = (4, 16)
 WARM_UP_S = 1.5
+SAMPLED = {"minilm": (1, 32), "resnet20": (4, 1)}
+"""Rows and length of the run that tells the speed: one that was profiled, and takes a few milliseconds."""
 MODEL_YAML = "stages: {stages}\nreplicas: {replicas}\ncpus: {cpus}\nbatching: {{max_rows: {rows}}}\n"
 
 
@@ -88,10 +91,8 @@ def make_models(console: Console) -> dict[str, Path]:
             console.print(f"packaging {name} (some minutes, once)")
             folder = package(source, out, quantize=quantize, stages=(1, 2), progress=console.print)  # type: ignore[arg-type]
         try:
-            known = read_profile(folder).devices["cpu"].pace is not None
+            read_profile(folder).devices["cpu"]
         except (ArtifactError, KeyError):
-            known = False
-        if not known:
             console.print(f"profiling {name} (a minute, once)")
             profile_artifact(folder, thread_counts=(1,), progress=console.print)
         made[name] = folder
@@ -112,39 +113,13 @@ def image_requests(seed: int = 0) -> list[bytes]:
     ]
 
 
-class Probe:
-    """How fast the machine is now: the run that told the pace while the model was profiled, alone and on all cores."""
-
-    def __init__(self, pace: Timed, version: Path) -> None:
-        size = (pace.rows, pace.length)
-        request = Request(str(version), 0, 1, "cpu", 1, "fastest", key=str(DEFAULT_KEY), sizes=(size,))
-        self.crowd = Crowd(request, int(here()[0].cpus))
-
-    def turn(self) -> tuple[float, float]:
-        return self.crowd.alone(), self.crowd.together()
+def speed_of(version: Path, model: str) -> Speed:
+    whole = Request(str(version), 0, 1, "cpu", 1, "fastest", key=str(DEFAULT_KEY), sizes=(SAMPLED[model],))
+    return Speed(whole)
 
 
-Turns: TypeAlias = tuple[tuple[float, float], ...]
-"""Of each turn of a probe, seconds alone and together."""
-
-
-def pace_of(costs: Costs) -> Timed:
-    pace = costs.device("cpu").pace
-    if pace is None:
-        raise RuntimeError("the profile has no pace; remove profile.json, and it is made anew")
-    return pace
-
-
-def alone(turns: Turns) -> float:
-    return statistics.median(seconds for seconds, _ in turns)
-
-
-def disturbed(turns: Turns) -> float:
-    return max(1.0, statistics.median(together / seconds for seconds, together in turns))
-
-
-def measure(way: Way, version: Path, probe: Probe, *, seconds: float, runs: int) -> "Measured":
-    """Several runs on one serve, with two turns of the probe around each."""
+def measure(way: Way, version: Path, speed: Speed, *, seconds: float, runs: int) -> "Measured":
+    """Several runs on one serve, and how fast the cores were meanwhile."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         target = folder / "models" / way.model
@@ -153,12 +128,13 @@ def measure(way: Way, version: Path, probe: Probe, *, seconds: float, runs: int)
         (target / "model.yaml").write_text(text)
         write_requests(folder / "requests", make_requests() if way.model == "minilm" else image_requests())
         with servers.shardline(folder / "models", folder / "state", cpus=int(here()[0].cpus)) as address:
-            found, turns = [], [probe.turn(), probe.turn()]
+            found, samples = [], []
             for _ in range(runs):
                 ran = run_load(address, folder / "requests", callers=CALLERS, seconds=seconds, warm_up_s=WARM_UP_S)
+                now = time.monotonic()
                 found.append(ran)
-                turns += [probe.turn(), probe.turn()]
-            return Measured(tuple(found), tuple(turns))
+                samples.append(speed.seconds(now - seconds, now))
+            return Measured(tuple(found), tuple(samples))
 
 
 def here() -> tuple[Node, ...]:
@@ -171,10 +147,10 @@ def setting(seconds: float) -> Setting:
     return Setting([node], gateways=(node.name,), client=node.name, seconds=seconds, warm_up_s=WARM_UP_S)
 
 
-def of_now(costs: Costs, crowded: float) -> Costs:
-    """As if the profile had found this disturbance."""
+def undisturbed(costs: Costs) -> Costs:
+    """As if the profile had found that busy cores do not disturb each other: samples have that in them."""
     devices = {
-        name: device.model_copy(update={"crowded": crowded}) if name == "cpu" else device
+        name: device.model_copy(update={"crowded": 1.0}) if name == "cpu" else device
         for name, device in costs.profile.devices.items()
     }
     return Costs(costs.profile.model_copy(update={"devices": devices}))
@@ -207,8 +183,17 @@ def choose(model: str, costs: Costs) -> Way:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
+    """samples: of each run, what was sampled meanwhile, seconds."""
+
     runs: tuple[Figures, ...]
-    turns: Turns
+    samples: tuple[tuple[float, ...], ...]
+
+    def slower(self, costs: Costs, model: str) -> float:
+        """How many times as long as in the profile a thing took, the samples' own share of the cores included."""
+        seen = [seconds for run in self.samples for seconds in run]
+        rows, length = SAMPLED[model]
+        profiled = costs.seconds(0, costs.steps, rows, length, device="cpu")
+        return statistics.harmonic_mean(seen) / profiled / (1 - SHARE)
 
 
 def kept(folder: Path, way: Way) -> Measured | None:
@@ -217,23 +202,20 @@ def kept(folder: Path, way: Way) -> Measured | None:
     if not path.exists():
         return None
     said = json.loads(path.read_text())
-    if "turns" not in said:  # kept by an earlier version
+    if "samples" not in said:  # kept by an earlier version
         return None
-    return Measured(tuple(Figures(**one) for one in said["runs"]), tuple(map(tuple, said["turns"])))
+    return Measured(tuple(Figures(**one) for one in said["runs"]), tuple(map(tuple, said["samples"])))
 
 
-def measure_all(
-    wanted: Sequence[Way], version: Path, costs: Costs, given: argparse.Namespace, console: Console
-) -> None:
+def measure_all(wanted: Sequence[Way], version: Path, given: argparse.Namespace, console: Console) -> None:
     """Measures these ways of one model, and keeps what was found."""
     if not wanted:
         return
     given.keep.mkdir(parents=True, exist_ok=True)
-    probe = Probe(pace_of(costs), version)
-    with probe.crowd:
+    with speed_of(version, wanted[0].model) as speed:
         for way in wanted:
             console.print(f"measuring {way.name}")
-            measured = measure(way, version, probe, seconds=given.seconds, runs=given.runs)
+            measured = measure(way, version, speed, seconds=given.seconds, runs=given.runs)
             (given.keep / f"{way.name}.json").write_text(json.dumps(asdict(measured)))
 
 
@@ -244,7 +226,6 @@ class Comparison:
     way: Way
     measured: tuple[Figures, ...]
     slower: float
-    crowded: float
     predicted: Prediction
     as_profiled: Prediction
 
@@ -273,6 +254,11 @@ class Comparison:
         return abs(1e3 * self.predicted.p95_s / self.p95_ms - 1)
 
     @property
+    def throughput_in_spread(self) -> bool:
+        seen = [one.per_second for one in self.measured]
+        return min(seen) <= self.predicted.rate <= max(seen)
+
+    @property
     def p95_in_spread(self) -> bool:
         seen = [one.p95_ms for one in self.measured]
         return min(seen) <= 1e3 * self.predicted.p95_s <= max(seen)
@@ -281,23 +267,21 @@ class Comparison:
 def table(found: Sequence[Comparison], chosen: dict[str, Way]) -> Table:
     shown = Table(title=f"predicted and measured, {CALLERS} callers, everything on this machine's cores")
     shown.add_column("way")
-    for name in ("answers/s", "slower", "crowded", "predicted", "error"):
+    for name in ("answers/s (runs)", "slower", "predicted", "error"):
         shown.add_column(name, justify="right")
-    for name in ("p95 ms (runs)", "predicted", "error", "in spread", "chosen"):
+    for name in ("p95 ms (runs)", "predicted", "error", "chosen"):
         shown.add_column(name, justify="right")
     for one in found:
-        seen = [run.p95_ms for run in one.measured]
+        seen, rates = [run.p95_ms for run in one.measured], [run.per_second for run in one.measured]
         shown.add_row(
             one.way.name,
-            f"{one.throughput:.1f}",
+            f"{one.throughput:.1f} ({min(rates):.0f}-{max(rates):.0f})",
             f"{one.slower:.2f}",
-            f"{one.crowded:.2f}",
             f"{one.predicted.rate:.1f}",
             f"{100 * one.throughput_error:.1f} %",
             f"{one.p95_ms:.0f} ({min(seen):.0f}-{max(seen):.0f})",
             f"{1e3 * one.predicted.p95_s:.0f}",
             f"{100 * one.p95_error:.1f} %",
-            "yes" if one.p95_in_spread else "",
             "<-" if one.way in chosen.values() else "",
         )
     return shown
@@ -326,16 +310,15 @@ def compare(given: argparse.Namespace, console: Console) -> None:
     for model, folder in folders.items():
         wanted = [way for way in ways(model) if given.case in (None, way.name)]
         if not given.predict:
-            measure_all([way for way in wanted if kept(given.keep, way) is None], folder, costs[model], given, console)
-        then = pace_of(costs[model]).seconds
+            measure_all([way for way in wanted if kept(given.keep, way) is None], folder, given, console)
         for way in wanted:
             measured = kept(given.keep, way)
             if measured is None:
                 continue
-            now, crowd = alone(measured.turns) / then, disturbed(measured.turns)
-            predicted = predict(way, of_now(costs[model], crowd), seconds=given.seconds, slower=now)
+            slower = measured.slower(costs[model], model)
+            predicted = predict(way, undisturbed(costs[model]), seconds=given.seconds, slower=slower)
             as_profiled = predict(way, costs[model], seconds=given.seconds)
-            found.append(Comparison(way, measured.runs, now, crowd, predicted, as_profiled))
+            found.append(Comparison(way, measured.runs, slower, predicted, as_profiled))
     chosen = {model: choose(model, known) for model, known in costs.items()}
     Console(width=150).print(table(found, chosen))
     if given.case or not found:
@@ -348,22 +331,30 @@ def compare(given: argparse.Namespace, console: Console) -> None:
 
 
 def verdict(found: Sequence[Comparison], chosen: dict[str, Way]) -> dict[str, Any]:
-    """chosen_vs_best: of the model where it is least. worst_p95_error: of those outside the spread of their runs."""
-    shares = {}
+    """chosen_vs_best: of the model where it is least, as if the cores had been equally fast for every way.
+
+    worst_*_error: of those outside the spread of their runs.
+    """
+    shares, as_measured = {}, {}
     for model, way in chosen.items():
-        tried = {one.way: one.throughput for one in found if one.way.model == model}
+        tried = {one.way: (one.throughput * one.slower, one.throughput) for one in found if one.way.model == model}
         if way in tried:
-            shares[model] = tried[way] / max(tried.values())
+            shares[model], as_measured[model] = (
+                tried[way][place] / max(one[place] for one in tried.values()) for place in (0, 1)
+            )
     outside = [one.p95_error for one in found if not one.p95_in_spread]
+    wrong = [one.throughput_error for one in found if not one.throughput_in_spread]
     return {
         "cases": len(found),
-        "worst_throughput_error": round(max(one.throughput_error for one in found), 4),
+        "worst_throughput_error": round(max(wrong, default=0.0), 4),
+        "worst_throughput_error_of_all": round(max(one.throughput_error for one in found), 4),
         "median_throughput_error": round(statistics.median(one.throughput_error for one in found), 4),
         "worst_throughput_error_as_profiled": round(max(one.throughput_error_as_profiled for one in found), 4),
         "worst_p95_error_as_profiled": round(max(one.p95_error_as_profiled for one in found), 4),
         "worst_p95_error": round(max(outside, default=0.0), 4),
         "worst_p95_error_of_all": round(max(one.p95_error for one in found), 4),
         "chosen_vs_best": round(min(shares.values(), default=0.0), 4),
+        "chosen_vs_best_as_measured": round(min(as_measured.values(), default=0.0), 4),
         **{f"chosen_vs_best_{model}": round(share, 4) for model, share in shares.items()},
         **{f"chosen_{model}": way.name for model, way in chosen.items()},
     }

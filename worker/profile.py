@@ -103,8 +103,6 @@ class DeviceProfile(_Entry):
       other.
     road_s: CPU seconds of a small request's way to a worker and back (`compressor.profiling.road_seconds`); None: not
       measured.
-    pace: the run of the whole model that told the machine's pace meanwhile (`compressor.profiling.pace`), at which the
-      stages' seconds of one thread and the road's are; None: not measured.
     """
 
     machine: str
@@ -114,7 +112,6 @@ class DeviceProfile(_Entry):
     process_bytes: _Count
     crowded: Annotated[float, Field(ge=1, le=1000)] = 1.0
     road_s: Annotated[float, Field(gt=0, le=LONGEST_ROAD_S)] | None = None
-    pace: Timed | None = None
     steps: tuple[StepsTimed, ...]
     stages: tuple[StageProfile, ...]
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
+from cluster.planning.clock import Action, Clock
 from cluster.planning.deployment import StagePlan
-from cluster.planning.host import Action, Clock, Host, Thread
+from cluster.planning.host import Host, Thread
 from cluster.planning.machines import Node
 from cluster.planning.road import Road
 from worker.batcher import Batching, form_batch

@@ -4,13 +4,14 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 
+from cluster.planning.clock import Action, Clock
 from cluster.planning.costs import Costs
 from cluster.planning.deployment import Demand, ModelPlan, Prediction, StagePlan
-from cluster.planning.host import Action, Clock, Host, Thread
+from cluster.planning.host import Host, Scheduler, Thread
 from cluster.planning.load import Closed, Load, percentile
 from cluster.planning.machines import Node
 from cluster.planning.road import Road, road_on
@@ -29,6 +30,7 @@ class Setting:
     seconds: simulated time that is counted, after `warm_up_s`.
     jitter: standard deviation of a batch's seconds, as a share of them (0.02 to 0.3 was measured). Without any, callers
       fall into step with the batches, which are then fuller than real ones.
+    scheduler: of every node.
     """
 
     nodes: Sequence[Node]
@@ -38,6 +40,7 @@ class Setting:
     seconds: float = 10.0
     warm_up_s: float = 1.0
     jitter: float = 0.1
+    scheduler: Scheduler = field(default_factory=Scheduler)
     seed: int = 0
 
 
@@ -154,6 +157,7 @@ def simulate(
             _cores(node, setting, road, replicas[node.name]),
             crowded=crowded.get(node.device, 1.0),
             speed=node.speed,
+            scheduler=setting.scheduler,
         )
         for node in setting.nodes
     }

@@ -1,11 +1,8 @@
 """Profiles an artifact on this machine: steps, stages as they are served, cuts and memory; the planner reads it."""
 
 import platform
-import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Final, Literal
@@ -13,9 +10,8 @@ from typing import Final, Literal
 import torch
 
 from compressor.profiling.measure import example_inputs, step_seconds, threads
-from compressor.profiling.pace import SIZE, Pace
 from compressor.profiling.road_seconds import road_seconds
-from compressor.profiling.stage_profile import Crowd, Measured, Request, crowded, measure_stage
+from compressor.profiling.stage_profile import Measured, Request, crowded, measure_stage
 from worker.artifact import Artifact, ArtifactError, load_artifact
 from worker.collate import Collator
 from worker.cores import cores
@@ -48,6 +44,8 @@ from worker.stages import axis_names
 
 ROWS: Final = (1, 2, 4, 8, 16, 32)
 LENGTHS: Final = (16, 32, 64, 128)
+CROWD_SIZE: Final = (2, 64)
+"""Rows, and the length of every other axis, of what is run to see how much cores disturb each other."""
 MOST_CROWD: Final = 16
 """Processes that are started to see how much cores disturb each other."""
 
@@ -93,33 +91,28 @@ def profile_artifact(
     names = axis_names(program, artifact.manifest)
     within = _lengths_within(program, names, lengths)
     kind = device.partition(":")[0]
-    size = (min(SIZE[0], max(rows)), min(within, key=lambda length: abs(length - SIZE[1])))
-    whole = Request(str(folder), 0, 1, device, 1, runtime, key=str(key), sizes=(size,))
-    with ExitStack() as stack:
-        pace = Pace()
-        if kind == "cpu":
-            progress("starting the run that tells the machine's pace")
-            pace = Pace(stack.enter_context(Crowd(whole, 1)).alone)
-        progress("measuring what carrying a request costs")
-        road_s, road_pace = pace.around(_road_seconds)
-        progress("measuring each step")
-        steps = _steps(program, names, (min(rows), max(1, min(8, max(rows)))), (within[0], within[-1]))
-        pace.take()
-        measured, process_bytes = _stages(
-            artifact,
-            device,
-            sizes=[(count, length) for count in sorted(set(rows)) for length in within],
-            thread_counts=[1] if kind != "cpu" else list(thread_counts or doubling(cores())),
-            runtime=runtime,
-            key=key,
-            turns=turns,
-            pace=pace,
-            progress=progress,
-        )
+    progress("measuring what carrying a request costs")
+    roads = [_road_seconds()]
+    progress("measuring each step")
+    steps = _steps(program, names, (min(rows), max(1, min(8, max(rows)))), (within[0], within[-1]))
+    measured, process_bytes = _stages(
+        artifact,
+        device,
+        sizes=[(count, length) for count in sorted(set(rows)) for length in within],
+        thread_counts=[1] if kind != "cpu" else list(thread_counts or doubling(cores())),
+        runtime=runtime,
+        key=key,
+        turns=turns,
+        progress=progress,
+    )
+    roads.append(_road_seconds())
     crowd = 1.0
     if kind == "cpu" and cores() > 1:
         progress("measuring how much busy cores disturb each other")
+        size = (min(CROWD_SIZE[0], max(rows)), min(within, key=lambda length: abs(length - CROWD_SIZE[1])))
+        whole = Request(str(folder), 0, 1, device, 1, runtime, key=str(key), sizes=(size,))
         crowd = crowded(whole, min(cores(), MOST_CROWD))
+    roads.append(_road_seconds())
     mine = DeviceProfile(
         machine=_machine(device),
         cores=cores(),
@@ -127,8 +120,7 @@ def profile_artifact(
         torch=torch.__version__,
         process_bytes=process_bytes,
         crowded=crowd,
-        road_s=min(LONGEST_ROAD_S, road_s * pace.typical / road_pace) if road_s else None,
-        pace=Timed(rows=size[0], length=size[1], seconds=pace.typical) if kind == "cpu" else None,
+        road_s=min((road for road in roads if road is not None), default=None),
         steps=steps,
         stages=measured,
     )
@@ -212,13 +204,9 @@ def _stages(
     runtime: Literal["fastest", "eager"],
     key: Path,
     turns: int,
-    pace: Pace,
     progress: Progress,
 ) -> tuple[tuple[StageProfile, ...], int]:
-    """Every stage of every packaged cut (and the whole, where no cut is packaged), and a bare process's bytes.
-
-    Seconds of one thread, which are its own, are told as of the machine's typical pace meanwhile.
-    """
+    """Every stage of every packaged cut (and the whole, where no cut is packaged), and a bare process's bytes."""
     count = len(artifact.manifest.profile.seconds)
     places = [
         (low, high, stage, stages, number)
@@ -226,26 +214,18 @@ def _stages(
         for stage, (low, high) in enumerate(pairwise((0, *points, count)))
         for number in thread_counts
     ]
-    told: list[list[tuple[Measured, float]]] = [[] for _ in places]
+    told: list[list[Measured]] = [[] for _ in places]
     for turn in range(turns):
         for known, (_, _, stage, stages, number) in zip(told, places, strict=True):
             which = f"stage {stage + 1} of {stages}, {number} thread{'s' * (number > 1)}"
             progress(f"measuring {which}, turn {turn + 1} of {turns}")
             several = tuple(sizes if number == 1 else _fewer(sizes))
             request = Request(str(artifact.folder), stage, stages, device, number, runtime, key=str(key), sizes=several)
-            known.append(pace.around(partial(measure_stage, request)))
-    typical = pace.typical
+            known.append(measure_stage(request))
     found = tuple(
-        of_turns(low, high, number, [at_pace(one, typical / then) if number == 1 else one for one, then in known])
-        for known, (low, high, _, _, number) in zip(told, places, strict=True)
+        of_turns(low, high, number, known) for known, (low, high, _, _, number) in zip(told, places, strict=True)
     )
-    return found, min(one.process_bytes for known in told for one, _ in known)
-
-
-def at_pace(measured: Measured, factor: float) -> Measured:
-    """What would have been measured where everything takes `factor` times as long."""
-    seconds = {size: [one * factor for one in taken] for size, taken in measured.seconds.items()}
-    return replace(measured, seconds=seconds)
+    return found, min(one.process_bytes for known in told for one in known)
 
 
 def _packaged(artifact: Artifact) -> dict[int, tuple[int, ...]]:
@@ -265,19 +245,20 @@ def _fewer(sizes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def of_turns(low: int, high: int, number: int, turns: Sequence[Measured]) -> StageProfile:
-    """What is known of steps `low` up to `high` with `number` threads, which were measured in so many turns."""
+    """What is known of steps `low` up to `high` with `number` threads, which were measured in so many turns.
+
+    Of each size the least seconds count: what else runs on the machine, or beside it on the same host, only ever adds.
+    """
     taken: dict[tuple[int, int], list[float]] = {}
     for turn in turns:
         for size, seconds in turn.seconds.items():
             taken.setdefault(size, []).extend(seconds)
-    # The median of one thread's own time; the least of the wall-clock's, to which other work only ever adds.
-    typical = statistics.median if number == 1 else min
     return StageProfile(
         low=low,
         high=high,
         runtime=turns[0].runtime,
         threads=number,
-        seconds=tuple(Timed(rows=rows, length=length, seconds=typical(of)) for (rows, length), of in taken.items()),
+        seconds=tuple(Timed(rows=rows, length=length, seconds=min(of)) for (rows, length), of in taken.items()),
         loaded_bytes=max(turn.loaded_bytes for turn in turns),
         peak_bytes=max(turn.peak_bytes for turn in turns),
     )

@@ -83,7 +83,9 @@ def measure_stage(request: Request) -> Measured:
 
 
 def crowded(request: Request, processes: int, *, turns: int = CROWD_TURNS) -> float:
-    """Seconds of a run while `processes` processes compute at once, over those of one alone; the median of the turns.
+    """Seconds of a run while `processes` processes compute at once, over the least of one alone.
+
+    Where a machine is shared, its cores are slowed down by turns: the mean speed of all processes and turns counts.
 
     Raises `Internal` as `measure_stage` does.
     """
@@ -91,7 +93,8 @@ def crowded(request: Request, processes: int, *, turns: int = CROWD_TURNS) -> fl
         return 1.0
     with Crowd(request, processes) as crowd:
         found = [(crowd.alone(), crowd.together()) for _ in range(turns)]
-    return max(1.0, statistics.median(together / alone for alone, together in found))
+    together = statistics.harmonic_mean([seconds for _, several in found for seconds in several])
+    return max(1.0, together / min(alone for alone, _ in found))
 
 
 class Crowd(AbstractContextManager["Crowd"]):
@@ -132,9 +135,9 @@ class Crowd(AbstractContextManager["Crowd"]):
         """Seconds of a run, always by the same process."""
         return _together(self._children[:1])[0]
 
-    def together(self) -> float:
-        """Seconds of a run while all of them run; the median of them."""
-        return statistics.median(_together(self._children))
+    def together(self) -> tuple[float, ...]:
+        """Seconds of a run of each while all of them run."""
+        return tuple(_together(self._children))
 
 
 def _end(child: "subprocess.Popen[str]") -> None:
@@ -185,7 +188,7 @@ def _last(words: str) -> str:
 def main(arguments: Sequence[str]) -> None:
     told = json.loads(arguments[0])
     request = Request(**told | {"sizes": tuple((rows, length) for rows, length in told["sizes"])})
-    _set_up(request)
+    set_up(request)
     if request.wait:
         _run_when_told(request)
     else:
@@ -194,7 +197,7 @@ def main(arguments: Sequence[str]) -> None:
         sys.stdout.write(json.dumps(asdict(replace(found, seconds={})) | {"seconds": seconds}) + "\n")
 
 
-def _set_up(request: Request) -> None:
+def set_up(request: Request) -> None:
     import torch  # noqa: PLC0415 -- the parent does not need it
 
     torch.set_num_threads(request.threads)
@@ -204,7 +207,7 @@ def _measure(request: Request) -> Measured:
     from worker.worker import resident_bytes  # noqa: PLC0415
 
     bare = resident_bytes()
-    shard = _load(request)
+    shard = load_stage(request)
     loaded = resident_bytes()
     _forget_peak()
     runs: dict[Size, Run] = {}
@@ -247,7 +250,7 @@ def in_turns(runs: Mapping[Size, Run], *, enough_s: float) -> dict[Size, list[fl
 
 
 def _run_when_told(request: Request) -> None:
-    run = prepared(_load(request), request, *request.sizes[0])
+    run = prepared(load_stage(request), request, *request.sizes[0])
     for _ in range(LEAST_ROUNDS):
         run()
     sys.stdout.write(f"{_READY}\n")
@@ -261,7 +264,7 @@ def _run_when_told(request: Request) -> None:
         sys.stdout.flush()
 
 
-def _load(request: Request):  # type: ignore[no-untyped-def]
+def load_stage(request: Request):  # type: ignore[no-untyped-def]
     from worker.artifact import load_artifact  # noqa: PLC0415
     from worker.shard import load_shard  # noqa: PLC0415
 

@@ -16,7 +16,7 @@ from worker.model_yaml import read_model_yaml
 from worker.profile import read_profile
 
 
-def test_of_several_turns_the_middle_run_counts_and_the_most_memory() -> None:
+def test_of_several_turns_the_quickest_run_counts_and_the_most_memory() -> None:
     def turn(seconds: list[float], loaded: int, peak: int) -> Measured:
         return Measured("eager", 100, loaded, peak, {(1, 4): seconds})
 
@@ -24,10 +24,8 @@ def test_of_several_turns_the_middle_run_counts_and_the_most_memory() -> None:
     one = of_turns(0, 3, 1, turns)
     (timed,) = one.seconds
     assert (timed.rows, timed.length) == (1, 4)
-    assert timed.seconds == pytest.approx(0.0125)
+    assert timed.seconds == 0.010
     assert (one.loaded_bytes, one.peak_bytes) == (6, 9)
-    # Seconds by the wall's clock have other work in them: there the least counts.
-    assert of_turns(0, 3, 2, turns).seconds[0].seconds == 0.010
 
 
 def test_a_profile_holds_every_stage_and_a_plan_follows_from_it(
@@ -49,8 +47,6 @@ def test_a_profile_holds_every_stage_and_a_plan_follows_from_it(
     device = found.devices["cpu"]
     assert [(stage.low, stage.high) for stage in device.stages] == [(0, costs.steps), (0, point), (point, costs.steps)]
     assert all(len(stage.seconds) == 4 for stage in device.stages)
-    assert device.pace is not None
-    assert (device.pace.rows, device.pace.length) == (2, 8)
     assert all(len(timed.seconds) == costs.steps for timed in device.steps)
     assert sum(weight.nbytes for weight in found.weights) == 4 * (4 * 64 + 4 * 8)
     assert costs.travels(0, 1, 8) == 2 * 8 * 8 * 4

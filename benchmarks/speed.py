@@ -1,0 +1,117 @@
+"""How fast this machine's cores are while something runs: on a shared one, that changes within a tenth of a second.
+
+python -m benchmarks.speed CORE REQUEST    prints a line for each sample, see `Sample`; `Speed` starts it
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Final, Self
+
+from compressor.profiling.stage_profile import Request, load_stage, prepared, set_up
+
+SHARE: Final = 0.03
+"""Of each core's time that its samples take."""
+AHEAD: Final = -15
+"""The niceness that samples ask for: they should not wait for what they tell the speed of."""
+LEAST_BUSY: Final = 0.5
+START_WITHIN_S: Final = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """at: when, by `time.monotonic`. seconds: processor time of the run. busy: of its core, since the sample before."""
+
+    at: float
+    seconds: float
+    busy: float
+
+
+class Speed(AbstractContextManager["Speed"]):
+    """A process on each core that runs a stage now and then, and tells the processor time that it takes.
+
+    That time grows where the host lets others compute on what the core consists of.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self._request = replace(request, threads=1)
+        self._samples: list[Sample] = []
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        told = json.dumps(asdict(self._request))
+        with ExitStack() as stack:
+            first = []
+            for core in sorted(os.sched_getaffinity(0)):
+                command = [sys.executable, "-m", "benchmarks.speed", str(core), told]
+                child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+                stack.enter_context(child)
+                stack.callback(child.kill)
+                first.append(threading.Event())
+                threading.Thread(target=self._read, args=(child, first[-1]), daemon=True).start()
+            if not all(one.wait(START_WITHIN_S) for one in first):
+                raise RuntimeError("a process that tells a core's speed does not start")
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def _read(self, child: "subprocess.Popen[str]", first: threading.Event) -> None:
+        for line in child.stdout or ():
+            self._samples.append(Sample(*map(float, line.split())))
+            first.set()
+
+    def seconds(self, since: float, until: float) -> tuple[float, ...]:
+        """The samples between two times of `time.monotonic`, of cores that were busy: an idle one is slow at first."""
+        return tuple(one.seconds for one in list(self._samples) if since <= one.at <= until and one.busy >= LEAST_BUSY)
+
+
+def main(core: int, request: Request) -> None:
+    os.sched_setaffinity(0, {core})
+    set_up(request)
+    run = prepared(load_stage(request), request, *request.sizes[0])
+    try:
+        os.nice(AHEAD)
+    except PermissionError:
+        sys.stderr.write("the speed of cores is told badly: without the right to a better niceness, samples wait\n")
+    took = statistics.median([run() for _ in range(5)])
+    idle, before = _idle_s(core), time.monotonic()
+    while True:
+        time.sleep(2 * took / SHARE)
+        idle_now, now = _idle_s(core), time.monotonic()
+        run()  # finds its own things in the caches again
+        seconds = run()
+        print(now, seconds, 1 - min(1.0, (idle_now - idle) / (now - before)), flush=True)
+        idle, before = _idle_s(core), time.monotonic()
+
+
+def _idle_s(core: int) -> float:
+    """Seconds for which the core had nothing to do, ever."""
+    for line in Path("/proc/stat").read_text(encoding="ascii").splitlines():
+        name, *ticks = line.split()
+        if name == f"cpu{core}":
+            return (int(ticks[3]) + int(ticks[4])) / os.sysconf("SC_CLK_TCK")
+    raise RuntimeError(f"/proc/stat does not tell of core {core}")
+
+
+def _request(told: str) -> Request:
+    said = json.loads(told)
+    return Request(**said | {"sizes": tuple((rows, length) for rows, length in said["sizes"])})
+
+
+def arguments(given: Sequence[str]) -> tuple[int, Request]:
+    core, told = given
+    return int(core), _request(told)
+
+
+if __name__ == "__main__":
+    main(*arguments(sys.argv[1:]))
