@@ -70,6 +70,40 @@ def test_a_short_task_of_a_thread_that_slept_does_not_wait_for_a_long_one() -> N
     assert ends == pytest.approx([1.21])
 
 
+def test_two_threads_that_wake_each_other_do_not_keep_a_third_from_its_core() -> None:
+    clock = Clock()
+    host = Host(clock, 1, scheduler=FINE)
+    one, other, third = Thread(clock, host), Thread(clock, host), Thread(clock, host)
+    ends: list[float] = []
+
+    def ping() -> None:
+        if clock.now < 5:
+            other.do(0.0005, pong)
+
+    def pong() -> None:
+        one.do(0.0005, ping)
+
+    ping()
+    third.do(0.1, lambda: ends.append(clock.now))
+    clock.run(float("inf"))
+    assert ends == [pytest.approx(0.2, abs=0.12)]
+
+
+def test_threads_of_a_width_keep_what_they_have_in_the_caches() -> None:
+    clock = Clock()
+    wide = Thread(clock, Host(clock, 2, scheduler=Scheduler()), width=2)
+    ends: list[float] = []
+    for _ in range(10):
+        wide.do(0.01, lambda: ends.append(clock.now))
+    clock.run(float("inf"))
+    assert ends[-1] == pytest.approx(0.1)
+
+
+def test_a_slice_in_which_nothing_could_be_done_is_refused() -> None:
+    with pytest.raises(ValueError, match="slice_s"):
+        Scheduler(slice_s=0.0002)
+
+
 def test_a_core_without_work_takes_what_waits_on_another() -> None:
     # Three tasks on two cores: whoever ends first makes room for the one that waits.
     assert max(finished(2, [(1.0, 1), (1.0, 1), (1.0, 1)])) == pytest.approx(1.5, abs=0.01)
