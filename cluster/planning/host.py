@@ -38,7 +38,7 @@ class Scheduler:
     """
 
     slice_s: float = 0.003
-    switch_s: float = 0.0001
+    switch_s: float = 0.0002
     refill_s: float = 0.0002
     lag_s: float = 0.0003
 

@@ -95,7 +95,7 @@ def test_batches_make_up_for_what_a_run_costs_by_itself() -> None:
 def test_replicas_on_one_core_are_no_faster_than_one() -> None:
     one = run(planned((), 1, 1, steps=1), Closed(8), step_ms=[5.0], cores=1)
     two = run(planned((), 2, 1, steps=1), Closed(8), step_ms=[5.0], cores=1)
-    assert 0.88 * one.prediction.rate < two.prediction.rate < 1.01 * one.prediction.rate  # they take turns
+    assert 0.83 * one.prediction.rate < two.prediction.rate < 1.01 * one.prediction.rate  # they take turns
 
 
 def test_the_road_costs_time() -> None:
