@@ -99,7 +99,7 @@ class DeviceProfile(_Entry):
 
     machine: the processor's or the GPU's own name; cores: of the machine.
     process_bytes: resident memory of a worker's process before it loads a stage.
-    crowded: mean seconds of a stage while every core computes one, over the least alone; 1 where they do not disturb each
+    crowded: mean seconds of a stage while every core computes one, over the least alone; 1: they do not disturb each
       other.
     road_s: CPU seconds of a small request's way to a worker and back (`compressor.profiling.road_seconds`); None: not
       measured.
