@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -103,15 +102,5 @@ def _idle_s(core: int) -> float:
     raise RuntimeError(f"/proc/stat does not tell of core {core}")
 
 
-def _request(told: str) -> Request:
-    said = json.loads(told)
-    return Request(**said | {"sizes": tuple((rows, length) for rows, length in said["sizes"])})
-
-
-def arguments(given: Sequence[str]) -> tuple[int, Request]:
-    core, told = given
-    return int(core), _request(told)
-
-
 if __name__ == "__main__":
-    main(*arguments(sys.argv[1:]))
+    main(int(sys.argv[1]), Request.read(sys.argv[2]))

@@ -258,7 +258,6 @@ class Host:
             core.waiting.append(taken)
         least = min(core.waiting, key=lambda task: task.seat.used)
         core.waiting.remove(least)
-        self._idle.discard(place)
         core.slice_ends = self._now + self._scheduler.slice_s
         core.start(least, self._now, self._scheduler)
 
@@ -269,14 +268,13 @@ class Thread:
     wake: seconds that it takes to begin again after it had nothing to do. urgent: as in `Host.compute`.
     """
 
-    __slots__ = ("_busy", "_clock", "_host", "_seats", "_tasks", "_urgent", "_wake", "_width", "busy_s")
+    __slots__ = ("_busy", "_clock", "_host", "_seats", "_tasks", "_urgent", "_wake", "busy_s")
 
     def __init__(
         self, clock: Clock, host: Host | None, width: int = 1, wake: float = 0.0, *, urgent: bool = False
     ) -> None:
         self._clock = clock
         self._host = host
-        self._width = width
         self._wake = wake
         self._urgent = urgent
         self._seats = [Seat() for _ in range(width)]
@@ -308,4 +306,4 @@ class Thread:
         if self._host is None:
             self._clock.after(max(seconds, _LEAST_S), finished)
         else:
-            self._host.compute(seconds, self._width, finished, urgent=self._urgent, seats=self._seats)
+            self._host.compute(seconds, len(self._seats), finished, urgent=self._urgent, seats=self._seats)

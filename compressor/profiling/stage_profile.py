@@ -54,6 +54,12 @@ class Request:
     sizes: tuple[tuple[int, int], ...]
     wait: bool = False
 
+    @classmethod
+    def read(cls, text: str) -> Self:
+        """From the JSON that a parent gives the process that measures."""
+        told = json.loads(text)
+        return cls(**told | {"sizes": tuple((rows, length) for rows, length in told["sizes"])})
+
 
 @dataclass(frozen=True, slots=True)
 class Measured:
@@ -186,8 +192,7 @@ def _last(words: str) -> str:
 
 
 def main(arguments: Sequence[str]) -> None:
-    told = json.loads(arguments[0])
-    request = Request(**told | {"sizes": tuple((rows, length) for rows, length in told["sizes"])})
+    request = Request.read(arguments[0])
     set_up(request)
     if request.wait:
         _run_when_told(request)
