@@ -130,6 +130,7 @@ class RayFleet:
             host=self._state.host,
             batching=config.batching.as_batching(),
             max_queue_rows=config.limits.max_queue_rows,
+            sheds=config.limits.admission == "predicted",
             link=replace(STAGE_LINK, hedge_share=config.limits.hedge_share),
         )
         node = choose_node(stage, settings, self._nodes, self._placed(), self._shunned(stage))

@@ -85,7 +85,7 @@ class _Request:
             return  # nothing was predicted, or that it would be late
         now = monotonic()
         took_s = now - self._began
-        if took_s > _NEARLY * self._allowed_s:
+        if took_s > _NEARLY * self._allowed_s or isinstance(error, DeadlineExceeded):
             self._admission.margin.missed(now, took_s)
         elif error is None:
             self._admission.margin.in_time(now)

@@ -5,17 +5,19 @@
 from typing import Final
 
 LEAST: Final = 0.2
+MOST: Final = 0.9
+"""What is expected at the very end of its deadline comes late as often as not."""
 _CUT: Final = 0.85
 _REGAINED_A_SECOND: Final = 0.03
 
 
 class Margin:
-    """`share`, from `LEAST` to 1: a request comes in where its answer is expected within that share of its deadline."""
+    """`share`, from `LEAST` to `MOST`: a request comes in whose answer is expected within that share of its deadline."""
 
     __slots__ = ("_cut_until", "_told_at", "share")
 
     def __init__(self) -> None:
-        self.share = 1.0
+        self.share = MOST
         self._cut_until = float("-inf")
         self._told_at = float("-inf")
 
@@ -28,5 +30,5 @@ class Margin:
 
     def in_time(self, now: float) -> None:
         since = min(1.0, max(0.0, now - self._told_at))
-        self.share = min(1.0, self.share + _REGAINED_A_SECOND * since)
+        self.share = min(MOST, self.share + _REGAINED_A_SECOND * since)
         self._told_at = now

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _own_pool.AddSerializedFile(b'\n\x13protos/frames.proto\x12\x0cshardline.v1\"S\n\nFrameBatch\x12#\n\x06\x66rames\x18\x01 \x03(\x0b\x32\x13.shardline.v1.Frame\x12 \n\x04load\x18\x02 \x01(\x0b\x32\x12.shardline.v1.Load\"h\n\x04Load\x12\x13\n\x0bqueued_rows\x18\x01 \x01(\x04\x12\x17\n\x0fseconds_per_row\x18\x02 \x01(\x01\x12\x10\n\x08\x64raining\x18\x03 \x01(\x08\x12\x10\n\x08\x66inish_s\x18\x04 \x01(\x01\x12\x0e\n\x06pace_s\x18\x05 \x01(\x01\"\xd0\x01\n\x05\x46rame\x12\n\n\x02id\x18\x01 \x01(\x04\x12(\n\x07request\x18\x02 \x01(\x0b\x32\x15.shardline.v1.RequestH\x00\x12$\n\x05reply\x18\x03 \x01(\x0b\x32\x13.shardline.v1.ReplyH\x00\x12&\n\x06\x63\x61ncel\x18\x04 \x01(\x0b\x32\x14.shardline.v1.CancelH\x00\x12$\n\x05\x63hunk\x18\x05 \x01(\x0b\x32\x13.shardline.v1.ChunkH\x00\x12\x15\n\rpayload_bytes\x18\x06 \x01(\x04\x42\x06\n\x04kind\"s\n\x07Request\x12\x14\n\x0cremaining_us\x18\x01 \x01(\x04\x12\x10\n\x08priority\x18\x02 \x01(\r\x12\x13\n\x0btraceparent\x18\x03 \x01(\t\x12+\n\x07tensors\x18\x04 \x03(\x0b\x32\x1a.shardline.v1.TensorHeader\"\x9f\x01\n\x05Reply\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0f\n\x07message\x18\x02 \x01(\t\x12+\n\x07tensors\x18\x03 \x03(\x0b\x32\x1a.shardline.v1.TensorHeader\x12$\n\x06timing\x18\x04 \x01(\x0b\x32\x14.shardline.v1.Timing\x12\x11\n\tretriable\x18\x05 \x01(\x08\x12\x11\n\tconfirmed\x18\x06 \x01(\x08\"B\n\x06Timing\x12\x10\n\x08queue_ns\x18\x01 \x01(\x04\x12\x12\n\ncompute_ns\x18\x02 \x01(\x04\x12\x12\n\nbatch_rows\x18\x03 \x01(\r\"L\n\x0cTensorHeader\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x64\x61tatype\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\r\n\x05\x62ytes\x18\x04 \x01(\x04\"\x08\n\x06\x43\x61ncel\"\x07\n\x05\x43hunk2J\n\x06Worker\x12@\n\x06Stream\x12\x18.shardline.v1.FrameBatch\x1a\x18.shardline.v1.FrameBatch(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _own_pool.AddSerializedFile(b'\n\x13protos/frames.proto\x12\x0cshardline.v1\"S\n\nFrameBatch\x12#\n\x06\x66rames\x18\x01 \x03(\x0b\x32\x13.shardline.v1.Frame\x12 \n\x04load\x18\x02 \x01(\x0b\x32\x12.shardline.v1.Load\"y\n\x04Load\x12\x13\n\x0bqueued_rows\x18\x01 \x01(\x04\x12\x17\n\x0fseconds_per_row\x18\x02 \x01(\x01\x12\x10\n\x08\x64raining\x18\x03 \x01(\x08\x12\x10\n\x08\x66inish_s\x18\x04 \x01(\x01\x12\x0e\n\x06pace_s\x18\x05 \x01(\x01\x12\x0f\n\x07least_s\x18\x06 \x01(\x01\"\xd0\x01\n\x05\x46rame\x12\n\n\x02id\x18\x01 \x01(\x04\x12(\n\x07request\x18\x02 \x01(\x0b\x32\x15.shardline.v1.RequestH\x00\x12$\n\x05reply\x18\x03 \x01(\x0b\x32\x13.shardline.v1.ReplyH\x00\x12&\n\x06\x63\x61ncel\x18\x04 \x01(\x0b\x32\x14.shardline.v1.CancelH\x00\x12$\n\x05\x63hunk\x18\x05 \x01(\x0b\x32\x13.shardline.v1.ChunkH\x00\x12\x15\n\rpayload_bytes\x18\x06 \x01(\x04\x42\x06\n\x04kind\"s\n\x07Request\x12\x14\n\x0cremaining_us\x18\x01 \x01(\x04\x12\x10\n\x08priority\x18\x02 \x01(\r\x12\x13\n\x0btraceparent\x18\x03 \x01(\t\x12+\n\x07tensors\x18\x04 \x03(\x0b\x32\x1a.shardline.v1.TensorHeader\"\x9f\x01\n\x05Reply\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0f\n\x07message\x18\x02 \x01(\t\x12+\n\x07tensors\x18\x03 \x03(\x0b\x32\x1a.shardline.v1.TensorHeader\x12$\n\x06timing\x18\x04 \x01(\x0b\x32\x14.shardline.v1.Timing\x12\x11\n\tretriable\x18\x05 \x01(\x08\x12\x11\n\tconfirmed\x18\x06 \x01(\x08\"B\n\x06Timing\x12\x10\n\x08queue_ns\x18\x01 \x01(\x04\x12\x12\n\ncompute_ns\x18\x02 \x01(\x04\x12\x12\n\nbatch_rows\x18\x03 \x01(\r\"L\n\x0cTensorHeader\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x64\x61tatype\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\r\n\x05\x62ytes\x18\x04 \x01(\x04\"\x08\n\x06\x43\x61ncel\"\x07\n\x05\x43hunk2J\n\x06Worker\x12@\n\x06Stream\x12\x18.shardline.v1.FrameBatch\x1a\x18.shardline.v1.FrameBatch(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,21 +34,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FRAMEBATCH']._serialized_start=37
   _globals['_FRAMEBATCH']._serialized_end=120
   _globals['_LOAD']._serialized_start=122
-  _globals['_LOAD']._serialized_end=226
-  _globals['_FRAME']._serialized_start=229
-  _globals['_FRAME']._serialized_end=437
-  _globals['_REQUEST']._serialized_start=439
-  _globals['_REQUEST']._serialized_end=554
-  _globals['_REPLY']._serialized_start=557
-  _globals['_REPLY']._serialized_end=716
-  _globals['_TIMING']._serialized_start=718
-  _globals['_TIMING']._serialized_end=784
-  _globals['_TENSORHEADER']._serialized_start=786
-  _globals['_TENSORHEADER']._serialized_end=862
-  _globals['_CANCEL']._serialized_start=864
-  _globals['_CANCEL']._serialized_end=872
-  _globals['_CHUNK']._serialized_start=874
-  _globals['_CHUNK']._serialized_end=881
-  _globals['_WORKER']._serialized_start=883
-  _globals['_WORKER']._serialized_end=957
+  _globals['_LOAD']._serialized_end=243
+  _globals['_FRAME']._serialized_start=246
+  _globals['_FRAME']._serialized_end=454
+  _globals['_REQUEST']._serialized_start=456
+  _globals['_REQUEST']._serialized_end=571
+  _globals['_REPLY']._serialized_start=574
+  _globals['_REPLY']._serialized_end=733
+  _globals['_TIMING']._serialized_start=735
+  _globals['_TIMING']._serialized_end=801
+  _globals['_TENSORHEADER']._serialized_start=803
+  _globals['_TENSORHEADER']._serialized_end=879
+  _globals['_CANCEL']._serialized_start=881
+  _globals['_CANCEL']._serialized_end=889
+  _globals['_CHUNK']._serialized_start=891
+  _globals['_CHUNK']._serialized_end=898
+  _globals['_WORKER']._serialized_start=900
+  _globals['_WORKER']._serialized_end=974
 # @@protoc_insertion_point(module_scope)

@@ -15,18 +15,20 @@ class FrameBatch(_message.Message):
     def __init__(self, frames: _Optional[_Iterable[_Union[Frame, _Mapping]]] = ..., load: _Optional[_Union[Load, _Mapping]] = ...) -> None: ...
 
 class Load(_message.Message):
-    __slots__ = ("queued_rows", "seconds_per_row", "draining", "finish_s", "pace_s")
+    __slots__ = ("queued_rows", "seconds_per_row", "draining", "finish_s", "pace_s", "least_s")
     QUEUED_ROWS_FIELD_NUMBER: _ClassVar[int]
     SECONDS_PER_ROW_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
     FINISH_S_FIELD_NUMBER: _ClassVar[int]
     PACE_S_FIELD_NUMBER: _ClassVar[int]
+    LEAST_S_FIELD_NUMBER: _ClassVar[int]
     queued_rows: int
     seconds_per_row: float
     draining: bool
     finish_s: float
     pace_s: float
-    def __init__(self, queued_rows: _Optional[int] = ..., seconds_per_row: _Optional[float] = ..., draining: _Optional[bool] = ..., finish_s: _Optional[float] = ..., pace_s: _Optional[float] = ...) -> None: ...
+    least_s: float
+    def __init__(self, queued_rows: _Optional[int] = ..., seconds_per_row: _Optional[float] = ..., draining: _Optional[bool] = ..., finish_s: _Optional[float] = ..., pace_s: _Optional[float] = ..., least_s: _Optional[float] = ...) -> None: ...
 
 class Frame(_message.Message):
     __slots__ = ("id", "request", "reply", "cancel", "chunk", "payload_bytes")

@@ -52,6 +52,7 @@ class WorkerSpec:
     host: str | None = "127.0.0.1"
     batching: Batching = field(default_factory=Batching)
     max_queue_rows: int = 256
+    sheds: bool = True
     link: LinkLimits = STAGE_LINK
     source: ArtifactSource | None = None
 
@@ -175,6 +176,7 @@ class WorkerActor:
             # What comes to a later stage was computed, and is bounded by what each caller may have in flight.
             max_queue_rows=spec.max_queue_rows if first else None,
             threads=spec.threads,
+            sheds=spec.sheds,
         )
         await worker.warm_up(warm_up_shapes(shard.signature, spec.batching.max_rows))
         self._running = asyncio.create_task(worker.run_forever())

@@ -7,7 +7,7 @@ many rows of so many cells, where a row's cells are the product of its dynamic a
 import asyncio
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
@@ -107,10 +107,16 @@ def _distance(sizes: tuple[int, ...], other: tuple[int, ...]) -> int:
 class Batcher:
     """A bounded queue, highest priority first and oldest first within one, that gives batches."""
 
-    def __init__(self, batching: Batching, max_queue_rows: int | None) -> None:
-        """max_queue_rows: None where callers bound what they send."""
+    def __init__(
+        self, batching: Batching, max_queue_rows: int | None, least_s: Callable[[int], float] = lambda _: 0.0
+    ) -> None:
+        """max_queue_rows: None where callers bound what they send.
+
+        least_s: seconds until the first of so many rows is answered, where a batch of them is begun now.
+        """
         self._batching = batching
         self._max_queue_rows = math.inf if max_queue_rows is None else max_queue_rows
+        self._least_s = least_s
         self._queue: list[Item] = []
         self._arrived = asyncio.Event()
         self.rows = 0
@@ -155,7 +161,12 @@ class Batcher:
     def ready(self) -> list[Item]:
         """What `next` would return without waiting; empty where it would wait."""
         self._drop_dead()
-        return self._take() if self._queue and self._missing() <= 0 else []
+        return self._take() if self.ripe else []
+
+    @property
+    def ripe(self) -> bool:
+        """Whether a batch waits for nothing but to be taken."""
+        return bool(self._queue) and self._missing() <= 0
 
     def _missing(self) -> float:
         """Seconds for which the batch still waits for more."""
@@ -164,11 +175,28 @@ class Batcher:
         return min(item.arrived for item in self._queue) + self._batching.max_wait_s - time.monotonic()
 
     def _take(self) -> list[Item]:
+        self._drop_hopeless()
         batch = form_batch(self._queue, self._batching)
         taken = set(map(id, batch))
         self._queue = [item for item in self._queue if id(item) not in taken]
         self.rows -= sum(item.rows for item in batch)
         return batch
+
+    def _drop_hopeless(self) -> None:
+        """Gives up what can no longer be answered in time, while something else waits that can: whatever was computed
+        for it would be in vain, and would make the others late. Where all would be late, the guess may be what is
+        wrong.
+        """
+        until = time.monotonic() + self._least_s(self.rows)
+        living = [item for item in self._queue if item.work.deadline > until]
+        if not 0 < len(living) < len(self._queue):
+            return
+        for item in self._queue:
+            if item.work.deadline <= until:
+                self.dropped_expired += 1
+                item.future.set_exception(DeadlineExceeded("the answer would come after the deadline"))
+        self._queue = living
+        self.rows = sum(item.rows for item in living)
 
     def _drop_dead(self) -> None:
         """Removes what nobody waits for and what came too late, before anything is computed for it."""

@@ -147,6 +147,7 @@ class Packer:
             batch.load.draining = load.draining
             batch.load.finish_s = load.forecast.finish_s
             batch.load.pace_s = load.forecast.pace_s
+            batch.load.least_s = load.forecast.least_s
         payload: list[Buffer] = []
         frames: list[pb.Frame] = []
         size = 0
@@ -220,7 +221,7 @@ class Unpacker:
         batch, view = _open(message)
         if batch.HasField("load"):
             load = batch.load
-            forecast = Forecast(load.finish_s, load.pace_s)
+            forecast = Forecast(load.finish_s, load.pace_s, load.least_s)
             self.load = Load(load.queued_rows, load.seconds_per_row, load.draining, forecast)
         incoming: list[Incoming] = []
         offset = 0

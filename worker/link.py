@@ -139,6 +139,7 @@ class Link:
         return Forecast(
             min((standing.expected_finish(now, rows + ahead) for standing in able), default=0.0),
             1.0 / rows_a_second if rows_a_second else 0.0,
+            min((standing.least_finish(rows) for standing in able), default=0.0),
         )
 
     @property

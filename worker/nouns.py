@@ -135,10 +135,13 @@ class Answer:
 class Forecast:
     """Seconds until a row that comes now would be answered, the later stages' part included, and what each row before
     it adds. 0: not known.
+
+    least_s: of `finish_s`, what it takes where nothing is before it.
     """
 
     finish_s: float = 0.0
     pace_s: float = 0.0
+    least_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

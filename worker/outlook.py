@@ -52,33 +52,45 @@ class ServiceTime:
 class Outlook:
     """Of one worker. `max_rows`: of one batch.
 
-    Beside the service time it keeps how long a full worker waits for the next stage to have room. That figure loses
-    half its weight each second: a stage that was stuck once must not have everything refused for ever.
+    Beside the service time it keeps how long a worker that has work computes nothing: it waits for the next stage to
+    have room, or for its turn on a core. That figure loses half its weight each second without news: a stage that was
+    stuck once must not have everything refused for ever.
     """
 
     def __init__(self, max_rows: int) -> None:
         self._max_rows = max_rows
         self._service = ServiceTime()
-        self._blocked = _Fading()
+        self._idle = _Fading()
 
     def computed(self, rows: int, seconds: float) -> None:
         """A batch took `seconds` here."""
         self._service.after(max(1, rows), seconds)
 
-    def was_blocked(self, seconds: float, now: float) -> None:
-        """Before a batch was taken, work waited for so long because the next stage had no room."""
-        self._blocked.after(seconds, now)
+    def was_idle(self, seconds: float, now: float) -> None:
+        """Between two batches nothing was computed for so long, although the second one waited; 0: it did not wait."""
+        self._idle.after(seconds, now)
 
-    def tell(self, held: Held, later: Forecast, now: float) -> Forecast:
-        """For one more row, by what is `held` here and what the `later` stages tell."""
-        pace = max((self._service.of(self._max_rows) + self._blocked.at(now)) / self._max_rows, later.pace_s)
+    def tell(self, held: Held, later: Forecast, later_least_s: float, now: float) -> Forecast:
+        """For one more row, by what is `held` here and what the `later` stages tell of the batch that it will be in.
+
+        later_least_s: what they need for that row alone, with nothing before it.
+        """
+        pace = max((self._service.of(self._max_rows) + self._idle.at(now)) / self._max_rows, later.pace_s)
         rest = max(0.0, self._service.of(held.computing_rows) - held.computing_s) if held.computing_rows else 0.0
         own = self._service.of(min(self._max_rows, held.waiting_rows + 1))
-        return Forecast(rest + held.waiting_rows * pace + own + later.finish_s, pace)
+        least = self._service.of(1) + later_least_s
+        return Forecast(max(least, rest + held.waiting_rows * pace + own + later.finish_s), pace, least)
+
+    def least(self, rows: int, later: Forecast) -> float:
+        """Seconds until the first of `rows` that wait is answered, where a batch of them is begun at once: what waits
+        at the `later` stages is computed meanwhile.
+        """
+        own = self._service.of(min(self._max_rows, rows))
+        return max(own + later.least_s, later.finish_s)
 
 
 class _Fading:
-    """A running mean that loses half its weight each second."""
+    """A running mean that loses half its value each second without news."""
 
     __slots__ = ("_at", "_value")
 
@@ -87,8 +99,7 @@ class _Fading:
         self._at = 0.0
 
     def after(self, value: float, now: float) -> None:
-        before = self.at(now)
-        self._value = before + _SMOOTHING * (value - before)
+        self._value += _SMOOTHING * (value - self._value)
         self._at = now
 
     def at(self, now: float) -> float:

@@ -59,7 +59,13 @@ class Standing:
         told = self._load.forecast
         if not told.finish_s:
             return 0.0
-        return max(0.0, told.finish_s - (now - self._load_at)) + (self._sent_rows + rows - 1) * told.pace_s
+        waits = max(told.least_s, told.finish_s - (now - self._load_at))
+        return waits + (self._sent_rows + rows - 1) * told.pace_s
+
+    def least_finish(self, rows: int) -> float:
+        """Seconds until `rows` are answered that have nothing before them; 0: it told nothing."""
+        told = self._load.forecast
+        return told.least_s + (rows - 1) * told.pace_s if told.least_s else 0.0
 
     @property
     def pace_s(self) -> float:

@@ -5,6 +5,7 @@
 
 import asyncio
 import logging
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -81,17 +82,22 @@ class Worker:
         batching: Batching | None = None,
         max_queue_rows: int | None = 256,
         threads: int = 1,
+        sheds: bool = True,
     ) -> None:
+        """sheds: gives up what waits here and would be late, where something else would not be."""
         self._shard = shard
         self._link = link
         self._handler = handler
         self._collator = Collator(shard.signature.inputs, outputs)
-        self.batcher = Batcher(batching or Batching(), max_queue_rows)
+        batching = batching or Batching()
+        self._max_rows = batching.max_rows
+        self.batcher = Batcher(batching, max_queue_rows, self._least_s if sheds else lambda _: 0.0)
         self.counters = Counters()
         self._seconds_per_row = 0.0
         self._computing_rows = 0
         self._computing_since = 0.0
-        self._outlook = Outlook((batching or Batching()).max_rows)
+        self._free_since = math.inf
+        self._outlook = Outlook(batching.max_rows)
         self._failures = SparingLog(logger, "the shard failed on a request")
         self._cheap_bytes = 0
         self._compute = ThreadPoolExecutor(1, "compute", initializer=torch.set_num_threads, initargs=(threads,))
@@ -101,9 +107,16 @@ class Worker:
 
     def load(self) -> Load:
         now, waiting, computing = time.monotonic(), self.batcher.rows, self._computing_rows
-        later = self._link.forecast(max(1, computing)) if self._link is not None else Forecast()
-        forecast = self._outlook.tell(Held(waiting, computing, now - self._computing_since), later, now)
+        held = Held(waiting, computing, now - self._computing_since)
+        forecast = self._outlook.tell(held, self._later(waiting + 1), self._later(1).least_s, now)
         return Load(waiting + computing, self._seconds_per_row, forecast=forecast)
+
+    def _least_s(self, rows: int) -> float:
+        return self._outlook.least(rows, self._later(rows))
+
+    def _later(self, rows: int) -> Forecast:
+        """What the next stage tells of the first batch of so many rows."""
+        return self._link.forecast(min(self._max_rows, rows)) if self._link is not None else Forecast()
 
     async def warm_up(self, shapes: Sequence[dict[str, int]]) -> None:
         """Computes zeros at each of `shapes` (axis name to length), so that no request pays for first-time work."""
@@ -151,10 +164,7 @@ class Worker:
 
     async def _next(self) -> list[Item]:
         if self._link is not None:
-            began, waited = time.monotonic(), bool(self.batcher.rows)
             await self._link.room()
-            now = time.monotonic()
-            self._outlook.was_blocked(now - began if waited else 0.0, now)
         return await self.batcher.next()
 
     def _begin_ready(self) -> _Begun | None:
@@ -171,7 +181,9 @@ class Worker:
         """Hands the batch to the compute thread; computes it here where that takes less than the hop there."""
         rows, nbytes = sum(item.rows for item in items), sum(item.nbytes for item in items)
         works = [item.work for item in items]
-        self._computing_rows, self._computing_since = rows, time.monotonic()
+        now = time.monotonic()
+        self._outlook.was_idle(max(0.0, now - self._free_since), now)
+        self._computing_rows, self._computing_since = rows, now
         loop = asyncio.get_running_loop()
         if nbytes > self._cheap_bytes:
             return _Begun(items, rows, nbytes, loop.run_in_executor(self._compute, self._compute_works, works))
@@ -199,11 +211,14 @@ class Worker:
             return []
         finally:
             self._computing_rows = 0
+            self._free_since = math.inf
         self._learn_cheap(begun.nbytes, seconds)
         self.counters.computed_rows += rows
         self.counters.computed_batches += 1
         self.counters.computing_s += seconds
         self._outlook.computed(rows, seconds)
+        if self.batcher.ripe:
+            self._free_since = self._computing_since + seconds
         self._seconds_per_row += _SMOOTHING * (seconds / max(1, rows) - self._seconds_per_row)
         return [(items, Answer(tensors, Timing(0, int(seconds * 1e9), rows)))]
 

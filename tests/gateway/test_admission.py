@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.admission import Admission, seconds_allowed
+from gateway.margin import MOST
 from worker.errors import DeadlineExceeded, Internal, Overloaded
 
 
@@ -72,7 +73,7 @@ def test_a_request_that_arrives_too_late_is_not_begun() -> None:
 def test_what_is_expected_too_late_is_refused_and_told_how_late() -> None:
     admission = Admission("model 'echo' version 1", 0)
     with request(admission), admission.request(0.9, 1.0):
-        with pytest.raises(Overloaded, match="would answer in about 1100 ms, and the request has 1000 ms"):
+        with pytest.raises(Overloaded, match="would answer in about 1222 ms, and the request has 1000 ms"):
             admission.enter(1.1, 1.0)
         assert admission.inflight == 2
 
@@ -88,12 +89,22 @@ def test_predictions_that_did_not_hold_are_trusted_less_and_those_of_being_late_
     admission = Admission("m", 0)
     with admission.request(2e-9, 1e-9):
         assert admission.inflight == 1
-    assert admission.margin.share == 1.0, "it was known to be late, and came in because nothing else was"
+    assert admission.margin.share == MOST, "it was known to be late, and came in because nothing else was"
     with admission.request(1e-9, 1e-9):
         assert admission.inflight == 1
-    assert admission.margin.share < 1.0
+    assert admission.margin.share < MOST
     with request(admission), pytest.raises(Overloaded):
-        admission.enter(0.9, 1.0)
+        admission.enter(0.8, 1.0)
+
+
+def test_what_a_worker_gives_up_because_it_would_be_late_was_predicted_wrongly_and_what_fails_was_not() -> None:
+    admission = Admission("m", 0)
+    with pytest.raises(Internal), admission.request(0.5, 1.0):
+        raise Internal("the shard failed")
+    assert admission.margin.share == MOST
+    with pytest.raises(DeadlineExceeded), admission.request(0.5, 1.0):
+        raise DeadlineExceeded("the answer would come after the deadline")
+    assert admission.margin.share < MOST
 
 
 @given(st.floats(0, 1e6), st.floats(1e-6, 1e5))

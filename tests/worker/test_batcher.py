@@ -119,6 +119,29 @@ async def test_expired_items_are_told_and_never_given_out() -> None:
         await late.future
 
 
+async def test_what_would_be_late_is_told_and_never_given_out_while_something_waits_that_would_not() -> None:
+    asked: list[int] = []
+
+    def least_s(rows: int) -> float:
+        asked.append(rows)
+        return 0.5 * rows
+
+    batcher = Batcher(Batching(max_rows=1), 100, least_s)
+    hopeless, kept, other = waiting(seconds=1.4), waiting(seconds=30), waiting(seconds=1.4)
+    for one in (hopeless, kept, other):
+        batcher.put(one)
+    assert await batcher.next() == [kept]
+    assert (asked, batcher.rows, batcher.dropped_expired) == ([3], 0, 2)
+    for one in (hopeless, other):
+        with pytest.raises(DeadlineExceeded, match="would come after the deadline"):
+            await one.future
+    late, later = waiting(seconds=0.4), waiting(seconds=0.5)
+    batcher.put(late)
+    batcher.put(later)
+    assert await batcher.next() == [late], "all would be late: the guess may be wrong"
+    assert await batcher.next() == [later]
+
+
 async def test_without_a_wait_a_lone_item_is_given_at_once() -> None:
     batcher = Batcher(Batching(max_wait_s=0.0), 100)
     one = waiting()

@@ -47,28 +47,29 @@ def outlook() -> Outlook:
 
 
 def test_an_idle_worker_answers_after_its_own_and_the_later_stages_time() -> None:
-    told = outlook().tell(Held(0, 0, 0.0), Forecast(0.040, 0.001), now=1.0)
-    assert told.finish_s == pytest.approx(0.015 + 0.040, rel=0.01)
+    told = outlook().tell(Held(0, 0, 0.0), Forecast(0.040, 0.001), 0.040, now=1.0)
+    assert told.finish_s == told.least_s == pytest.approx(0.015 + 0.040, rel=0.01)
 
 
 def test_what_waits_goes_in_full_batches() -> None:
-    told = outlook().tell(Held(80, 8, 0.020), Forecast(), now=1.0)
+    told = outlook().tell(Held(80, 8, 0.020), Forecast(), 0.0, now=1.0)
     assert told.pace_s == pytest.approx(0.050 / 8)
     assert told.finish_s == pytest.approx((0.050 - 0.020) + 10 * 0.050 + 0.050, rel=0.01)
 
 
 def test_a_later_stage_that_is_slower_sets_the_pace() -> None:
-    told = outlook().tell(Held(80, 0, 0.0), Forecast(0.4, 0.02), now=1.0)
+    told = outlook().tell(Held(80, 0, 0.0), Forecast(0.4, 0.02), 0.1, now=1.0)
     assert told.pace_s == 0.02
     assert told.finish_s == pytest.approx(80 * 0.02 + 0.050 + 0.4, rel=0.01)
+    assert told.least_s == pytest.approx(0.015 + 0.1, rel=0.01)
 
 
-def test_a_later_stage_that_holds_the_work_back_counts_and_is_forgotten() -> None:
+def test_what_keeps_a_worker_idle_that_has_work_counts_and_is_forgotten() -> None:
     one = outlook()
     for _ in range(50):
-        one.was_blocked(0.150, now=1.0)
-    assert one.tell(Held(80, 0, 0.0), Forecast(), now=1.0).pace_s == pytest.approx(0.200 / 8, rel=0.01)
-    assert one.tell(Held(80, 0, 0.0), Forecast(), now=13.0).pace_s == pytest.approx(0.050 / 8, rel=0.01)
+        one.was_idle(0.150, now=1.0)
+    assert one.tell(Held(80, 0, 0.0), Forecast(), 0.0, now=1.0).pace_s == pytest.approx(0.200 / 8, rel=0.01)
+    assert one.tell(Held(80, 0, 0.0), Forecast(), 0.0, now=13.0).pace_s == pytest.approx(0.050 / 8, rel=0.01)
 
 
 @given(
@@ -81,8 +82,19 @@ def test_more_that_waits_never_makes_it_sooner(
     found = Outlook(16)
     for rows, seconds in batches:
         found.computed(rows, seconds)
-        found.was_blocked(seconds, 0.0)
+        found.was_idle(seconds, 0.0)
     less, more = (
-        found.tell(Held(rows, computing, for_s), Forecast(for_s, 0.01), 0.5).finish_s for rows in sorted((one, other))
+        found.tell(Held(rows, computing, for_s), Forecast(for_s, 0.01), 0.0, 0.5).finish_s
+        for rows in sorted((one, other))
     )
     assert 0 <= less <= more + 1e-9
+
+
+def test_a_batch_that_is_begun_now_takes_its_own_time_and_the_later_stages_which_compute_what_they_have_meanwhile() -> (
+    None
+):
+    one = outlook()
+    assert one.least(1, Forecast()) == pytest.approx(0.015, rel=0.01)
+    assert one.least(100, Forecast()) == pytest.approx(0.050, rel=0.01), "no batch has more than eight rows"
+    assert one.least(8, Forecast(0.03, 0.001, 0.02)) == pytest.approx(0.070, rel=0.01)
+    assert one.least(8, Forecast(0.4, 0.001, 0.02)) == 0.4, "it will wait there"

@@ -57,6 +57,15 @@ def test_the_finish_that_a_replica_tells_counts_what_was_sent_since_and_the_time
     assert Standing(0.0).expected_finish(0.0, 100) == 0.0, "nothing was told"
 
 
+def test_a_finish_that_was_told_long_ago_never_comes_below_what_a_row_takes() -> None:
+    standing = Standing(0.0)
+    standing.told(Load(forecast=Forecast(0.5, 0.01, 0.04)), 0.0)
+    assert standing.expected_finish(10.0, 1) == pytest.approx(0.04)
+    assert standing.least_finish(1) == pytest.approx(0.04)
+    assert standing.least_finish(5) == pytest.approx(0.04 + 4 * 0.01)
+    assert Standing(0.0).least_finish(8) == 0.0, "nothing was told"
+
+
 def test_one_that_fails_where_others_do_not_rests_and_a_success_on_trial_ends_that() -> None:
     standing = Standing(0.0)
     assert [standing.failed(0.0, trial=standing.trial(0.0)) for _ in range(5)] == [False] * 4 + [True]

@@ -75,8 +75,10 @@ async def running(worker: Worker) -> AsyncIterator[Worker]:
         await asyncio.gather(task, return_exceptions=True)
 
 
-def worker_of(shard: Doubles, batching: Batching | None = None, max_queue_rows: int = 256) -> Worker:
-    return Worker(shard, outputs=shard.signature.outputs, batching=batching, max_queue_rows=max_queue_rows)
+def worker_of(
+    shard: Doubles, batching: Batching | None = None, max_queue_rows: int = 256, sheds: bool = True
+) -> Worker:
+    return Worker(shard, outputs=shard.signature.outputs, batching=batching, max_queue_rows=max_queue_rows, sheds=sheds)
 
 
 async def queued(worker: Worker, *works: Work) -> list[asyncio.Task[Answer]]:
@@ -151,6 +153,30 @@ async def test_work_that_nobody_waits_for_is_not_computed() -> None:
         await worker.serve(work(5))
     assert shard.batches == [[1, 1], [1, 1]]
     assert (worker.batcher.dropped_cancelled, worker.batcher.dropped_expired) == (1, 1)
+
+
+@pytest.mark.parametrize("sheds", [True, False])
+async def test_work_that_would_be_late_is_given_up_before_it_is_computed_unless_all_would_be(sheds: bool) -> None:
+    shard = Doubles()
+    async with running(worker_of(shard, sheds=sheds)) as worker:
+        shard.go.clear()
+        slow = await queued(worker, work(0))
+        await shard.has_entered()
+        threading.Timer(0.6, shard.go.set).start()
+        await asyncio.gather(*slow)
+        assert worker.load().forecast.least_s > 0.5
+        shard.go.clear()
+        first = await queued(worker, work(1))
+        await shard.has_entered()
+        tight, patient = await queued(worker, work(2, seconds=0.2), work(3))
+        shard.go.set()
+        await asyncio.gather(*first, patient)
+        if sheds:
+            with pytest.raises(DeadlineExceeded, match="would come after the deadline"):
+                await tight
+        else:
+            assert values(await tight) == [4]
+    assert worker.batcher.dropped_expired == sheds
 
 
 async def test_a_full_queue_refuses() -> None:
