@@ -1,9 +1,9 @@
 """What becomes of a model that is asked for three times as much as it can do?
 
 The same model is served twice: with admission by predicted finish (the default), and with a plain queue. Each
-is measured alone: what it can do (closed loop), then twice an open loop at three times that, then at half of it. What it
-can do is measured again after each overload, and a goodput is compared with what could be done before and after it.
-Goodput is what was answered inside the deadline. A refusal's time is told twice: as the gateway measures it, from the read of the
+is measured alone: what it can do (closed loop), then twice an open loop at three times that, then at half of it. What
+it can do is measured again after each overload: goodput, what was answered inside the deadline, is compared with what
+could be done right before and after. A refusal's time is told twice: as the gateway measures it, from the read of the
 request's last bytes to the write of the refusal, and as its client sees it, who waits for the processor too.
 
     python -m benchmarks.overload [--seconds 8] [--deadline 1] [--stages 2] [--json]

@@ -12,7 +12,7 @@ _REGAINED_A_SECOND: Final = 0.03
 
 
 class Margin:
-    """`share`, from `LEAST` to `MOST`: a request comes in whose answer is expected within that share of its deadline."""
+    """`share`, from `LEAST` to `MOST`: of its deadline, that an answer may be expected to take."""
 
     __slots__ = ("_cut_until", "_told_at", "share")
 
