@@ -61,6 +61,7 @@ class Outlook:
         self._max_rows = max_rows
         self._service = ServiceTime()
         self._idle = _Fading()
+        self._late = _Spread()
 
     def computed(self, rows: int, seconds: float) -> None:
         """A batch took `seconds` here."""
@@ -69,6 +70,10 @@ class Outlook:
     def was_idle(self, seconds: float, now: float) -> None:
         """Between two batches nothing was computed for so long, although the second one waited; 0: it did not wait."""
         self._idle.after(seconds, now)
+
+    def answered(self, late_s: float) -> None:
+        """A batch was answered so much later than `least_s` of it said when it began; negative: sooner."""
+        self._late.after(late_s)
 
     def tell(self, held: Held, later: Forecast, later_least_s: float, now: float) -> Forecast:
         """For one more row, by what is `held` here and what the `later` stages tell of the batch that it will be in.
@@ -81,12 +86,35 @@ class Outlook:
         least = self._service.of(1) + later_least_s
         return Forecast(max(least, rest + held.waiting_rows * pace + own + later.finish_s), pace, least)
 
-    def least(self, rows: int, later: Forecast) -> float:
+    def least_s(self, rows: int, later: Forecast) -> float:
         """Seconds until the first of `rows` that wait is answered, where a batch of them is begun at once: what waits
         at the `later` stages is computed meanwhile.
         """
         own = self._service.of(min(self._max_rows, rows))
         return max(own + later.least_s, later.finish_s)
+
+    def careful_s(self, rows: int, later: Forecast) -> float:
+        """The same, by what such forecasts missed of late."""
+        return self.least_s(rows, later) + self._late.upper
+
+
+class _Spread:
+    """Running mean and mean deviation (Jacobson, "Congestion avoidance and control", 1988)."""
+
+    __slots__ = ("_deviation", "_mean")
+
+    def __init__(self) -> None:
+        self._mean = self._deviation = 0.0
+
+    def after(self, value: float) -> None:
+        off = value - self._mean
+        self._mean += _SMOOTHING * off
+        self._deviation += _SMOOTHING * (abs(off) - self._deviation)
+
+    @property
+    def upper(self) -> float:
+        """Most values are below it; never negative."""
+        return max(0.0, self._mean + self._deviation)
 
 
 class _Fading:

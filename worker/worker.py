@@ -18,7 +18,7 @@ import torch
 
 from worker.batcher import Batcher, Batching, Item
 from worker.collate import TORCH_TYPES, Collator, to_tensors
-from worker.errors import DeviceFailed, Internal, ShardlineError
+from worker.errors import DeadlineExceeded, DeviceFailed, Internal, ShardlineError
 from worker.expression import evaluate, parse
 from worker.handler import Handler
 from worker.link import Link
@@ -59,10 +59,20 @@ _Computed: TypeAlias = tuple[tuple[Tensor, ...], float]
 
 @dataclass(frozen=True, slots=True)
 class _Begun:
+    """due: when it is expected to be answered, the later stages' part included."""
+
     items: list[Item]
     rows: int
     nbytes: int
+    due: float
     result: asyncio.Future[_Computed]
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    items: list[Item]
+    answer: Answer
+    due: float
 
 
 class Worker:
@@ -102,7 +112,7 @@ class Worker:
         self._cheap_bytes = 0
         self._compute = ThreadPoolExecutor(1, "compute", initializer=torch.set_num_threads, initargs=(threads,))
         self._text = ThreadPoolExecutor(1, "handler")
-        self._finished: list[tuple[list[Item], Answer]] = []
+        self._finished: list[_Ended] = []
         self._forwards: set[asyncio.Task[None]] = set()
 
     def load(self) -> Load:
@@ -112,7 +122,7 @@ class Worker:
         return Load(waiting + computing, self._seconds_per_row, forecast=forecast)
 
     def _least_s(self, rows: int) -> float:
-        return self._outlook.least(rows, self._later(rows))
+        return self._outlook.careful_s(rows, self._later(rows))
 
     def _later(self, rows: int) -> Forecast:
         """What the next stage tells of the first batch of so many rows."""
@@ -158,7 +168,7 @@ class Worker:
         begun = self._begin_ready() if self._finished else self._begin(await self._next())
         finished, self._finished = self._finished, []
         for group in finished:
-            self._send_on(*group)
+            self._send_on(group)
         if begun is not None:
             self._finished = await self._ended(begun)
 
@@ -182,19 +192,20 @@ class Worker:
         rows, nbytes = sum(item.rows for item in items), sum(item.nbytes for item in items)
         works = [item.work for item in items]
         now = time.monotonic()
+        due = now + self._outlook.least_s(rows, self._later(rows))
         self._outlook.was_idle(max(0.0, now - self._free_since), now)
         self._computing_rows, self._computing_since = rows, now
         loop = asyncio.get_running_loop()
         if nbytes > self._cheap_bytes:
-            return _Begun(items, rows, nbytes, loop.run_in_executor(self._compute, self._compute_works, works))
+            return _Begun(items, rows, nbytes, due, loop.run_in_executor(self._compute, self._compute_works, works))
         result: asyncio.Future[_Computed] = loop.create_future()
         try:
             result.set_result(self._compute_works(works))
         except Exception as error:  # noqa: BLE001 - as from the thread: told where it is awaited
             result.set_exception(error)
-        return _Begun(items, rows, nbytes, result)
+        return _Begun(items, rows, nbytes, due, result)
 
-    async def _ended(self, begun: _Begun) -> list[tuple[list[Item], Answer]]:
+    async def _ended(self, begun: _Begun) -> list[_Ended]:
         """The batch's answer; where the batch fails, each item by itself, so that one bad item fails alone."""
         items, rows = begun.items, begun.rows
         try:
@@ -220,7 +231,7 @@ class Worker:
         if self.batcher.ripe:
             self._free_since = self._computing_since + seconds
         self._seconds_per_row += _SMOOTHING * (seconds / max(1, rows) - self._seconds_per_row)
-        return [(items, Answer(tensors, Timing(0, int(seconds * 1e9), rows)))]
+        return [_Ended(items, Answer(tensors, Timing(0, int(seconds * 1e9), rows)), begun.due)]
 
     async def _device_has_failed(self) -> bool:
         return await asyncio.get_running_loop().run_in_executor(self._compute, _computes_nothing_more)
@@ -241,13 +252,15 @@ class Worker:
         else:
             self._cheap_bytes = min(self._cheap_bytes, nbytes - 1)
 
-    def _send_on(self, items: list[Item], answer: Answer) -> None:
+    def _send_on(self, ended: _Ended) -> None:
+        items = ended.items
         if self._link is None:
-            self._deliver(items, answer)
+            self._outlook.answered(time.monotonic() - ended.due)
+            self._deliver(items, ended.answer)
             return
         if all(item.future.done() for item in items):
             return
-        task = asyncio.create_task(self._forward(self._link, items, answer))
+        task = asyncio.create_task(self._forward(self._link, ended))
         self._forwards.add(task)
         task.add_done_callback(self._forwards.discard)
         waiting = len(items)
@@ -261,7 +274,8 @@ class Worker:
         for item in items:
             item.future.add_done_callback(one_is_done)
 
-    async def _forward(self, link: Link, items: list[Item], mine: Answer) -> None:
+    async def _forward(self, link: Link, ended: _Ended) -> None:
+        items, mine = ended.items, ended.answer
         work = Work(
             mine.tensors,
             max(item.work.deadline for item in items),
@@ -270,12 +284,19 @@ class Worker:
         )
         try:
             answer = await link.call(work, wait=True)
+        except (asyncio.CancelledError, DeadlineExceeded) as error:
+            self._outlook.answered(max(0.0, time.monotonic() - ended.due))  # it would have come later still
+            if isinstance(error, asyncio.CancelledError):
+                raise
+            self._fail(items, error)
+            return
         except Internal as error:
             self._try_each_alone(items, error)
             return
         except ShardlineError as error:
             self._fail(items, error)
             return
+        self._outlook.answered(time.monotonic() - ended.due)
         compute_ns = mine.timing.compute_ns + answer.timing.compute_ns
         timing = Timing(answer.timing.queue_ns, compute_ns, mine.timing.batch_rows)
         self._deliver(items, Answer(answer.tensors, timing))

@@ -94,7 +94,7 @@ def test_a_batch_that_is_begun_now_takes_its_own_time_and_the_later_stages_which
     None
 ):
     one = outlook()
-    assert one.least(1, Forecast()) == pytest.approx(0.015, rel=0.01)
-    assert one.least(100, Forecast()) == pytest.approx(0.050, rel=0.01), "no batch has more than eight rows"
-    assert one.least(8, Forecast(0.03, 0.001, 0.02)) == pytest.approx(0.070, rel=0.01)
-    assert one.least(8, Forecast(0.4, 0.001, 0.02)) == 0.4, "it will wait there"
+    assert one.least_s(1, Forecast()) == pytest.approx(0.015, rel=0.01)
+    assert one.least_s(100, Forecast()) == pytest.approx(0.050, rel=0.01), "no batch has more than eight rows"
+    assert one.least_s(8, Forecast(0.03, 0.001, 0.02)) == pytest.approx(0.070, rel=0.01)
+    assert one.least_s(8, Forecast(0.4, 0.001, 0.02)) == 0.4, "it will wait there"
