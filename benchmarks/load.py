@@ -27,7 +27,7 @@ _LENGTH = struct.Struct("<I")
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What one run gave. Latencies in milliseconds; `answers` counts those inside the measured time."""
+    """What one run gave. Latencies in milliseconds; `answers` counts those that came inside the measured time."""
 
     answers: int
     seconds: float
@@ -81,7 +81,7 @@ async def load(target: str, requests: Sequence[bytes], *, callers: int, seconds:
             while (sent := time.perf_counter()) < stop:
                 await infer(next(own), timeout=60, metadata=(("application", "default"),))
                 done = time.perf_counter()
-                if sent >= started and done <= stop:
+                if started < done <= stop:
                     latencies.append(done - sent)
 
         await asyncio.gather(*(caller(turns) for _ in range(callers)))

@@ -71,7 +71,7 @@ class _Client:
         self.ends: list[tuple[float, float]] = []
         """Latency and time of each answer to a request that was sent while it counts."""
         self.sent = self.answered = self.refused = 0
-        self.window_sent = self.window_refused = 0
+        self.window_sent = self.window_answered = self.window_refused = 0
 
     def begin(self, load: Load) -> None:
         if isinstance(load, Closed):
@@ -120,6 +120,7 @@ class _Client:
         now = self._clock.now
         if good:
             self.answered += 1
+            self.window_answered += self._from < now <= self._until
         else:
             self.refused += 1
         if self._from <= began < self._until:
@@ -278,13 +279,12 @@ def _seconds(
 
 def _outcome(client: _Client, setting: Setting, busy: tuple[float, ...]) -> Outcome:
     end = setting.warm_up_s + setting.seconds
-    in_window = sum(ended <= end for _, ended in client.ends)
     ordered = sorted(latency for latency, _ in client.ends)
     # What was sent near the end may take its time; a backlog of more than a fiftieth of the window is one that grows.
     in_time = end + 0.02 * setting.seconds + 2 * percentile(ordered, 0.5) if ordered else end
     sent = client.window_sent
     prediction = Prediction(
-        rate=in_window / setting.seconds,
+        rate=client.window_answered / setting.seconds,
         p50_s=percentile(ordered, 0.50),
         p95_s=percentile(ordered, 0.95),
         p99_s=percentile(ordered, 0.99),
