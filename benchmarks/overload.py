@@ -1,16 +1,21 @@
 """What becomes of a model that is asked for three times as much as it can do?
 
 The same model is served twice: with admission by predicted finish (the default), and with a plain queue. Each
-is measured alone: what it can do (closed loop), then twice an open loop at three times that, then at half of it. What
-it can do is measured again after each overload: goodput, what was answered inside the deadline, is compared with what
-could be done right before and after. A refusal's time is told twice: as the gateway measures it, from the read of the
-request's last bytes to the write of the refusal, and as its client sees it, who waits for the processor too.
+is measured alone, in rounds: what it can do (closed loop), then an open loop at three times that, then at half of it.
+What it can do is measured again after each round: goodput, what was answered inside the deadline, is compared with
+what could be done right before and after, and the median of the rounds is told. A refusal's time is told twice: as the
+gateway measures it, from the read of the request's last bytes to the write of the refusal, and as its client sees it,
+who waits for the processor too.
 
-    python -m benchmarks.overload [--seconds 8] [--deadline 1] [--stages 2] [--json]
+The clients are on the same machine, and three times the load takes them and the gateway three times the processor. With
+as many stages as cores that is taken from the workers, and from the goodput: leave one core free of them.
+
+    python -m benchmarks.overload [--seconds 8] [--rounds 3] [--deadline 1] [--stages 1] [--json]
 """
 
 import argparse
 import contextlib
+import itertools
 import json
 import statistics
 import tempfile
@@ -67,17 +72,15 @@ class Inside:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """capacity: answers a second of the closed loop. shares: of the capacity around it, each overload's goodput.
-    overload, inside: each the worse of two.
-
-    grew_mb, grew_again_mb: the gateway and the workers, by the first overload and by the second.
-    recovered_s: from the end of the overload until everything is answered in time again.
+    """capacity: answers a second of the closed loop, mean. shares: of the capacity around it, each round's goodput.
+    overload: of the worst round. inside: of the slowest.
+    grew_mb, grew_again_mb: the gateway and the workers, by the first round and by the later ones.
+    recovered_s: from the end of an overload until everything is answered in time again, the longest.
     """
 
     capacity: float
-    shares: tuple[float, float]
+    shares: tuple[float, ...]
     overload: Fates
-    after: Fates
     inside: Inside
     grew_mb: float
     grew_again_mb: float
@@ -85,8 +88,7 @@ class Result:
 
     @property
     def goodput_share(self) -> float:
-        """The worse of two."""
-        return min(self.shares)
+        return statistics.median(self.shares)
 
 
 def make_models(folder: Path, stages: int) -> Path:
@@ -104,31 +106,35 @@ def make_request(name: str) -> bytes:
     ).SerializeToString()
 
 
-def measure(target: str, state_dir: Path, requests: Path, seconds: float, deadline_s: float) -> Result:
+def measure(target: str, state_dir: Path, requests: Path, *, seconds: float, deadline_s: float, rounds: int) -> Result:
     """`requests`: a file that is named after the model."""
 
     def capacity() -> float:
         return run_load(target, requests, callers=32, seconds=max(3.0, seconds / 2)).per_second
 
-    capacities = [capacity()]
-    before = resident_mb(state_dir)
-    (overload,) = run_steps(target, requests, [(TIMES * capacities[-1], seconds)], deadline_s)
-    inside, between = refusals_inside(state_dir, requests.name), resident_mb(state_dir)
-    capacities.append(capacity())
-    rates = [(TIMES * capacities[-1], seconds), (capacities[-1] / 2, 4.0)]
-    again, after = run_steps(target, requests, rates, deadline_s)
-    inside_again, at_last = refusals_inside(state_dir, requests.name), resident_mb(state_dir)
-    capacities.append(capacity())
-    shares = (
-        overload.goodput / statistics.mean(capacities[:2]),
-        again.goodput / statistics.mean(capacities[1:]),
-    )
-    late = [number for number, share in enumerate(after.in_time_by_bucket) if share < 1.0]
-    recovered_s = (late[-1] + 1) * BUCKET_S if late else 0.0
-    worse = min((shares[0], overload), (shares[1], again), key=lambda one: one[0])[1]
-    slower = max(inside, inside_again, key=lambda one: one.p99_ms)
+    capacities, resident = [capacity()], [resident_mb(state_dir)]
+    overloads: list[Fates] = []
+    insides: list[Inside] = []
+    recovered_s = 0.0
+    for _ in range(rounds):
+        rates = [(TIMES * capacities[-1], seconds), (capacities[-1] / 2, 4.0)]
+        overload, after = run_steps(target, requests, rates, deadline_s)
+        overloads.append(overload)
+        insides.append(refusals_inside(state_dir, requests.name))
+        resident.append(resident_mb(state_dir))
+        capacities.append(capacity())
+        late = [number for number, share in enumerate(after.in_time_by_bucket) if share < 1.0]
+        recovered_s = max(recovered_s, (late[-1] + 1) * BUCKET_S if late else 0.0)
+    around = [statistics.mean(pair) for pair in itertools.pairwise(capacities)]
+    shares = [overload.goodput / capacity for overload, capacity in zip(overloads, around, strict=True)]
     return Result(
-        statistics.mean(capacities), shares, worse, after, slower, between - before, at_last - between, recovered_s
+        statistics.mean(capacities),
+        tuple(shares),
+        overloads[shares.index(min(shares))],
+        max(insides, key=lambda one: one.p99_ms),
+        resident[1] - resident[0],
+        resident[-1] - resident[1],
+        recovered_s,
     )
 
 
@@ -159,7 +165,7 @@ def table(results: dict[str, Result], deadline_s: float) -> Table:
         "capacity, answers a second": lambda one: f"{one.capacity:.0f}",
         "sent a second": lambda one: f"{one.overload.sent / one.overload.seconds:.0f}",
         "answered in time a second": lambda one: f"{one.overload.goodput:.0f}",
-        "of the capacity, first and second time": lambda one: " ".join(f"{100 * share:.0f} %" for share in one.shares),
+        "of the capacity, each round": lambda one: " ".join(f"{100 * share:.0f} %" for share in one.shares),
         "refused": lambda one: str(one.overload.refused),
         "late": lambda one: str(one.overload.late),
         "other": lambda one: str(one.overload.other),
@@ -183,6 +189,7 @@ def as_json(results: dict[str, Result]) -> dict[str, float]:
     for kind, one in results.items():
         found |= {
             f"{kind}_goodput_share": round(one.goodput_share, 3),
+            f"{kind}_goodput_share_worst": round(min(one.shares), 3),
             f"{kind}_refused_inside_p50_ms": one.inside.p50_ms,
             f"{kind}_refused_inside_p99_ms": one.inside.p99_ms,
             f"{kind}_refused_p50_ms": one.overload.refused_p50_ms,
@@ -198,8 +205,9 @@ def as_json(results: dict[str, Result]) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=8.0, help="of each overload (default: %(default)g)")
+    parser.add_argument("--rounds", type=int, default=3, help="of each kind (default: %(default)d)")
     parser.add_argument("--deadline", type=float, default=1.0, help="of a request, seconds (default: %(default)g)")
-    parser.add_argument("--stages", type=int, default=2, help="of the model (default: %(default)d)")
+    parser.add_argument("--stages", type=int, default=1, help="of the model (default: %(default)d)")
     parser.add_argument("--json", action="store_true", help="print one last line of JSON")
     given = parser.parse_args()
     console = Console(stderr=True)
@@ -212,7 +220,14 @@ def main() -> None:
             for kind in KINDS:
                 console.print(f"measuring {kind}")
                 write_requests(folder / kind, [make_request(kind)])
-                results[kind] = measure(target, folder / "state", folder / kind, given.seconds, given.deadline)
+                results[kind] = measure(
+                    target,
+                    folder / "state",
+                    folder / kind,
+                    seconds=given.seconds,
+                    deadline_s=given.deadline,
+                    rounds=given.rounds,
+                )
     Console().print(table(results, given.deadline))
     if given.json:
         print(json.dumps(as_json(results)))
