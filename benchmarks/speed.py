@@ -43,6 +43,7 @@ class Speed(AbstractContextManager["Speed"]):
     def __init__(self, request: Request) -> None:
         self._request = replace(request, threads=1)
         self._samples: list[Sample] = []
+        self._children: list[subprocess.Popen[str]] = []
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -54,6 +55,7 @@ class Speed(AbstractContextManager["Speed"]):
                 child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
                 stack.enter_context(child)
                 stack.callback(child.kill)
+                self._children.append(child)
                 first.append(threading.Event())
                 threading.Thread(target=self._read, args=(child, first[-1]), daemon=True).start()
             if not all(one.wait(START_WITHIN_S) for one in first):
@@ -70,8 +72,16 @@ class Speed(AbstractContextManager["Speed"]):
             first.set()
 
     def seconds(self, since: float, until: float) -> tuple[float, ...]:
-        """The samples between two times of `time.monotonic`, of cores that were busy: an idle one is slow at first."""
-        return tuple(one.seconds for one in list(self._samples) if since <= one.at <= until and one.busy >= LEAST_BUSY)
+        """The samples between two times of `time.monotonic`, of cores that were busy: an idle one is slow at first.
+
+        Raises `RuntimeError` where there are none, or where a core is sampled no more.
+        """
+        if any(child.poll() is not None for child in self._children):
+            raise RuntimeError("a process that told a core's speed has ended")
+        found = tuple(one.seconds for one in list(self._samples) if since <= one.at <= until and one.busy >= LEAST_BUSY)
+        if not found:
+            raise RuntimeError(f"no core was sampled while it was busy, in {until - since:.1f} s")
+        return found
 
 
 def main(core: int, request: Request) -> None:

@@ -1,5 +1,6 @@
 """Profiles an artifact on this machine: steps, stages as they are served, cuts and memory; the planner reads it."""
 
+import logging
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -18,6 +19,7 @@ from worker.cores import cores
 from worker.cut import travel
 from worker.errors import InvalidRequest, ShardlineError
 from worker.expression import Size
+from worker.manifest import PROFILE
 from worker.nouns import BATCH
 from worker.operators import is_view
 from worker.processor import cpu_info
@@ -41,6 +43,8 @@ from worker.runtime import check_device, instruction_set
 from worker.seal import DEFAULT_KEY
 from worker.shard import load_program
 from worker.stages import axis_names
+
+logger = logging.getLogger(__name__)
 
 ROWS: Final = (1, 2, 4, 8, 16, 32)
 LENGTHS: Final = (16, 32, 64, 128)
@@ -352,7 +356,9 @@ def _others(folder: Path) -> dict[str, DeviceProfile]:
     """What was measured before, of the same artifact."""
     try:
         return dict(read_profile(folder).devices)
-    except ArtifactError:
+    except ArtifactError as error:
+        if (folder / PROFILE).exists():
+            logger.warning("what was profiled before is given up, of every device: %s", error)
         return {}
 
 

@@ -98,9 +98,13 @@ def crowded(request: Request, processes: int, *, turns: int = CROWD_TURNS) -> fl
     if processes < 2:
         return 1.0
     with Crowd(request, processes) as crowd:
-        found = [(crowd.alone(), crowd.together()) for _ in range(turns)]
-    together = statistics.harmonic_mean([seconds for _, several in found for seconds in several])
-    return max(1.0, together / min(alone for alone, _ in found))
+        return slowed([(crowd.alone(), crowd.together()) for _ in range(turns)])
+
+
+def slowed(turns: Sequence[tuple[float, Sequence[float]]]) -> float:
+    """By how much: of each turn, the seconds of one process alone, and of each while all compute."""
+    together = statistics.harmonic_mean([seconds for _, several in turns for seconds in several])
+    return max(1.0, together / min(alone for alone, _ in turns))
 
 
 class Crowd(AbstractContextManager["Crowd"]):

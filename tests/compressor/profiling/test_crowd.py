@@ -7,9 +7,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from compressor.profiling.stage_profile import Crowd, Request
+from compressor.profiling.stage_profile import Crowd, Request, slowed
 from worker.errors import Internal
 from worker.seal import DEFAULT_KEY
+
+
+def test_processes_slow_each_other_down_by_the_mean_of_their_speeds() -> None:
+    assert slowed([(0.010, (0.010, 0.030)), (0.012, (0.015, 0.015))]) == pytest.approx(1.5)
+    assert slowed([(0.010, (0.009, 0.009))]) == 1.0, "nothing is quicker in company"
 
 
 def test_processes_of_a_crowd_end_with_it_and_say_when_one_is_gone(toy_folder: Path) -> None:
