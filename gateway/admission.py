@@ -86,7 +86,8 @@ class _Request:
         now = monotonic()
         took_s = now - self._began
         if took_s > _NEARLY * self._allowed_s or isinstance(error, DeadlineExceeded):
-            self._admission.margin.missed(now, took_s)
+            # Given up early, it tells no more than if it had come late: those that were let in with it may all be.
+            self._admission.margin.missed(now, max(took_s, self._allowed_s))
         elif error is None:
             self._admission.margin.in_time(now)
 

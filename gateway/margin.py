@@ -5,7 +5,7 @@
 from typing import Final
 
 LEAST: Final = 0.2
-MOST: Final = 0.9
+MOST: Final = 0.95
 """What is expected at the very end of its deadline comes late as often as not."""
 _CUT: Final = 0.85
 _REGAINED_A_SECOND: Final = 0.03

@@ -183,10 +183,12 @@ class Batcher:
         return batch
 
     def _drop_hopeless(self) -> None:
-        """Gives up what can no longer be answered in time, while something else waits that can: whatever was computed
-        for it would be in vain, and would make the others late. Where all would be late, the guess may be what is
-        wrong.
+        """Gives up what can no longer be answered in time, where more waits than one batch takes, and some of it can:
+        whatever was computed for the late would be in vain, and would make others late. Where all would be late, the
+        guess may be what is wrong.
         """
+        if self.rows <= self._batching.max_rows:
+            return
         until = time.monotonic() + self._least_s(self.rows)
         living = [item for item in self._queue if item.work.deadline > until]
         if not 0 < len(living) < len(self._queue):

@@ -91,7 +91,7 @@ class LimitsSection(Section):
     )
     admission: Literal["predicted", "queue"] = Field(
         default="predicted",
-        description="predicted: what would be answered after its deadline is refused at once; queue: it is queued",
+        description="predicted: what would be late is refused at once, or given up where it waits; queue: it is queued",
     )
     hedge_share: float = Field(
         default=0.0,

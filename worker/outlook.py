@@ -71,9 +71,9 @@ class Outlook:
         """Between two batches nothing was computed for so long, although the second one waited; 0: it did not wait."""
         self._idle.after(seconds, now)
 
-    def answered(self, late_s: float) -> None:
+    def answered(self, late_s: float, now: float) -> None:
         """A batch was answered so much later than `least_s` of it said when it began; negative: sooner."""
-        self._late.after(late_s)
+        self._late.after(late_s, now)
 
     def tell(self, held: Held, later: Forecast, later_least_s: float, now: float) -> Forecast:
         """For one more row, by what is `held` here and what the `later` stages tell of the batch that it will be in.
@@ -84,7 +84,10 @@ class Outlook:
         rest = max(0.0, self._service.of(held.computing_rows) - held.computing_s) if held.computing_rows else 0.0
         own = self._service.of(min(self._max_rows, held.waiting_rows + 1))
         least = self._service.of(1) + later_least_s
-        return Forecast(max(least, rest + held.waiting_rows * pace + own + later.finish_s), pace, least)
+        until_done = held.waiting_rows * pace + own
+        # What is computed now gets to the later stages first, which know nothing of it yet.
+        behind = max(0.0, held.computing_rows * later.pace_s - until_done)
+        return Forecast(max(least, rest + until_done + behind + later.finish_s), pace, least)
 
     def least_s(self, rows: int, later: Forecast) -> float:
         """Seconds until the first of `rows` that wait is answered, where a batch of them is begun at once: what waits
@@ -93,32 +96,13 @@ class Outlook:
         own = self._service.of(min(self._max_rows, rows))
         return max(own + later.least_s, later.finish_s)
 
-    def careful_s(self, rows: int, later: Forecast) -> float:
+    def careful_s(self, rows: int, later: Forecast, now: float) -> float:
         """The same, by what such forecasts missed of late."""
-        return self.least_s(rows, later) + self._late.upper
-
-
-class _Spread:
-    """Running mean and mean deviation (Jacobson, "Congestion avoidance and control", 1988)."""
-
-    __slots__ = ("_deviation", "_mean")
-
-    def __init__(self) -> None:
-        self._mean = self._deviation = 0.0
-
-    def after(self, value: float) -> None:
-        off = value - self._mean
-        self._mean += _SMOOTHING * off
-        self._deviation += _SMOOTHING * (abs(off) - self._deviation)
-
-    @property
-    def upper(self) -> float:
-        """Most values are below it; never negative."""
-        return max(0.0, self._mean + self._deviation)
+        return self.least_s(rows, later) + self._late.upper(now)
 
 
 class _Fading:
-    """A running mean that loses half its value each second without news."""
+    """A running mean that loses half its value each second without news; what is news then counts for more."""
 
     __slots__ = ("_at", "_value")
 
@@ -127,8 +111,29 @@ class _Fading:
         self._at = 0.0
 
     def after(self, value: float, now: float) -> None:
-        self._value += _SMOOTHING * (value - self._value)
+        self._value += max(_SMOOTHING, 1.0 - self._kept(now)) * (value - self._value)
         self._at = now
 
     def at(self, now: float) -> float:
-        return self._value * math.exp2(self._at - now) if self._value else 0.0
+        return self._value * self._kept(now) if self._value else 0.0
+
+    def _kept(self, now: float) -> float:
+        return math.exp2(min(0.0, self._at - now))
+
+
+class _Spread:
+    """Fading mean and mean deviation (as in Jacobson, "Congestion avoidance and control", 1988)."""
+
+    __slots__ = ("_deviation", "_mean")
+
+    def __init__(self) -> None:
+        self._mean = _Fading()
+        self._deviation = _Fading()
+
+    def after(self, value: float, now: float) -> None:
+        self._deviation.after(abs(value - self._mean.at(now)), now)
+        self._mean.after(value, now)
+
+    def upper(self, now: float) -> float:
+        """Most values are below it; never negative."""
+        return max(0.0, self._mean.at(now) + self._deviation.at(now))

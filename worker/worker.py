@@ -122,7 +122,7 @@ class Worker:
         return Load(waiting + computing, self._seconds_per_row, forecast=forecast)
 
     def _least_s(self, rows: int) -> float:
-        return self._outlook.careful_s(rows, self._later(rows))
+        return self._outlook.careful_s(rows, self._later(rows), time.monotonic())
 
     def _later(self, rows: int) -> Forecast:
         """What the next stage tells of the first batch of so many rows."""
@@ -130,13 +130,14 @@ class Worker:
 
     async def warm_up(self, shapes: Sequence[dict[str, int]]) -> None:
         """Computes zeros at each of `shapes` (axis name to length), so that no request pays for first-time work."""
-        for lengths in shapes:
+        for number, lengths in enumerate(shapes):
             inputs = [_zeros(spec, lengths) for spec in self._shard.signature.inputs]
             loop = asyncio.get_running_loop()
             _, seconds = await loop.run_in_executor(self._compute, self._timed_run, inputs)
             self._learn_cheap(sum(tensor.nbytes for tensor in inputs), seconds)
             self._seconds_per_row = seconds / lengths.get(BATCH, 1)
-            self._outlook.computed(lengths.get(BATCH, 1), seconds)
+            if number:  # the first one pays for what is done once
+                self._outlook.computed(lengths.get(BATCH, 1), seconds)
 
     async def serve(self, work: Work) -> Answer:
         """Queues `work` and returns its answer. Cancelling the caller takes it out of the queue."""
@@ -193,7 +194,9 @@ class Worker:
         works = [item.work for item in items]
         now = time.monotonic()
         due = now + self._outlook.least_s(rows, self._later(rows))
-        self._outlook.was_idle(max(0.0, now - self._free_since), now)
+        # What waited when the last batch ended may have been given up since: these items' own wait counts.
+        waited_since = max(self._free_since, min(item.arrived for item in items))
+        self._outlook.was_idle(max(0.0, now - waited_since), now)
         self._computing_rows, self._computing_since = rows, now
         loop = asyncio.get_running_loop()
         if nbytes > self._cheap_bytes:
@@ -255,7 +258,8 @@ class Worker:
     def _send_on(self, ended: _Ended) -> None:
         items = ended.items
         if self._link is None:
-            self._outlook.answered(time.monotonic() - ended.due)
+            now = time.monotonic()
+            self._outlook.answered(now - ended.due, now)
             self._deliver(items, ended.answer)
             return
         if all(item.future.done() for item in items):
@@ -284,10 +288,14 @@ class Worker:
         )
         try:
             answer = await link.call(work, wait=True)
-        except (asyncio.CancelledError, DeadlineExceeded) as error:
-            self._outlook.answered(max(0.0, time.monotonic() - ended.due))  # it would have come later still
-            if isinstance(error, asyncio.CancelledError):
-                raise
+        except asyncio.CancelledError:
+            now = time.monotonic()
+            if now > ended.due:
+                self._outlook.answered(now - ended.due, now)  # it would have come later still
+            raise
+        except DeadlineExceeded as error:
+            now = time.monotonic()
+            self._outlook.answered(max(now, work.deadline) - ended.due, now)
             self._fail(items, error)
             return
         except Internal as error:
@@ -296,7 +304,8 @@ class Worker:
         except ShardlineError as error:
             self._fail(items, error)
             return
-        self._outlook.answered(time.monotonic() - ended.due)
+        now = time.monotonic()
+        self._outlook.answered(now - ended.due, now)
         compute_ns = mine.timing.compute_ns + answer.timing.compute_ns
         timing = Timing(answer.timing.queue_ns, compute_ns, mine.timing.batch_rows)
         self._deliver(items, Answer(answer.tensors, timing))
@@ -328,7 +337,8 @@ class Worker:
             item.future.set_result(Answer(tensors, timing))
 
     def _fail(self, items: list[Item], error: Exception) -> None:
-        self.counters.failed += len(items)
+        if not isinstance(error, DeadlineExceeded):
+            self.counters.failed += len(items)
         if not isinstance(error, ShardlineError):
             self._failures.failed(error)
             error = Internal(f"the model failed on this request: {type(error).__name__}: {error}"[:500])

@@ -1,7 +1,8 @@
 """Workers and the links to them, in simulated time: queue → batch → shard → next stage or answer.
 
 Batches are formed by the code that forms them in a worker (`worker.batcher.form_batch`), replicas are chosen by the
-code that chooses them in a link (`worker.routing.choose`, `worker.standing`), and the bounds are the real ones.
+code that chooses them in a link (`worker.routing.choose`, `worker.standing`), and the bounds are the real ones. Nothing
+is refused or given up because it would be late: plans are for loads that there is room for.
 """
 
 import random

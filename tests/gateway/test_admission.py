@@ -73,7 +73,7 @@ def test_a_request_that_arrives_too_late_is_not_begun() -> None:
 def test_what_is_expected_too_late_is_refused_and_told_how_late() -> None:
     admission = Admission("model 'echo' version 1", 0)
     with request(admission), admission.request(0.9, 1.0):
-        with pytest.raises(Overloaded, match="would answer in about 1222 ms, and the request has 1000 ms"):
+        with pytest.raises(Overloaded, match="would answer in about 1158 ms, and the request has 1000 ms"):
             admission.enter(1.1, 1.0)
         assert admission.inflight == 2
 
@@ -94,7 +94,7 @@ def test_predictions_that_did_not_hold_are_trusted_less_and_those_of_being_late_
         assert admission.inflight == 1
     assert admission.margin.share < MOST
     with request(admission), pytest.raises(Overloaded):
-        admission.enter(0.8, 1.0)
+        admission.enter(0.85, 1.0)
 
 
 def test_what_a_worker_gives_up_because_it_would_be_late_was_predicted_wrongly_and_what_fails_was_not() -> None:
@@ -102,9 +102,10 @@ def test_what_a_worker_gives_up_because_it_would_be_late_was_predicted_wrongly_a
     with pytest.raises(Internal), admission.request(0.5, 1.0):
         raise Internal("the shard failed")
     assert admission.margin.share == MOST
-    with pytest.raises(DeadlineExceeded), admission.request(0.5, 1.0):
-        raise DeadlineExceeded("the answer would come after the deadline")
-    assert admission.margin.share < MOST
+    for _ in range(10):
+        with pytest.raises(DeadlineExceeded), admission.request(0.5, 1.0):
+            raise DeadlineExceeded("the answer would come after the deadline")
+    assert MOST > admission.margin.share > 0.8 * MOST, "however soon it is told, those of one deadline cut once"
 
 
 @given(st.floats(0, 1e6), st.floats(1e-6, 1e5))

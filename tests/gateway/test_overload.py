@@ -44,9 +44,10 @@ class Sleeps:
 
 
 @contextlib.asynccontextmanager
-async def serving(shard: Sleeps, link: Link | None) -> AsyncIterator[str]:
+async def serving(shard: Sleeps, link: Link | None, *, sheds: bool) -> AsyncIterator[str]:
     """A worker; its address."""
-    worker = Worker(shard, outputs=SPECS, link=link, batching=Batching(max_rows=ROWS), max_queue_rows=4096)
+    batching = Batching(max_rows=ROWS)
+    worker = Worker(shard, outputs=SPECS, link=link, batching=batching, max_queue_rows=4096, sheds=sheds)
     await worker.warm_up([{"batch": 1}, {"batch": 4}])
     running = asyncio.create_task(worker.run_forever())
     server = StreamServer(TOKEN, worker.serve, worker.load)
@@ -64,7 +65,11 @@ async def overloaded(first: Sleeps, second: Sleeps, capacity: float, *, plain_qu
     request = pb.ModelInferRequest(model_name="echo", inputs=[tensor], raw_input_contents=[bytes(16)])
     link = Link(TOKEN, LinkLimits(max_inflight=4))
     try:
-        async with serving(second, None) as last, serving(first, link) as address, Gateway("127.0.0.1:0") as gateway:
+        async with (
+            serving(second, None, sheds=not plain_queue) as last,
+            serving(first, link, sheds=not plain_queue) as address,
+            Gateway("127.0.0.1:0") as gateway,
+        ):
             link.route({"last": last})
             route = model(replicas=[address], max_inflight=4096, max_inflight_per_replica=1024)
             route.limits.plain_queue = plain_queue

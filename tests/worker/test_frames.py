@@ -19,7 +19,7 @@ from worker.frames import (
     reply_frame,
     request_frame,
 )
-from worker.nouns import Answer, Load, Tensor, Timing, Work
+from worker.nouns import Answer, Forecast, Load, Tensor, Timing, Work
 
 tensors = st.lists(
     st.builds(
@@ -64,11 +64,12 @@ def test_a_reply_carries_its_timing_and_the_sender_s_load() -> None:
     packer = Packer()
     packer.add(reply_frame(7, Answer((Tensor("y", "FP32", (1,), b"1234"),), Timing(1, 2, 3))))
     unpacker = Unpacker()
-    (reply,) = unpacker.feed(packer.message(Load(5, 0.25, draining=True)))
+    load = Load(5, 0.25, draining=True, forecast=Forecast(0.5, 0.25, 0.125))
+    (reply,) = unpacker.feed(packer.message(load))
     assert isinstance(reply, IncomingReply)
     assert reply.answer.timing == Timing(1, 2, 3)
     assert reply.error is None
-    assert unpacker.load == Load(5, 0.25, draining=True)
+    assert unpacker.load == load
 
 
 def test_an_error_comes_out_as_the_same_kind() -> None:

@@ -70,6 +70,31 @@ def test_what_keeps_a_worker_idle_that_has_work_counts_and_is_forgotten() -> Non
         one.was_idle(0.150, now=1.0)
     assert one.tell(Held(80, 0, 0.0), Forecast(), 0.0, now=1.0).pace_s == pytest.approx(0.200 / 8, rel=0.01)
     assert one.tell(Held(80, 0, 0.0), Forecast(), 0.0, now=13.0).pace_s == pytest.approx(0.050 / 8, rel=0.01)
+    one.was_idle(0.0, now=13.0)
+    assert one.tell(Held(80, 0, 0.0), Forecast(), 0.0, now=13.0).pace_s == pytest.approx(0.050 / 8, rel=0.01)
+
+
+def test_what_is_computed_gets_to_a_slower_stage_before_what_comes_now() -> None:
+    slow = Forecast(0.100, 0.100 / 8)
+    behind = outlook().tell(Held(0, 8, 0.0), slow, 0.1, now=1.0).finish_s
+    assert behind == pytest.approx(0.050 + 0.100 + 0.100, rel=0.01)
+    quick = Forecast(0.010, 0.010 / 8)
+    assert outlook().tell(Held(0, 8, 0.0), quick, 0.01, now=1.0).finish_s == pytest.approx(0.075, rel=0.01)
+
+
+def test_a_worker_that_answers_later_than_it_thought_thinks_of_that_until_it_has_had_no_news_for_long() -> None:
+    one = outlook()
+    assert one.careful_s(8, Forecast(), 1.0) == one.least_s(8, Forecast()) == pytest.approx(0.050, rel=0.01)
+    for number in range(40):
+        one.answered(0.020, 1.0 + number / 100)
+    assert one.careful_s(8, Forecast(), 1.4) == pytest.approx(0.070, rel=0.02)
+    assert one.careful_s(8, Forecast(), 11.4) == pytest.approx(0.050, rel=0.01)
+    for number in range(40):
+        one.answered(-0.020, 20.0 + number / 100)
+    assert one.careful_s(8, Forecast(), 20.4) == pytest.approx(0.050, rel=0.01), "sooner is no reason to hurry"
+    for number in range(100):
+        one.answered(0.040 * (number % 2), 30.0 + number / 100)
+    assert 0.080 < one.careful_s(8, Forecast(), 31.0) < 0.110, "most of them are not later than that"
 
 
 @given(

@@ -155,20 +155,36 @@ async def test_work_that_nobody_waits_for_is_not_computed() -> None:
     assert (worker.batcher.dropped_cancelled, worker.batcher.dropped_expired) == (1, 1)
 
 
+async def test_the_time_for_which_there_was_no_work_is_not_taken_for_idleness_although_a_dead_request_waited() -> None:
+    shard = Doubles()
+    async with running(worker_of(shard)) as worker:
+        shard.go.clear()
+        first = await queued(worker, work(0))
+        await shard.has_entered()
+        (cancelled,) = await queued(worker, work(1))
+        cancelled.cancel()
+        await asyncio.sleep(0)
+        shard.go.set()
+        await asyncio.gather(*first)
+        await asyncio.sleep(0.5)
+        await worker.serve(work(2))
+        assert worker.load().forecast.pace_s < 0.1 / 16, "half a second would make it 6 ms a row more"
+
+
 @pytest.mark.parametrize("sheds", [True, False])
 async def test_work_that_would_be_late_is_given_up_before_it_is_computed_unless_all_would_be(sheds: bool) -> None:
     shard = Doubles()
-    async with running(worker_of(shard, sheds=sheds)) as worker:
+    async with running(worker_of(shard, Batching(max_rows=1), sheds=sheds)) as worker:
         shard.go.clear()
         slow = await queued(worker, work(0))
         await shard.has_entered()
-        threading.Timer(0.6, shard.go.set).start()
+        threading.Timer(1.0, shard.go.set).start()
         await asyncio.gather(*slow)
-        assert worker.load().forecast.least_s > 0.5
+        assert worker.load().forecast.least_s > 0.9
         shard.go.clear()
         first = await queued(worker, work(1))
         await shard.has_entered()
-        tight, patient = await queued(worker, work(2, seconds=0.2), work(3))
+        tight, patient = await queued(worker, work(2, seconds=0.4), work(3))
         shard.go.set()
         await asyncio.gather(*first, patient)
         if sheds:

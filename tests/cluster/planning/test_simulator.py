@@ -47,6 +47,11 @@ def run(
     return outcome
 
 
+def test_an_answer_counts_when_it_comes_whenever_its_request_was_sent() -> None:
+    slow = run(planned((), 1, 1, steps=1), Closed(4), step_ms=[2000.0])
+    assert slow.prediction.rate == pytest.approx(10 / 20), "one each two seconds: three waited when the time began"
+
+
 @settings(max_examples=20, deadline=None)
 @given(
     st.sampled_from([(), (1,), (1, 2)]),
