@@ -2,8 +2,9 @@
 
 On each core the thread that has used it least runs, for a slice; one that wakes up and has used it less than the
 running one runs at once (Linux's CFS and EEVDF, without their finer points). A thread wakes up on the core that it had,
-on a free one where that is taken, and on the emptiest where its own has two threads more. A core with nothing left to
-do takes a waiting thread from the fullest one.
+on a free one where that is taken, and on the emptiest where its own has more threads: by two, or every other time by
+one, since in Linux it depends on who wakes it up. A core with nothing left to do takes a waiting thread from the
+fullest one.
 
 That batches take unequal time, that answers come late and that cores rest meanwhile comes from these turns. With cores
 that are shared evenly at every moment, pipelines on full machines were simulated a sixth too fast.
@@ -134,6 +135,7 @@ class Host:
         self._speed = speed * cores / len(self._cores)
         self._scheduler = scheduler or Scheduler()
         self._idle = set(range(len(self._cores)))
+        self._moves_easily = False
         self._order = itertools.count()
         # Time as the cores see it: it passes slower where they disturb each other.
         self._now = 0.0
@@ -186,7 +188,8 @@ class Host:
         if self._idle:
             return next(iter(self._idle))
         emptiest = min(range(len(self._cores)), key=lambda place: self._cores[place].tasks)
-        if own is None or own.tasks >= self._cores[emptiest].tasks + 2:
+        self._moves_easily = not self._moves_easily
+        if own is None or own.tasks >= self._cores[emptiest].tasks + (1 if self._moves_easily else 2):
             return emptiest
         return seat.core
 

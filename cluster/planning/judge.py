@@ -196,7 +196,10 @@ class Judge:
         enough = SIMULATED_REQUESTS / (1 if len(self.demands) <= CORE_REPLICAS else 4)
         seconds = max(10 * slowest, enough / max(rates)) if rates else max(4.0, 40 * slowest)
         setting = replace(
-            self.setting, nodes=nodes, seconds=min(seconds, self.setting.seconds), warm_up_s=min(warm_up, 2.0)
+            self.setting,
+            nodes=nodes,
+            seconds=min(seconds, self.setting.seconds),
+            warm_up_s=min(warm_up, max(2.0, self.setting.warm_up_s)),
         )
         return tuple(outcome.prediction for outcome in simulate(demands, plans, loads, setting))
 

@@ -200,6 +200,8 @@ class Replica:
         took = (self._clock.now - began) / max(1, rows)
         self._seconds_per_row += _SMOOTHING * (took - self._seconds_per_row) if self._seconds_per_row else took
         nbytes = self._out_bytes(rows, sizes[0] if sizes else 1)
+        self._working = False
+        self.turn()  # the next batch begins before this one is sent on its way
         if self.next is None:
             self._loop.do(
                 len(batch) * self._road.worker_out + nbytes * self._road.worker_byte, lambda: self._done(batch)
@@ -208,16 +210,9 @@ class Replica:
             latest = max(item.deadline for item in batch)
             onward = Item(rows, nbytes, sizes, sizes, partial(self._came_back, batch), latest)
             send = partial(self.next.call, onward, wait=True)
-            self._loop.do(self._road.hop + nbytes * self._road.worker_byte, lambda: self._sent_on(send))
-
-    def _sent_on(self, send: Action) -> None:
-        self._working = False
-        send()
-        self.turn()
+            self._loop.do(self._road.hop + nbytes * self._road.worker_byte, send)
 
     def _done(self, batch: list[Item]) -> None:
-        self._working = False
-        self.turn()  # the next batch is formed before anyone can react to these answers
         for item in batch:
             item.answer(True)
 

@@ -18,6 +18,7 @@ from tests.cluster.planning.profiles import chain
 from worker.errors import InvalidRequest
 
 GIB = 2**30
+SIMULATED_S = 1.0
 QUICK = Limits(most_stages=3, max_rows=(1, 8), shares=(1.0, 0.5))
 MOST, RATE, FEWEST = Objective("max_throughput"), Objective("rate"), Objective("min_nodes")
 
@@ -27,7 +28,7 @@ def node(name: str, cpus: float = 2, gib: float = 4, **more: float) -> Node:
 
 
 def planned(demands: list[Demand], nodes: list[Node], objective: Objective, limits: Limits = QUICK) -> Plan:
-    return plan(demands, nodes, objective, limits=limits, setting=Setting(nodes, seconds=1.0))
+    return plan(demands, nodes, objective, limits=limits, setting=Setting(nodes, seconds=SIMULATED_S))
 
 
 def check(found: Plan, demands: list[Demand], nodes: list[Node]) -> None:
@@ -43,7 +44,9 @@ def check(found: Plan, demands: list[Demand], nodes: list[Node]) -> None:
         assert sum(stage.cpus for stage in here) <= host.cpus + 1e-6
         assert sum(stage.memory for stage in here) <= host.memory
         assert sum(stage.gpus for stage in here) <= host.gpus
-    assert found.achieved <= found.bound * 1.02
+    # A batch that began before the simulated time counts where it ends.
+    ending = sum(one.max_rows * one.stages[-1].replicas / SIMULATED_S for one in found.models)
+    assert found.achieved <= found.bound * 1.02 + ending
 
 
 @settings(max_examples=8, deadline=None)
