@@ -189,7 +189,8 @@ class Batcher:
         """
         if self.rows <= self._batching.max_rows:
             return
-        until = time.monotonic() + self._least_s(self.rows)
+        rows = sum(item.rows for item in form_batch(self._queue, self._batching))
+        until = time.monotonic() + self._least_s(rows)
         living = [item for item in self._queue if item.work.deadline > until]
         if not 0 < len(living) < len(self._queue):
             return

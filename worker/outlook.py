@@ -114,6 +114,11 @@ class _Fading:
         self._value += max(_SMOOTHING, 1.0 - self._kept(now)) * (value - self._value)
         self._at = now
 
+    @property
+    def last(self) -> float:
+        """As of the last news."""
+        return self._value
+
     def at(self, now: float) -> float:
         return self._value * self._kept(now) if self._value else 0.0
 
@@ -131,7 +136,7 @@ class _Spread:
         self._deviation = _Fading()
 
     def after(self, value: float, now: float) -> None:
-        self._deviation.after(abs(value - self._mean.at(now)), now)
+        self._deviation.after(abs(value - self._mean.last), now)
         self._mean.after(value, now)
 
     def upper(self, now: float) -> float:

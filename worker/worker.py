@@ -219,8 +219,10 @@ class Worker:
                 self._fail(items, DeviceFailed(f"the device failed while it computed this batch: {error}"[:500]))
                 raise
             if len(items) > 1:
-                alone = [await self._ended(self._begin([item])) for item in items]
-                return [group for groups in alone for group in groups]
+                for item in items:
+                    for group in await self._ended(self._begin([item])):
+                        self._send_on(group)
+                return []
             self._fail(items, error)
             return []
         finally:
@@ -263,6 +265,7 @@ class Worker:
             self._deliver(items, ended.answer)
             return
         if all(item.future.done() for item in items):
+            self._learn_at_least(ended.due)
             return
         task = asyncio.create_task(self._forward(self._link, ended))
         self._forwards.add(task)
@@ -289,9 +292,7 @@ class Worker:
         try:
             answer = await link.call(work, wait=True)
         except asyncio.CancelledError:
-            now = time.monotonic()
-            if now > ended.due:
-                self._outlook.answered(now - ended.due, now)  # it would have come later still
+            self._learn_at_least(ended.due)
             raise
         except DeadlineExceeded as error:
             now = time.monotonic()
@@ -309,6 +310,12 @@ class Worker:
         compute_ns = mine.timing.compute_ns + answer.timing.compute_ns
         timing = Timing(answer.timing.queue_ns, compute_ns, mine.timing.batch_rows)
         self._deliver(items, Answer(answer.tensors, timing))
+
+    def _learn_at_least(self, due: float) -> None:
+        """From what nobody waits for any more: its answer would have come later still."""
+        now = time.monotonic()
+        if now > due:
+            self._outlook.answered(now - due, now)
 
     def _try_each_alone(self, items: list[Item], error: Internal) -> None:
         """A later stage failed on the batch: each goes through the stages again by itself, so that one bad item fails

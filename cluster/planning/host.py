@@ -196,7 +196,10 @@ class Host:
     def _sit(self, seat: Seat, place: int) -> None:
         """What it has used counts from the floor of its core."""
         if seat.core != place:
-            before = self._cores[seat.core].floor if seat.core >= 0 else 0.0
+            before = 0.0
+            if seat.core >= 0:
+                self._cores[seat.core].advance(self._now)
+                before = self._cores[seat.core].floor
             seat.used += self._cores[place].floor - before
             seat.core = place
 
