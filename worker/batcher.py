@@ -175,31 +175,32 @@ class Batcher:
         return min(item.arrived for item in self._queue) + self._batching.max_wait_s - time.monotonic()
 
     def _take(self) -> list[Item]:
-        self._drop_hopeless()
         batch = form_batch(self._queue, self._batching)
+        if self._drop_hopeless(sum(item.rows for item in batch)):
+            batch = form_batch(self._queue, self._batching)
         taken = set(map(id, batch))
         self._queue = [item for item in self._queue if id(item) not in taken]
         self.rows -= sum(item.rows for item in batch)
         return batch
 
-    def _drop_hopeless(self) -> None:
+    def _drop_hopeless(self, rows: int) -> bool:
         """Gives up what can no longer be answered in time, where more waits than one batch takes, and some of it can:
         whatever was computed for the late would be in vain, and would make others late. Where all would be late, the
-        guess may be what is wrong.
+        guess may be what is wrong. Whether it gave up any; `rows`: of the batch that would be taken.
         """
         if self.rows <= self._batching.max_rows:
-            return
-        rows = sum(item.rows for item in form_batch(self._queue, self._batching))
+            return False
         until = time.monotonic() + self._least_s(rows)
         living = [item for item in self._queue if item.work.deadline > until]
         if not 0 < len(living) < len(self._queue):
-            return
+            return False
         for item in self._queue:
             if item.work.deadline <= until:
                 self.dropped_expired += 1
                 item.future.set_exception(DeadlineExceeded("the answer would come after the deadline"))
         self._queue = living
         self.rows = sum(item.rows for item in living)
+        return True
 
     def _drop_dead(self) -> None:
         """Removes what nobody waits for and what came too late, before anything is computed for it."""

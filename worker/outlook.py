@@ -120,7 +120,7 @@ class _Fading:
         return self._value
 
     def at(self, now: float) -> float:
-        return self._value * self._kept(now) if self._value else 0.0
+        return self._value * self._kept(now)
 
     def _kept(self, now: float) -> float:
         return math.exp2(min(0.0, self._at - now))

@@ -260,8 +260,7 @@ class Worker:
     def _send_on(self, ended: _Ended) -> None:
         items = ended.items
         if self._link is None:
-            now = time.monotonic()
-            self._outlook.answered(now - ended.due, now)
+            self._answered(ended.due)
             self._deliver(items, ended.answer)
             return
         if all(item.future.done() for item in items):
@@ -295,8 +294,7 @@ class Worker:
             self._learn_at_least(ended.due)
             raise
         except DeadlineExceeded as error:
-            now = time.monotonic()
-            self._outlook.answered(max(now, work.deadline) - ended.due, now)
+            self._answered(ended.due, work.deadline)
             self._fail(items, error)
             return
         except Internal as error:
@@ -305,17 +303,20 @@ class Worker:
         except ShardlineError as error:
             self._fail(items, error)
             return
-        now = time.monotonic()
-        self._outlook.answered(now - ended.due, now)
+        self._answered(ended.due)
         compute_ns = mine.timing.compute_ns + answer.timing.compute_ns
         timing = Timing(answer.timing.queue_ns, compute_ns, mine.timing.batch_rows)
         self._deliver(items, Answer(answer.tensors, timing))
 
     def _learn_at_least(self, due: float) -> None:
         """From what nobody waits for any more: its answer would have come later still."""
+        if time.monotonic() > due:
+            self._answered(due)
+
+    def _answered(self, due: float, at_the_earliest: float = 0.0) -> None:
+        """A batch that was `due` is answered now, or would have been at some later time."""
         now = time.monotonic()
-        if now > due:
-            self._outlook.answered(now - due, now)
+        self._outlook.answered(max(now, at_the_earliest) - due, now)
 
     def _try_each_alone(self, items: list[Item], error: Internal) -> None:
         """A later stage failed on the batch: each goes through the stages again by itself, so that one bad item fails

@@ -203,22 +203,18 @@ class Replica:
         self._working = False
         self.turn()  # the next batch begins before this one is sent on its way
         if self.next is None:
-            self._loop.do(
-                len(batch) * self._road.worker_out + nbytes * self._road.worker_byte, lambda: self._done(batch)
-            )
+            answering = len(batch) * self._road.worker_out + nbytes * self._road.worker_byte
+            self._loop.do(answering, partial(_answer, batch, True))
         else:
             latest = max(item.deadline for item in batch)
             onward = Item(rows, nbytes, sizes, sizes, partial(self._came_back, batch), latest)
             send = partial(self.next.call, onward, wait=True)
             self._loop.do(self._road.hop + nbytes * self._road.worker_byte, send)
 
-    def _done(self, batch: list[Item]) -> None:
-        for item in batch:
-            item.answer(True)
-
     def _came_back(self, batch: list[Item], good: bool) -> None:
-        def split() -> None:
-            for item in batch:
-                item.answer(good)
+        self._loop.do(self._road.worker_in + len(batch) * self._road.worker_out, partial(_answer, batch, good))
 
-        self._loop.do(self._road.worker_in + len(batch) * self._road.worker_out, split)
+
+def _answer(batch: Sequence[Item], good: bool) -> None:
+    for item in batch:
+        item.answer(good)
