@@ -1,7 +1,7 @@
 """Products of int8 matrices on processors for which PyTorch has only plain loops (see `worker.processor`).
 
 Importing it puts a product in fp32 in the place of those loops: the same numbers, 20 times faster. Compiled stages have
-a kernel of their own (`compressor/packaging/avx2_product.py`), which is faster still.
+a kernel of their own (`compressor/packaging/int8_product.py`), which is faster still.
 """
 
 import warnings

@@ -6,7 +6,7 @@ import zipfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor
@@ -16,16 +16,15 @@ from torch._inductor.cpp_builder import get_cpp_compiler
 from torch.export import Dim
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from compressor.packaging import avx2_product
+from compressor.packaging.int8_product import CALL, Kernel, kernel_here, options_of, with_kernel
 from compressor.packaging.rewrite import rewrite
 from compressor.profiling.measure import example_inputs
 from compressor.quantization.quantize import int8_convolutions, int8_layers, operator_name
 from worker.errors import Internal
 from worker.expression import Size, solve
-from worker.processor import lacks_int8_products_here
 from worker.program import Program, ProgramModule
 
-INT8_CALLS: Final = (b"_int_mm_out(", avx2_product.CALL)
+INT8_CALLS: Final = (b"_int_mm_out(", CALL)
 """What the generated code calls for an int8 matrix product: PyTorch's, or our kernel."""
 INT8_CONVOLUTION_CALLS: Final = (b"_qconv",)
 """What the generated code calls for an int8 convolution: its name begins so in every form."""
@@ -62,30 +61,31 @@ def compiler_problem() -> str:
 
 
 def compile_stage(
-    stage: Program, path: Path, *, frozen: bool, device: str = "cpu", own_kernel: bool | None = None
+    stage: Program, path: Path, *, frozen: bool, device: str = "cpu", kernel: Kernel | Literal["here"] | None = "here"
 ) -> None:
     """Writes the compiled package of `stage` to `path`.
 
     Args:
         frozen: weights become constants of the code, which oneDNN may lay out anew.
-        own_kernel: int8 products by `compressor.packaging.avx2_product`; None: where this processor needs it.
+        kernel: of int8 products; None: PyTorch's. By default the one that is the fastest on this processor.
 
     Raises:
         CompileError: it cannot be compiled, or its int8 layers are not int8 any more.
     """
     sizes = {name: max(2, hint) for name, hint in stage.hints.items()}
     quantized = device == "cpu" and int8_layers(stage) > 0  # what follows from it was measured on CPUs
-    own_kernel = quantized and (lacks_int8_products_here() if own_kernel is None else own_kernel)
+    kernel = kernel_here() if kernel == "here" else kernel
+    kernel = kernel if quantized else None
     prepared = rewrite(stage) if quantized else stage  # in fp32, oneDNN fuses the GELU into the layer
     examples = tuple(tensor.to(device) for tensor in example_inputs(stage, sizes))
     options = {"freezing": frozen, "cpp.dynamic_threads": True} | (INT8_OPTIONS if quantized else {})
-    options |= avx2_product.options() if own_kernel else {}
+    options |= options_of(kernel) if kernel else {}
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            placed = (avx2_product.with_kernel(prepared) if own_kernel else prepared).on(device)
+            placed = (with_kernel(prepared, kernel) if kernel else prepared).on(device)
 
             def make() -> None:
                 exported = _exported(placed, examples, dynamic_shapes(stage))

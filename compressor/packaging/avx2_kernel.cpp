@@ -1,26 +1,16 @@
-// The product of int8 matrices on x86 processors with AVX2 but without VNNI: x [rows, depth] times packed weights
-// [columns, depth] to int32, exactly.
+// The product on x86 processors with AVX2 but without VNNI.
 //
 // Numbers are widened to 16 bits, in blocks that stay in the caches, and multiplied and added in pairs (vpmaddwd): twice
 // the multiplications of a fused fp32 one, and none of the saturation of vpmaddubsw. Blocking as in Goto and van de
 // Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008).
 
 #include <immintrin.h>
-#include <omp.h>
-
-#include <algorithm>
-#include <cstdint>
-#include <memory>
-#include <new>
-
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
 namespace shardline_int8 {
 
 constexpr int64_t kRows = 5;           // of a tile: with 16 columns, 10 of 16 registers hold sums
 constexpr int64_t kColumns = 16;       // of a tile, and of a panel of packed weights
 constexpr int64_t kPanelPairs = 256;   // depth of a panel at a time: 16 KiB in 16 bits, half of a first-level cache
-constexpr int64_t kBlockBytes = 256 << 10;  // of rows in 16 bits: half of a second-level cache
 
 // Sums are variables of their own, and the order of instructions is written down: compilers would move the instructions
 // apart until sums no longer fit into registers, and keep an array of sums in memory.
@@ -92,14 +82,7 @@ inline void widen(const int8_t* from, int64_t count, __m256i* to) {
     }
 }
 
-struct Matrices {
-    const int8_t* x;       // [rows, depth], row after row `x_stride` apart
-    const int8_t* packed;  // [panels, pairs, 16, 2]
-    int32_t* out;          // [rows, columns]
-    int64_t rows, columns, depth, x_stride;
-
-    int64_t pairs() const { return (depth + 3) / 4 * 2; }
-};
+inline int64_t pairs_of(const Matrices& m) { return (m.depth + 3) / 4 * 2; }
 
 inline int32_t pair_of(int8_t low, int8_t high) {
     return static_cast<int32_t>(static_cast<uint32_t>(static_cast<uint16_t>(low)) | static_cast<uint32_t>(high) << 16);
@@ -120,7 +103,7 @@ inline void gather(const Matrices& m, int64_t first, int64_t count, int32_t* to)
         for (; pair < m.depth / 2; ++pair) {
             to[pair * count + row] = pair_of(from[2 * pair], from[2 * pair + 1]);
         }
-        for (; pair < m.pairs(); ++pair) {
+        for (; pair < pairs_of(m); ++pair) {
             to[pair * count + row] = 2 * pair < m.depth ? pair_of(from[2 * pair], 0) : 0;
         }
     }
@@ -128,7 +111,7 @@ inline void gather(const Matrices& m, int64_t first, int64_t count, int32_t* to)
 
 // Rows from `first` on, `count` of them, times the panels from `panel` to `last`. `tiles`: room for the rows in 16 bits.
 inline void block(const Matrices& m, int64_t first, int64_t count, int64_t panel, int64_t last, int32_t* tiles) {
-    const int64_t pairs = m.pairs();
+    const int64_t pairs = pairs_of(m);
     __m256i weights[kPanelPairs * 2];
     for (int64_t row = 0; row < count; row += kRows) {
         gather(m, first + row, std::min(kRows, count - row), tiles + row * pairs);
@@ -137,7 +120,7 @@ inline void block(const Matrices& m, int64_t first, int64_t count, int64_t panel
         const int64_t left = m.columns - panel * kColumns;
         for (int64_t from = 0; from < pairs; from += kPanelPairs) {
             const int64_t taken = std::min(kPanelPairs, pairs - from);
-            widen(m.packed + (panel * pairs + from) * 2 * kColumns, taken * 2 * kColumns, weights);
+            widen(static_cast<const int8_t*>(m.packed) + (panel * pairs + from) * 2 * kColumns, taken * 2 * kColumns, weights);
             for (int64_t row = 0; row < count; row += kRows) {
                 const int64_t high = std::min(kRows, count - row);
                 const int32_t* rows = tiles + row * pairs + from * high;
@@ -157,61 +140,11 @@ inline void block(const Matrices& m, int64_t first, int64_t count, int64_t panel
     }
 }
 
-inline int64_t parts(int64_t whole, int64_t part) { return (whole + part - 1) / part; }
-
-inline bool product(const Matrices& m) {
-    if (m.rows == 0 || m.columns == 0 || m.depth == 0) {
-        std::fill_n(m.out, m.rows * m.columns, 0);
-        return true;
-    }
-    const int64_t row_bytes = m.pairs() * 4, panels = parts(m.columns, kColumns);
-    const int64_t threads = std::max<int64_t>(1, omp_get_max_threads());
-    const int64_t fitting = std::max(kRows, kBlockBytes / row_bytes / kRows * kRows);
-    const int64_t high = std::min(fitting, std::max(kRows, parts(parts(m.rows, threads), kRows) * kRows));
-    const int64_t down = parts(m.rows, high);
-    const int64_t wide = parts(panels, std::max<int64_t>(1, std::min(panels, threads / down)));
-    const int64_t across = parts(panels, wide);
-    bool sound = true;
-#pragma omp parallel num_threads(threads) if (threads > 1 && down * across > 1)
-    {
-        const std::unique_ptr<int32_t[]> tiles(new (std::nothrow) int32_t[high * row_bytes / 4]);
-        if (!tiles) {
-#pragma omp atomic write
-            sound = false;
-        }
-#pragma omp for
-        for (int64_t task = 0; task < down * across; ++task) {
-            const int64_t first = task / across * high, panel = task % across * wide;
-            if (tiles) {
-                block(m, first, std::min(high, m.rows - first), panel, std::min(panel + wide, panels), tiles.get());
-            }
-        }
-    }
-    return sound;
-}
+struct Kernel {
+    static constexpr int64_t kRows = shardline_int8::kRows, kColumns = shardline_int8::kColumns;
+    static int64_t row_bytes(const Matrices& m) { return pairs_of(m) * 4; }
+    static int64_t row_scratch(const Matrices& m) { return pairs_of(m); }
+    static constexpr auto block = shardline_int8::block;
+};
 
 }  // namespace shardline_int8
-
-extern "C" inline AOTITorchError aoti_torch_cpu_int8_product(AtenTensorHandle x, AtenTensorHandle packed,
-                                                             int64_t columns, AtenTensorHandle* result) {
-    int64_t *x_sizes = nullptr, *x_strides = nullptr;
-    void *x_data = nullptr, *packed_data = nullptr, *result_data = nullptr;
-    AOTITorchError failed = aoti_torch_get_sizes(x, &x_sizes) | aoti_torch_get_strides(x, &x_strides) |
-                            aoti_torch_get_data_ptr(x, &x_data) | aoti_torch_get_data_ptr(packed, &packed_data);
-    if (failed || (x_sizes[1] > 1 && x_strides[1] != 1)) {
-        return AOTI_TORCH_FAILURE;
-    }
-    const int64_t sizes[] = {x_sizes[0], columns}, strides[] = {columns, 1};
-    if (aoti_torch_empty_strided(2, sizes, strides, aoti_torch_dtype_int32(), aoti_torch_device_type_cpu(), 0, result) ||
-        aoti_torch_get_data_ptr(*result, &result_data)) {
-        return AOTI_TORCH_FAILURE;
-    }
-    const shardline_int8::Matrices matrices{static_cast<const int8_t*>(x_data), static_cast<const int8_t*>(packed_data),
-                                            static_cast<int32_t*>(result_data), x_sizes[0], columns, x_sizes[1],
-                                            x_strides[0]};
-    if (!shardline_int8::product(matrices)) {
-        aoti_torch_delete_tensor_object(*result);
-        return AOTI_TORCH_FAILURE;
-    }
-    return AOTI_TORCH_SUCCESS;
-}
