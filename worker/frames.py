@@ -17,6 +17,9 @@ from protos import frames_pb2 as pb
 from worker.errors import ShardlineError, TooLarge, from_code
 from worker.nouns import Answer, Forecast, Load, Tensor, Timing, Work
 
+METHOD: Final = "/shardline.v1.Worker/Stream"
+"""The call that carries messages both ways."""
+
 MESSAGE_BYTES: Final = 1 << 20
 """A message is closed once it holds this much payload; a larger payload travels in pieces of this size."""
 

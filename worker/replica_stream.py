@@ -10,15 +10,11 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
 
-import grpc
-import grpc.aio
-
-from worker.channel import DIRECT
 from worker.errors import DeadlineExceeded
 from worker.frames import (
     MAX_MESSAGE_BYTES,
+    METHOD,
     FrameError,
     Incoming,
     IncomingReply,
@@ -26,13 +22,11 @@ from worker.frames import (
     cancel_frame,
     request_frame,
 )
+from worker.http2.dial import Dialled, dial
+from worker.http2.duplex import Ended, Keepalive
 from worker.nouns import Answer, Work
 from worker.standing import Standing
 from worker.stream_writer import StreamWriter, first_to_end
-
-METHOD = "/shardline.v1.Worker/Stream"
-
-_Call: TypeAlias = grpc.aio.StreamStreamCall[bytes, bytes]
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +35,7 @@ logger = logging.getLogger(__name__)
 class StreamTimings:
     """Seconds.
 
-    keepalive_s: a silent connection is probed this often (gRPC makes it 1 s at least).
+    keepalive_s: a silent connection is probed this often.
     keepalive_timeout_s: an unanswered probe ends the connection after this; with `keepalive_s` it bounds how long a
         frozen replica goes unnoticed.
     connect_s: longest wait for a connection and the replica's first message.
@@ -174,27 +168,40 @@ class ReplicaStream:
 
     async def _connect_and_read(self) -> str:
         """Serves one connection to its end and returns why it ended."""
+        call: Dialled | None = None
         try:
-            async with grpc.aio.insecure_channel(self.address, options=_channel_options(self._timings)) as channel:
-                call: _Call = channel.stream_stream(METHOD)(metadata=(("authorization", f"Bearer {self._token}"),))
+            async with asyncio.timeout(self._timings.connect_s):
+                call = await self._dial()
                 self._unpacker = Unpacker(wanted=self._outstanding.__contains__)
-                async with asyncio.timeout(self._timings.connect_s):
-                    self._receive(await call.read())
-                writer = StreamWriter(call.write, lambda: None, lambda: len(self._outstanding))
-                self._writer = writer
-                self._set_ready(not self._draining)
-                await first_to_end(self._read(call), writer.run())
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError, _Closed, FrameError, TimeoutError) as error:
-            return _why(error)
+                self._receive(await call.read())
+            writer = StreamWriter(call.write, lambda: None, lambda: len(self._outstanding))
+            self._writer = writer
+            self._set_ready(not self._draining)
+            await first_to_end(self._read(call), writer.run())
+        except TimeoutError:
+            return "no connection in time"
+        except (OSError, Ended, FrameError) as error:
+            return str(error)
+        finally:
+            if call is not None:
+                call.close()
         return "the stream ended"
 
-    async def _read(self, call: _Call) -> None:
+    async def _dial(self) -> Dialled:
+        timings = self._timings
+        return await dial(
+            self.address,
+            METHOD,
+            (("authorization", f"Bearer {self._token}"),),
+            max_message_bytes=MAX_MESSAGE_BYTES,
+            keepalive=Keepalive(timings.keepalive_s, timings.keepalive_timeout_s),
+        )
+
+    async def _read(self, call: Dialled) -> None:
         while True:
             self._receive(await call.read())
 
-    def _receive(self, message: object) -> None:
-        if not isinstance(message, bytes):
-            raise _Closed("the replica closed the stream")
+    def _receive(self, message: bytes) -> None:
         incoming = self._unpacker.feed(message)
         load = self._unpacker.load
         now = time.monotonic()
@@ -236,33 +243,6 @@ class ReplicaStream:
         self._set_ready(False)
 
 
-class _Closed(Exception):
-    """The other side ended the stream."""
-
-
 def _expire(future: asyncio.Future[Answer]) -> None:
     if not future.done():
         future.set_exception(DeadlineExceeded("the deadline passed while a replica had the request"))
-
-
-def _why(error: Exception) -> str:
-    if isinstance(error, grpc.aio.AioRpcError):
-        return f"{error.code().name}: {error.details()}"
-    if isinstance(error, TimeoutError):
-        return "no connection in time"
-    return str(error)
-
-
-def _channel_options(timings: StreamTimings) -> list[tuple[str, int]]:
-    return [
-        DIRECT,
-        ("grpc.keepalive_time_ms", int(timings.keepalive_s * 1000)),
-        ("grpc.keepalive_timeout_ms", int(timings.keepalive_timeout_s * 1000)),
-        # gRPC core 1.85 waits this long for an answer to any ping, a keepalive's too, and defaults to a minute.
-        ("grpc.http2.ping_timeout_ms", int(timings.keepalive_timeout_s * 1000)),
-        ("grpc.http2.max_pings_without_data", 0),
-        ("grpc.use_local_subchannel_pool", 1),
-        ("grpc.enable_retries", 0),
-        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    ]

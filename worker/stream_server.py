@@ -7,14 +7,15 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from time import monotonic
+from typing import Final
 
 import grpc
-import grpc.aio
 
 from worker.channel import at
 from worker.errors import Internal, Overloaded, ShardlineError, Unavailable
 from worker.frames import (
     MAX_MESSAGE_BYTES,
+    METHOD,
     FrameError,
     IncomingCancel,
     IncomingRequest,
@@ -22,11 +23,11 @@ from worker.frames import (
     error_frame,
     reply_frame,
 )
+from worker.http2.accept import Accepted
+from worker.http2.duplex import Ended, Keepalive
 from worker.nouns import Answer, Load, Work
 from worker.sparing_log import SparingLog
 from worker.stream_writer import StreamWriter, first_to_end
-
-SERVICE = "shardline.v1.Worker"
 
 logger = logging.getLogger(__name__)
 
@@ -37,11 +38,15 @@ class StreamServerLimits:
 
     max_frames: requests in work per stream; more are answered `Overloaded`.
     max_partial_bytes: bytes of requests that are still arriving, per stream.
+    max_connections: further ones are hung up on.
+    greeting_s: longest wait for the call of a new connection, seconds.
     tell_load_s: a stream on which nothing is sent still learns the load this often, seconds.
     """
 
     max_frames: int = 4096
     max_partial_bytes: int = (1 << 31) - 1
+    max_connections: int = 1024
+    greeting_s: float = 5.0
     tell_load_s: float = 1.0
 
 
@@ -68,19 +73,15 @@ class StreamServer:
         self._streams: set[_Stream] = set()
         self._strangers: set[str] = set()
         self._failures = SparingLog(logger, "a request failed")
-        self._server: grpc.aio.Server | None = None
+        self._server: asyncio.Server | None = None
+        self._connections: set[Accepted] = set()
+        self._alone = asyncio.Event()
+        self._calls: set[asyncio.Task[None]] = set()
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> str:
         """Listens and returns `host:port`. Raises OSError where the address cannot be had."""
-        server = grpc.aio.server(options=_SERVER_OPTIONS)
-        handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.stream_stream_rpc_method_handler(self._accept)
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"Stream": handler}),))
-        try:
-            bound = server.add_insecure_port(at(host, port))
-        except RuntimeError as error:
-            raise OSError(f"cannot listen on {at(host, port)}: {error}") from error
-        await server.start()
-        self._server = server
+        self._server = await asyncio.get_running_loop().create_server(self._connection, host, port)
+        bound = self._server.sockets[0].getsockname()[1]
         return at(host, bound)
 
     @property
@@ -115,22 +116,54 @@ class StreamServer:
 
     async def stop(self, grace_s: float = 1.0) -> None:
         """Closes the port and every stream; what has not ended by itself within `grace_s` seconds is cancelled."""
-        if self._server is not None:
-            for stream in self._streams:
-                stream.closing.set()
-            await self._server.stop(grace_s)
-            self._server = None
+        if self._server is None:
+            return
+        self._server.close()
+        self._server = None
+        for stream in self._streams:
+            stream.closing.set()
+        if self._calls:
+            await asyncio.wait(self._calls, timeout=grace_s)
+        for task in self._calls:
+            task.cancel()
+        await asyncio.gather(*self._calls, return_exceptions=True)
+        if self._connections:
+            for connection in self._connections:
+                connection.hang_up()  # within a bound
+            self._alone.clear()
+            await self._alone.wait()
+
+    def _connection(self) -> Accepted:
+        crowded = len(self._connections) >= self._limits.max_connections
+        greeting_s = 0.0 if crowded else self._limits.greeting_s
+        connection = Accepted(MAX_MESSAGE_BYTES, _KEEPALIVE, greeting_s, self._opened, self._lost)
+        self._connections.add(connection)
+        return connection
+
+    def _lost(self, connection: Accepted) -> None:
+        self._connections.discard(connection)
+        if not self._connections:
+            self._alone.set()
+
+    def _opened(self, call: Accepted) -> None:
+        task = asyncio.create_task(self._accept(call))
+        self._calls.add(task)
+        task.add_done_callback(self._calls.discard)
 
     def _current_load(self) -> Load:
         load = self._load()
         return replace(load, draining=True) if self._draining else load
 
-    async def _accept(self, _: object, context: "grpc.aio.ServicerContext[bytes, bytes]") -> None:
-        if not self._holds_token(context):
-            self._log_stranger(context.peer())
-            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "this port takes frames from the cluster only")
+    async def _accept(self, call: Accepted) -> None:
+        if not hmac.compare_digest(call.metadata.get("authorization", "").encode(), b"Bearer " + self._token):
+            self._log_stranger(call.peer)
+            call.finish(grpc.StatusCode.UNAUTHENTICATED, "this port takes frames from the cluster only")
+            return
+        if call.method != METHOD:
+            call.finish(grpc.StatusCode.UNIMPLEMENTED, f"there is no {call.method[:100]}; there is {METHOD}")
+            return
         stream = _Stream(
-            context,
+            call,
             self._limits,
             serve=self._serve,
             draining=lambda: self._draining,
@@ -139,21 +172,16 @@ class StreamServer:
             failures=self._failures,
         )
         self._streams.add(stream)
+        status, said = grpc.StatusCode.OK, ""
         try:
             await stream.run()
         except FrameError as error:
-            logger.warning("closing the stream of %s: %s", context.peer(), error)
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            logger.warning("closing the stream of %s: %s", call.peer, error)
+            status, said = grpc.StatusCode.INVALID_ARGUMENT, str(error)
         finally:
             self._streams.discard(stream)
             self._less_owed.set()
-
-    def _holds_token(self, context: "grpc.aio.ServicerContext[bytes, bytes]") -> bool:
-        for key, value in context.invocation_metadata() or ():
-            if key == "authorization":
-                given = value if isinstance(value, bytes) else value.encode()
-                return hmac.compare_digest(given, b"Bearer " + self._token)
-        return False
+            call.finish(status, said)
 
     def _log_stranger(self, peer: str) -> None:
         host = peer.rsplit(":", 1)[0]
@@ -167,7 +195,7 @@ class _Stream:
 
     def __init__(
         self,
-        context: "grpc.aio.ServicerContext[bytes, bytes]",
+        call: Accepted,
         limits: StreamServerLimits,
         *,
         serve: Callable[[Work], Awaitable[Answer]],
@@ -176,16 +204,14 @@ class _Stream:
         less_owed: Callable[[], None],
         failures: SparingLog,
     ) -> None:
-        self._context = context
+        self._call = call
         self._serve = serve
         self._draining = draining
         self._limits = limits
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._less_owed = less_owed
         self._failures = failures
-        self.writer = StreamWriter(
-            context.write, load, lambda: len(self._tasks) + self.writer.waiting, written=less_owed
-        )
+        self.writer = StreamWriter(call.write, load, lambda: len(self._tasks) + self.writer.waiting, written=less_owed)
         self.closing = asyncio.Event()
 
     @property
@@ -196,7 +222,8 @@ class _Stream:
         """Returns when the caller is gone; what it waited for is cancelled then."""
         self.writer.tell_load()
         try:
-            await first_to_end(self._read(), self.writer.run(), self._tell_load_often(), self._closed())
+            with contextlib.suppress(Ended):
+                await first_to_end(self._read(), self.writer.run(), self._tell_load_often(), self._closed())
         finally:
             tasks = list(self._tasks.values())
             for task in tasks:
@@ -214,10 +241,7 @@ class _Stream:
     async def _read(self) -> None:
         unpacker = Unpacker(self._limits.max_partial_bytes)
         while True:
-            message = await self._context.read()
-            if not isinstance(message, bytes):
-                return
-            for incoming in unpacker.feed(message):
+            for incoming in unpacker.feed(await self._call.read()):
                 if isinstance(incoming, IncomingRequest):
                     self._begin(incoming)
                 elif isinstance(incoming, IncomingCancel):
@@ -261,16 +285,4 @@ class _Stream:
         self.writer.send(frame)
 
 
-_SERVER_OPTIONS = [
-    ("grpc.so_reuseport", 0),
-    ("grpc.max_concurrent_streams", 16),
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    # Callers probe a silent connection every second or so; the default policy would call that abuse.
-    ("grpc.http2.min_ping_interval_without_data_ms", 100),
-    ("grpc.http2.max_ping_strikes", 0),
-    ("grpc.keepalive_time_ms", 5_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.http2.ping_timeout_ms", 5_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-]
+_KEEPALIVE: Final = Keepalive(after_s=5.0, timeout_s=5.0)

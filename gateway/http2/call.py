@@ -8,8 +8,8 @@ from typing import Final, Protocol, TypeAlias
 
 import grpc
 
-from gateway.http2.hpack import Header, encode
 from worker.errors import InvalidRequest, TooLarge, Unsupported
+from worker.http2.hpack import Header, encode
 
 PREFIX_BYTES: Final = 5
 """Before each message: whether it is compressed, and its length, big-endian."""

@@ -10,14 +10,14 @@ from typing import Final, cast
 
 import grpc
 
-from gateway.http2 import frames as http2
 from gateway.http2.call import Head, only_status_block, read_head
 from gateway.http2.calls import Calls, Desk
 from gateway.http2.connections import Connections
-from gateway.http2.frames import Code, ConnectionFault, Flag, Kind, Setting
-from gateway.http2.hpack import HARD_FACTOR, Header, HeaderDecoder, HeaderError, HeadersTooLarge
 from gateway.http2.sender import MAX_FRAME_BYTES, Sender
 from gateway.http2.stream import Stream
+from worker.http2 import frames as http2
+from worker.http2.frames import Code, ConnectionFault, Flag, Kind, Setting
+from worker.http2.hpack import HARD_FACTOR, Header, HeaderDecoder, HeaderError, HeadersTooLarge
 
 FRAME_BYTES: Final = 64 << 10
 STREAM_WINDOW: Final = 4 << 20

@@ -11,7 +11,9 @@ from time import monotonic
 from typing import Final
 
 from gateway.http2.call import OK_HEADERS, OK_TRAILERS, PREFIX_BYTES, wrap
-from gateway.http2.frames import (
+from gateway.http2.stream import Stream
+from worker.errors import Overloaded
+from worker.http2.frames import (
     DEFAULT_FRAME_BYTES,
     DEFAULT_WINDOW,
     MAX_WINDOW,
@@ -22,9 +24,7 @@ from gateway.http2.frames import (
     frame_header,
     reset,
 )
-from gateway.http2.hpack import EMPTY_TABLE
-from gateway.http2.stream import Stream
-from worker.errors import Overloaded
+from worker.http2.hpack import EMPTY_TABLE
 
 FLUSH_BYTES: Final = 256 << 10
 """So much is handed to the socket at once, without waiting for the end of the turn."""

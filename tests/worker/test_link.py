@@ -16,9 +16,9 @@ from worker.errors import (
     Overloaded,
     Unavailable,
 )
+from worker.frames import METHOD
 from worker.link import LinkLimits
 from worker.nouns import Answer, Load, Work
-from worker.replica_stream import METHOD
 from worker.stream_server import StreamServer
 
 

@@ -6,10 +6,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from gateway.http2 import frames as http2
-from gateway.http2.frames import Code, Flag, Kind
-from gateway.http2.hpack import HeaderDecoder, encode
 from tests.gateway.stock import MODEL_INFER, good_request
+from worker.http2 import frames as http2
+from worker.http2.frames import Code, Flag, Kind
+from worker.http2.hpack import HeaderDecoder, encode
 
 GET_GOING = http2.PREFACE + http2.settings()
 

@@ -8,10 +8,7 @@ from collections.abc import Callable
 import grpc
 import pytest
 
-from gateway.http2 import frames as http2
 from gateway.http2.connection import CONNECTION_WINDOW, FRAME_BYTES, HEADER_BYTES, STREAM_WINDOW
-from gateway.http2.frames import Code, Flag, Kind
-from gateway.http2.hpack import encode
 from gateway.settings import ServerLimits
 from protos import inference_pb2 as pb
 from tests.gateway.backend import Running, running, served, spec
@@ -28,6 +25,9 @@ from tests.gateway.http2.raw_client import (
     wrapped,
 )
 from tests.gateway.stock import ROWS, channel, good_request, infer
+from worker.http2 import frames as http2
+from worker.http2.frames import Code, Flag, Kind
+from worker.http2.hpack import encode
 
 OPEN = headers()
 BAD_STARTS: list[tuple[str, bytes, Code]] = [

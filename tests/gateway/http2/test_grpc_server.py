@@ -3,10 +3,10 @@
 import asyncio
 
 from gateway.http2.call import CallContext, Methods
-from gateway.http2.frames import Code, Kind
 from gateway.http2.grpc_server import END_S, GrpcServer
 from gateway.settings import ServerLimits
 from tests.gateway.http2.raw_client import data, headers, raw_client, wrapped
+from worker.http2.frames import Code, Kind
 
 PATH = "/a.B/Call"
 

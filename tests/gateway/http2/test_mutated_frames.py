@@ -12,15 +12,15 @@ import pytest
 import uvloop
 from hypothesis import strategies as st
 
-from gateway.http2 import frames as http2
 from gateway.http2.call import CallContext, Methods
 from gateway.http2.calls import Desk
 from gateway.http2.connection import Connection
 from gateway.http2.connections import Connections
-from gateway.http2.frames import Code, Flag, Kind
 from gateway.settings import ServerLimits
 from tests.gateway.http2.raw_client import GET_GOING, block, data, headers, wrapped
 from tests.gateway.mutations import for_each
+from worker.http2 import frames as http2
+from worker.http2.frames import Code, Flag, Kind
 
 PATH = "/a.B/Echo"
 

@@ -5,15 +5,15 @@ from time import monotonic
 
 import grpc
 
-from gateway.http2 import frames as http2
 from gateway.http2.call import CallContext
 from gateway.http2.connection import FRAME_BYTES, SEND_S
-from gateway.http2.frames import Code, Kind
 from gateway.http2.sender import MAX_WAITING_BYTES
 from tests.effort import counted
 from tests.gateway.http2.bare_server import bare
 from tests.gateway.http2.raw_client import RawClient, call, data, headers, raw_client, wrapped
 from tests.gateway.stock import channel, infer
+from worker.http2 import frames as http2
+from worker.http2.frames import Code, Kind
 
 CLOSED_WINDOW = http2.PREFACE + http2.settings(INITIAL_WINDOW_SIZE=0)
 PING = http2.frame(Kind.PING, 0, 0, b"12345678")

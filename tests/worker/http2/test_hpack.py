@@ -1,6 +1,7 @@
 import pytest
 
-from gateway.http2.hpack import (
+from tests.effort import counted
+from worker.http2.hpack import (
     _LENGTHS,
     EMPTY_TABLE,
     STATIC_TABLE,
@@ -10,7 +11,6 @@ from gateway.http2.hpack import (
     HeadersTooLarge,
     encode,
 )
-from tests.effort import counted
 
 REQUEST = ((":method", "GET"), (":scheme", "http"), (":path", "/"), (":authority", "www.example.com"))
 

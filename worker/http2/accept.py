@@ -1,0 +1,105 @@
+"""The called end of a connection that carries one call."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Final
+from urllib.parse import quote
+
+import grpc
+
+from worker.http2 import frames as http2
+from worker.http2.duplex import Duplex, Ended, Keepalive
+from worker.http2.frames import Code, ConnectionFault, Flag
+from worker.http2.hpack import Header
+
+
+class Accepted(Duplex):
+    """`opened` is called with this when its call has come, and whoever it tells ends that by `finish`; `lost`, when the
+    connection is gone. A connection that begins no call within `greeting_s` seconds is cut.
+    """
+
+    def __init__(
+        self,
+        max_message_bytes: int,
+        keepalive: Keepalive,
+        greeting_s: float,
+        opened: Callable[["Accepted"], None],
+        lost: Callable[["Accepted"], None],
+    ) -> None:
+        super().__init__(max_message_bytes, keepalive)
+        self._greeting_s = greeting_s
+        self._opened = opened
+        self._lost = lost
+        self._greeted = False
+        self._finished = False
+        self._impatience: asyncio.TimerHandle | None = None
+        self.method = ""
+        self.metadata: Mapping[str, str] = {}
+        self.peer = ""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        name = transport.get_extra_info("peername")
+        self.peer = f"{name[0]}:{name[1]}" if name else "somebody"
+        self._impatience = asyncio.get_running_loop().call_later(self._greeting_s, self.abort, "no call came")
+
+    def connection_lost(self, error: Exception | None) -> None:
+        super().connection_lost(error)
+        if self._impatience is not None:
+            self._impatience.cancel()
+        self._lost(self)
+
+    def finish(self, status: grpc.StatusCode, message: str = "") -> None:
+        """Tells the caller how the call ended, and hangs up."""
+        if self._finished:
+            return
+        self._finished = True
+        if not self._transport.is_closing():
+            trailers = [("grpc-status", str(status.value[0]))]
+            if message:
+                trailers.append(("grpc-message", quote(message, safe=" !#$&'()*+,/:;=?@[]")))
+            self._send_headers(Flag.END_STREAM, *(() if self._told_headers else _RESPONSE), *trailers)
+        self._end(Ended("the call is over", status.value[0]))
+        self._hang_up()
+
+    def hang_up(self) -> None:
+        """Cuts the connection once what is written was sent."""
+        self._hang_up()
+
+    async def write(self, message: bytes) -> None:
+        if not self._told_headers and self._ended is None:
+            self._send_headers(0, *_RESPONSE)
+        await super().write(message)
+
+    def _take(self, data: bytes) -> bytes:
+        if not self._greeted:
+            have = min(len(data), len(http2.PREFACE))
+            if data[:have] != http2.PREFACE[:have]:
+                raise ConnectionFault(Code.PROTOCOL_ERROR, "not an HTTP/2 client")
+            if have < len(http2.PREFACE):
+                return data
+            self._greeted = True
+            data = data[have:]
+        return super()._take(data)
+
+    def _take_headers(self, stream_id: int, headers: tuple[Header, ...], *, ends: bool) -> None:
+        if self._stream_id:
+            if stream_id != self._stream_id:
+                self._transport.write(http2.reset(stream_id, Code.REFUSED_STREAM))
+            elif ends:
+                self._other_ended()
+            return
+        if not stream_id & 1 or not http2.well_formed(headers):
+            raise ConnectionFault(Code.PROTOCOL_ERROR, "not a call")
+        self._stream_id = stream_id
+        self._stream_window = self._initial_window
+        self.metadata = dict(headers)
+        self.method = self.metadata.get(":path", "")
+        if self._impatience is not None:
+            self._impatience.cancel()
+        self._opened(self)
+        if ends:
+            self._other_ended()
+
+
+_RESPONSE: Final = ((":status", "200"), ("content-type", "application/grpc"))
