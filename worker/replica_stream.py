@@ -180,7 +180,7 @@ class ReplicaStream:
             await first_to_end(self._read(call), writer.run())
         except TimeoutError:
             return "no connection in time"
-        except (OSError, Ended, FrameError) as error:
+        except (OSError, ValueError, Ended, FrameError) as error:  # ValueError: not an address
             return str(error)
         finally:
             if call is not None:

@@ -25,6 +25,7 @@ from worker.frames import (
 )
 from worker.http2.accept import Accepted
 from worker.http2.duplex import Ended, Keepalive
+from worker.http2.listen import Listener, Refusal
 from worker.nouns import Answer, Load, Work
 from worker.sparing_log import SparingLog
 from worker.stream_writer import StreamWriter, first_to_end
@@ -38,15 +39,11 @@ class StreamServerLimits:
 
     max_frames: requests in work per stream; more are answered `Overloaded`.
     max_partial_bytes: bytes of requests that are still arriving, per stream.
-    max_connections: further ones are hung up on.
-    greeting_s: longest wait for the call of a new connection, seconds.
     tell_load_s: a stream on which nothing is sent still learns the load this often, seconds.
     """
 
     max_frames: int = 4096
     max_partial_bytes: int = (1 << 31) - 1
-    max_connections: int = 1024
-    greeting_s: float = 5.0
     tell_load_s: float = 1.0
 
 
@@ -73,16 +70,11 @@ class StreamServer:
         self._streams: set[_Stream] = set()
         self._strangers: set[str] = set()
         self._failures = SparingLog(logger, "a request failed")
-        self._server: asyncio.Server | None = None
-        self._connections: set[Accepted] = set()
-        self._alone = asyncio.Event()
-        self._calls: set[asyncio.Task[None]] = set()
+        self._listener = Listener(self._refusal, self._run, max_message_bytes=MAX_MESSAGE_BYTES, keepalive=_KEEPALIVE)
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> str:
         """Listens and returns `host:port`. Raises OSError where the address cannot be had."""
-        self._server = await asyncio.get_running_loop().create_server(self._connection, host, port)
-        bound = self._server.sockets[0].getsockname()[1]
-        return at(host, bound)
+        return at(host, await self._listener.listen(host, port))
 
     @property
     def owed(self) -> int:
@@ -116,52 +108,23 @@ class StreamServer:
 
     async def stop(self, grace_s: float = 1.0) -> None:
         """Closes the port and every stream; what has not ended by itself within `grace_s` seconds is cancelled."""
-        if self._server is None:
-            return
-        self._server.close()
-        self._server = None
         for stream in self._streams:
             stream.closing.set()
-        if self._calls:
-            await asyncio.wait(self._calls, timeout=grace_s)
-        for task in self._calls:
-            task.cancel()
-        await asyncio.gather(*self._calls, return_exceptions=True)
-        if self._connections:
-            for connection in self._connections:
-                connection.hang_up()  # within a bound
-            self._alone.clear()
-            await self._alone.wait()
-
-    def _connection(self) -> Accepted:
-        crowded = len(self._connections) >= self._limits.max_connections
-        greeting_s = 0.0 if crowded else self._limits.greeting_s
-        connection = Accepted(MAX_MESSAGE_BYTES, _KEEPALIVE, greeting_s, self._opened, self._lost)
-        self._connections.add(connection)
-        return connection
-
-    def _lost(self, connection: Accepted) -> None:
-        self._connections.discard(connection)
-        if not self._connections:
-            self._alone.set()
-
-    def _opened(self, call: Accepted) -> None:
-        task = asyncio.create_task(self._accept(call))
-        self._calls.add(task)
-        task.add_done_callback(self._calls.discard)
+        await self._listener.close(grace_s)
 
     def _current_load(self) -> Load:
         load = self._load()
         return replace(load, draining=True) if self._draining else load
 
-    async def _accept(self, call: Accepted) -> None:
+    def _refusal(self, call: Accepted) -> Refusal | None:
         if not hmac.compare_digest(call.metadata.get("authorization", "").encode(), b"Bearer " + self._token):
             self._log_stranger(call.peer)
-            call.finish(grpc.StatusCode.UNAUTHENTICATED, "this port takes frames from the cluster only")
-            return
+            return grpc.StatusCode.UNAUTHENTICATED, "this port takes frames from the cluster only"
         if call.method != METHOD:
-            call.finish(grpc.StatusCode.UNIMPLEMENTED, f"there is no {call.method[:100]}; there is {METHOD}")
-            return
+            return grpc.StatusCode.UNIMPLEMENTED, f"there is no {call.method[:100]}; there is {METHOD}"
+        return None
+
+    async def _run(self, call: Accepted) -> None:
         stream = _Stream(
             call,
             self._limits,
@@ -172,16 +135,20 @@ class StreamServer:
             failures=self._failures,
         )
         self._streams.add(stream)
-        status, said = grpc.StatusCode.OK, ""
+        ended = grpc.StatusCode.UNAVAILABLE, "the stream was cut"
         try:
             await stream.run()
+            ended = grpc.StatusCode.OK, ""
         except FrameError as error:
             logger.warning("closing the stream of %s: %s", call.peer, error)
-            status, said = grpc.StatusCode.INVALID_ARGUMENT, str(error)
+            ended = grpc.StatusCode.INVALID_ARGUMENT, str(error)
+        except Exception as error:  # noqa: BLE001 - the caller is told, and the log
+            self._failures.failed(error)
+            ended = grpc.StatusCode.INTERNAL, "the worker failed on this stream; its log says why"
         finally:
             self._streams.discard(stream)
             self._less_owed.set()
-            call.finish(status, said)
+            call.finish(*ended)
 
     def _log_stranger(self, peer: str) -> None:
         host = peer.rsplit(":", 1)[0]

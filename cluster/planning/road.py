@@ -17,21 +17,21 @@ class Road:
       grpc.aio, with its threads).
     *_wake: what it costs to begin again where the process had nothing to do; a busy one does not pay it.
     *_byte: for a byte that the process takes or gives on.
-    replica: cores that a worker takes all the time, by Ray's threads and gRPC's in it.
+    replica: cores that a worker takes all the time, by Ray's threads in it.
     head: cores that Ray's own processes and the controller take all the time on their node, taken to be the first
       gateway's.
     """
 
-    worker_in: float = 6e-5
-    worker_out: float = 5e-5
-    worker_wake: float = 3.5e-4
-    worker_byte: float = 1.0e-9
-    batch: float = 1.5e-4
-    hop: float = 2.5e-4
-    gateway_in: float = 8e-5
-    gateway_out: float = 5.5e-5
-    gateway_wake: float = 3.5e-4
-    gateway_byte: float = 2.2e-9
+    worker_in: float = 5.2e-5
+    worker_out: float = 4.3e-5
+    worker_wake: float = 2.3e-4
+    worker_byte: float = 7e-10
+    batch: float = 1.4e-4
+    hop: float = 1.5e-4
+    gateway_in: float = 7.3e-5
+    gateway_out: float = 5e-5
+    gateway_wake: float = 2.1e-4
+    gateway_byte: float = 1.7e-9
     client: float = 1.3e-4
     client_wake: float = 2.5e-4
     client_byte: float = 1.5e-9
@@ -45,9 +45,9 @@ class Road:
 
 DEFAULT_ROAD: Final = Road()
 
-MEASURED_WITH_S: Final = 1.1e-4
+MEASURED_WITH_S: Final = 6.8e-5
 """What `compressor.profiling.road_seconds` gives where a road is as long as `Road` says: found on a machine where a
-road took 1.6 times that, and this 1.75e-4."""
+road took 1.6 times that, by grpc.aio then; what our own streams take of it was found on another, in turns."""
 
 
 def road_on(profiles: Iterable[Profile], devices: Set[str]) -> Road:

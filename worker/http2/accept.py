@@ -1,8 +1,8 @@
 """The called end of a connection that carries one call."""
 
 import asyncio
-from collections.abc import Callable, Mapping
-from typing import Final
+from collections.abc import Mapping
+from typing import Final, Protocol
 from urllib.parse import quote
 
 import grpc
@@ -12,27 +12,29 @@ from worker.http2.duplex import Duplex, Ended, Keepalive
 from worker.http2.frames import Code, ConnectionFault, Flag
 from worker.http2.hpack import Header
 
+MOST_WITHOUT_A_CALL: Final = 64
+"""Frames that a connection may send before its call."""
+
+
+class Host(Protocol):
+    """Whom a connection tells what becomes of it."""
+
+    def made(self, connection: "Accepted") -> None: ...
+    def opened(self, call: "Accepted") -> None:
+        """Its call has come: whoever takes it ends it by `finish`."""
+
+    def lost(self, connection: "Accepted") -> None: ...
+
 
 class Accepted(Duplex):
-    """`opened` is called with this when its call has come, and whoever it tells ends that by `finish`; `lost`, when the
-    connection is gone. A connection that begins no call within `greeting_s` seconds is cut.
-    """
+    """Made for each connection of a listening port."""
 
-    def __init__(
-        self,
-        max_message_bytes: int,
-        keepalive: Keepalive,
-        greeting_s: float,
-        opened: Callable[["Accepted"], None],
-        lost: Callable[["Accepted"], None],
-    ) -> None:
+    def __init__(self, max_message_bytes: int, keepalive: Keepalive, host: Host) -> None:
         super().__init__(max_message_bytes, keepalive)
-        self._greeting_s = greeting_s
-        self._opened = opened
-        self._lost = lost
+        self._host = host
         self._greeted = False
         self._finished = False
-        self._impatience: asyncio.TimerHandle | None = None
+        self._frames_without_a_call = 0
         self.method = ""
         self.metadata: Mapping[str, str] = {}
         self.peer = ""
@@ -41,13 +43,11 @@ class Accepted(Duplex):
         super().connection_made(transport)
         name = transport.get_extra_info("peername")
         self.peer = f"{name[0]}:{name[1]}" if name else "somebody"
-        self._impatience = asyncio.get_running_loop().call_later(self._greeting_s, self.abort, "no call came")
+        self._host.made(self)
 
     def connection_lost(self, error: Exception | None) -> None:
         super().connection_lost(error)
-        if self._impatience is not None:
-            self._impatience.cancel()
-        self._lost(self)
+        self._host.lost(self)
 
     def finish(self, status: grpc.StatusCode, message: str = "") -> None:
         """Tells the caller how the call ended, and hangs up."""
@@ -82,10 +82,17 @@ class Accepted(Duplex):
             data = data[have:]
         return super()._take(data)
 
+    def _take_frame(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
+        if not self._stream_id:
+            self._frames_without_a_call += 1
+            if self._frames_without_a_call > MOST_WITHOUT_A_CALL:
+                raise ConnectionFault(Code.ENHANCE_YOUR_CALM, "too many frames before a call")
+        super()._take_frame(kind, flags, stream_id, payload)
+
     def _take_headers(self, stream_id: int, headers: tuple[Header, ...], *, ends: bool) -> None:
         if self._stream_id:
             if stream_id != self._stream_id:
-                self._transport.write(http2.reset(stream_id, Code.REFUSED_STREAM))
+                self._reply(http2.reset(stream_id, Code.REFUSED_STREAM))
             elif ends:
                 self._other_ended()
             return
@@ -95,9 +102,7 @@ class Accepted(Duplex):
         self._stream_window = self._initial_window
         self.metadata = dict(headers)
         self.method = self.metadata.get(":path", "")
-        if self._impatience is not None:
-            self._impatience.cancel()
-        self._opened(self)
+        self._host.opened(self)
         if ends:
             self._other_ended()
 

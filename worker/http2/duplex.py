@@ -21,11 +21,15 @@ FRAME_BYTES: Final = 8 << 20
 HEADER_BYTES: Final = 16 << 10
 """What the other end may send: ahead of what was read, in one frame of data, and as headers."""
 
+UNSENT_BYTES: Final = 32 << 20
+"""What may wait to be sent when the other end asks for an answer; a message may be among it."""
+
 GOODBYE_S: Final = 1.0
 """Longest wait for the other end to take what is written, before the connection is cut."""
 
 _PREFIX: Final = struct.Struct(">BI")
 _SMALL_FRAME: Final = http2.DEFAULT_FRAME_BYTES
+_SMALL_PIECE: Final = 4096
 _SECOND_LOOK_S: Final = 0.05
 _ARE_YOU_THERE: Final = b"silence?"
 
@@ -61,7 +65,7 @@ class Duplex(asyncio.Protocol):
         self._frame_ends = False
         self._prefix = b""
         self._message_left = 0
-        self._pieces: list[memoryview] = []
+        self._pieces: list[bytes | memoryview] = []
         self._messages: deque[bytes] = deque()
         self._reader: asyncio.Future[None] | None = None
         self._window = WINDOW
@@ -176,6 +180,8 @@ class Duplex(asyncio.Protocol):
         """Probes a silent connection, and cuts one that does not answer. What came while this process stood still is
         read before that: a second look decides.
         """
+        if self._transport.is_closing():
+            return
         now = monotonic()
         if self._probed_at > self._heard_at:
             left = self._probed_at + self._keepalive.timeout_s - now
@@ -253,7 +259,8 @@ class Duplex(asyncio.Protocol):
                 continue
             piece = data[: self._message_left]
             data = data[len(piece) :]
-            self._pieces.append(piece)
+            # A view holds all that came with it: what is small is copied.
+            self._pieces.append(piece if len(piece) >= _SMALL_PIECE else bytes(piece))
             self._message_left -= len(piece)
             if not self._message_left:
                 message = b"".join(self._pieces)
@@ -289,11 +296,17 @@ class Duplex(asyncio.Protocol):
         elif kind == Kind.PING and not flags & Flag.ACK:
             if len(payload) != len(_ARE_YOU_THERE):
                 raise ConnectionFault(Code.FRAME_SIZE_ERROR, f"a PING frame of {len(payload)} bytes")
-            self._transport.write(http2.frame(Kind.PING, Flag.ACK, 0, payload))
+            self._reply(http2.frame(Kind.PING, Flag.ACK, 0, payload))
         elif kind == Kind.RST_STREAM and stream_id == self._stream_id:
             self._end(Ended(f"the other end reset the stream ({http2.number(payload, 'RST_STREAM')})"))
         elif kind == Kind.GOAWAY:
             self._take_farewell(payload)
+
+    def _reply(self, frame: bytes) -> None:
+        """Raises `ConnectionFault` where the other end asks on and on, and takes no answer."""
+        if self._transport.get_write_buffer_size() > UNSENT_BYTES:
+            raise ConnectionFault(Code.ENHANCE_YOUR_CALM, "it takes no answers")
+        self._transport.write(frame)
 
     def _take_farewell(self, payload: bytes) -> None:
         """It names the last stream that the other end will answer."""
@@ -312,7 +325,7 @@ class Duplex(asyncio.Protocol):
                 if not http2.DEFAULT_FRAME_BYTES <= value < 1 << 24:
                     raise ConnectionFault(Code.PROTOCOL_ERROR, f"MAX_FRAME_SIZE {value}")
                 self._peer_frame_bytes = value
-        self._transport.write(http2.frame(Kind.SETTINGS, Flag.ACK, 0))
+        self._reply(http2.frame(Kind.SETTINGS, Flag.ACK, 0))
         _wake(self._writer)
 
     def _widen(self, stream_id: int, size: int) -> None:

@@ -4,7 +4,8 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -19,12 +20,13 @@ from worker.http2.dial import Dialled, dial
 from worker.http2.duplex import FRAME_BYTES, WINDOW, Ended, Keepalive
 from worker.http2.frames import Code, Flag, Kind
 from worker.http2.hpack import encode
+from worker.http2.listen import Listener
 
 METHOD = "/some.Service/Stream"
 MOST = 4 << 20
 PATIENT = Keepalive(30.0, 30.0)
 
-Serve = Callable[[Accepted], Awaitable[None]]
+Serve = Callable[[Accepted], Coroutine[Any, Any, None]]
 
 
 async def echo(call: Accepted) -> None:
@@ -36,32 +38,24 @@ async def echo(call: Accepted) -> None:
 
 @contextlib.asynccontextmanager
 async def serving(
-    serve: Serve = echo, *, keepalive: Keepalive = PATIENT, greeting_s: float = 30.0
+    serve: Serve = echo, *, keepalive: Keepalive = PATIENT, greeting_s: float = 30.0, max_waiting: int = 256
 ) -> AsyncIterator[str]:
     """Yields the address; fails where the event loop caught an error."""
-    loop = asyncio.get_running_loop()
-    tasks: set[asyncio.Task[None]] = set()
-    connections: set[Accepted] = set()
     caught: list[dict[str, object]] = []
-    loop.set_exception_handler(lambda _, context: caught.append(context))
-
-    def opened(call: Accepted) -> None:
-        tasks.add(asyncio.ensure_future(serve(call)))
-
-    def accepted() -> Accepted:
-        connection = Accepted(MOST, keepalive, greeting_s, opened, connections.discard)
-        connections.add(connection)
-        return connection
-
-    server = await loop.create_server(accepted, "127.0.0.1", 0)
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: caught.append(context))
+    listener = Listener(
+        lambda call: None if call.method == METHOD else (grpc.StatusCode.UNIMPLEMENTED, "no such method"),
+        serve,
+        max_message_bytes=MOST,
+        keepalive=keepalive,
+        greeting_s=greeting_s,
+        max_waiting=max_waiting,
+    )
     try:
-        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        yield f"127.0.0.1:{await listener.listen('127.0.0.1', 0)}"
     finally:
-        server.close()
-        for connection in list(connections):
-            connection.abort()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        loop.set_exception_handler(None)
+        await listener.close(0.0)
+        asyncio.get_running_loop().set_exception_handler(None)
     assert not caught
 
 
@@ -260,6 +254,45 @@ async def test_a_connection_that_begins_no_call_is_cut() -> None:
     async with serving(greeting_s=0.1) as address:
         for data in (b"", http2.PREFACE[:5], _HELLO):
             await raw(address, data)
+
+
+async def test_of_connections_without_a_call_the_oldest_makes_room() -> None:
+    async with serving(max_waiting=2) as address, dialled(address) as call:
+        host, port = address.split(":")
+        waiting = [await asyncio.open_connection(host, int(port)) for _ in range(4)]
+        for reader, _ in waiting[:2]:
+            with contextlib.suppress(ConnectionResetError):
+                await asyncio.wait_for(reader.read(-1), 10)
+        assert not any(reader.at_eof() for reader, _ in waiting[2:])
+        await call.write(b"calls are left alone")
+        assert await call.read() == b"calls are left alone"
+        for _, writer in waiting:
+            writer.close()
+
+
+async def test_who_asks_on_and_on_and_reads_nothing_is_hung_up_on() -> None:
+    ping = http2.frame(Kind.PING, 0, 0, bytes(8))
+    async with serving() as address:
+        assert b"too many frames before a call" in await raw(address, _HELLO + ping * 100)
+        host, port = address.split(":")
+        _, writer = await asyncio.open_connection(host, int(port))
+        writer.write(_HELLO + _CALL)
+
+        async def ask_on_and_on() -> None:
+            while True:
+                writer.write(ping * 10_000)
+                await writer.drain()
+
+        with pytest.raises(ConnectionError):
+            await asyncio.wait_for(ask_on_and_on(), 30)
+
+
+async def test_a_call_of_another_method_is_refused() -> None:
+    async with serving() as address:
+        call = await dial(address, "/some.Service/Other", (), max_message_bytes=MOST, keepalive=PATIENT)
+        with pytest.raises(Ended, match="UNIMPLEMENTED: no such method"):
+            await call.read()
+        call.close()
 
 
 async def test_a_second_call_on_a_connection_is_refused_alone() -> None:
