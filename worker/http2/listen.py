@@ -47,7 +47,7 @@ class Listener:
         loop = asyncio.get_running_loop()
         found = await loop.getaddrinfo(host, port)
         self._server = await loop.create_server(
-            lambda: Accepted(self._max_message_bytes, self._keepalive, self), found[0][4][0], port
+            lambda: Accepted(self._max_message_bytes, self._keepalive, self), str(found[0][4][0]), port
         )
         bound: int = self._server.sockets[0].getsockname()[1]
         return bound
