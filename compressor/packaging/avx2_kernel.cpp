@@ -140,11 +140,7 @@ inline void block(const Matrices& m, int64_t first, int64_t count, int64_t panel
     }
 }
 
-struct Kernel {
-    static constexpr int64_t kRows = shardline_int8::kRows, kColumns = shardline_int8::kColumns;
-    static int64_t row_bytes(const Matrices& m) { return pairs_of(m) * 4; }
-    static int64_t row_scratch(const Matrices& m) { return pairs_of(m); }
-    static constexpr auto block = shardline_int8::block;
-};
+inline int64_t row_bytes(const Matrices& m) { return pairs_of(m) * 4; }  // in 16 bits
+inline int64_t row_scratch(const Matrices& m) { return pairs_of(m); }
 
 }  // namespace shardline_int8

@@ -121,7 +121,7 @@ def _weight(step: Step, stage: Program, makers: Mapping[str, Step]) -> str | Non
 
 def options_of(kernel: Kernel) -> dict[str, Any]:
     """What AOTInductor is told, so that the generated code has the kernel and calls it directly."""
-    parts = ("int8_product.cpp", kernel.source, "int8_entry.cpp")
+    parts = ("int8_matrices.cpp", kernel.source, "int8_product.cpp")
     source = "\n".join((Path(__file__).parent / part).read_text(encoding="utf-8") for part in parts)
     declaration = (
         f"AOTITorchError {_FUNCTION}(AtenTensorHandle x, AtenTensorHandle packed, int64_t columns, "

@@ -34,7 +34,8 @@ constexpr int64_t kGroup = 4;     // numbers of a column that lie together
         SHARDLINE_ADD(5, s50, s51, s52, s53, from5);                                                       \
         panel += kColumns * kGroup;                                                                        \
     }
-#define SHARDLINE_BEGIN(row) R > row ? _mm512_set1_epi32(static_cast<int32_t>(-128u * static_cast<uint32_t>(row_sums[row]))) : _mm512_setzero_si512()
+#define SHARDLINE_BEGIN(row) \
+    R > row ? _mm512_set1_epi32(static_cast<int32_t>(-128u * static_cast<uint32_t>(row_sums[row]))) : _mm512_setzero_si512()
 #define SHARDLINE_STORE(row, s0, s1, s2, s3)         \
     if constexpr (R > row) {                         \
         int32_t* to = out + row * out_stride;        \
@@ -137,11 +138,7 @@ inline void block(const Matrices& m, int64_t first, int64_t count, int64_t panel
     }
 }
 
-struct Kernel {
-    static constexpr int64_t kRows = shardline_int8::kRows, kColumns = shardline_int8::kColumns;
-    static int64_t row_bytes(const Matrices& m) { return m.depth; }
-    static int64_t row_scratch(const Matrices&) { return 1; }
-    static constexpr auto block = shardline_int8::block;
-};
+inline int64_t row_bytes(const Matrices& m) { return m.depth; }
+inline int64_t row_scratch(const Matrices&) { return 1; }
 
 }  // namespace shardline_int8

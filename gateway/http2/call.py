@@ -10,6 +10,7 @@ import grpc
 
 from worker.errors import InvalidRequest, TooLarge, Unsupported
 from worker.http2.hpack import Header, encode
+from worker.http2.status import CONTENT, OK_HEADERS, status_block
 
 PREFIX_BYTES: Final = 5
 """Before each message: whether it is compressed, and its length, big-endian."""
@@ -19,11 +20,6 @@ ENCODINGS: Final = ("identity", "deflate", "gzip")
 _CONTENT_TYPE: Final = re.compile(r"application/grpc([+;].*)?", re.IGNORECASE | re.DOTALL)
 _TIMEOUT: Final = re.compile(r"([0-9]{1,8})([HMSmun])")
 _UNIT_S: Final = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
-_PLAIN: Final = frozenset(range(0x20, 0x7F)) - {ord("%")}
-
-_CONTENT: Final = encode(("content-type", "application/grpc"))
-OK_HEADERS: Final = encode((":status", "200")) + _CONTENT
-OK_TRAILERS: Final = encode(("grpc-status", "0"))
 
 
 class MessageTooLarge(TooLarge):
@@ -167,13 +163,6 @@ def wrap(message: bytes) -> bytes:
     return b"\0" + len(message).to_bytes(4, "big")
 
 
-def status_block(status: grpc.StatusCode, message: str) -> bytes:
-    """Trailers that end a call."""
-    if not message:
-        return encode(("grpc-status", str(status.value[0])))
-    return encode(("grpc-status", str(status.value[0])), ("grpc-message", _percent_encoded(message)))
-
-
 def only_status_block(status: grpc.StatusCode, message: str) -> bytes:
     """Headers and trailers in one, of a call that ends without a message."""
     accepted = encode(("grpc-accept-encoding", ",".join(ENCODINGS))) if status is grpc.StatusCode.UNIMPLEMENTED else b""
@@ -183,8 +172,4 @@ def only_status_block(status: grpc.StatusCode, message: str) -> bytes:
 def refusal_block(head: Head, status: grpc.StatusCode) -> bytes:
     """Headers and trailers in one, of a request that is not a gRPC call: also a plain HTTP client sees that."""
     allowed = encode(("allow", "POST")) if head.http_status == "405" else b""
-    return encode((":status", head.http_status)) + _CONTENT + allowed + status_block(status, head.fault)
-
-
-def _percent_encoded(message: str) -> str:
-    return "".join(chr(byte) if byte in _PLAIN else f"%{byte:02X}" for byte in message.encode(errors="replace"))
+    return encode((":status", head.http_status)) + CONTENT + allowed + status_block(status, head.fault)

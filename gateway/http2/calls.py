@@ -16,7 +16,6 @@ from gateway.http2.call import (
     Unary,
     only_status_block,
     refusal_block,
-    status_block,
     unwrapped,
     unwrapped_if_small,
 )
@@ -32,6 +31,7 @@ from worker.errors import (
     Unavailable,
     Unsupported,
 )
+from worker.http2.status import status_block
 
 PACKED_HERE_BYTES: Final = 64 << 10
 UNPACKED_HERE_BYTES: Final = 256 << 10

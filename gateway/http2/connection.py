@@ -351,15 +351,9 @@ class Connection(asyncio.Protocol):
         window = self._client_window
         for name, value in http2.read_settings(payload):
             if name == Setting.INITIAL_WINDOW_SIZE:
-                if value > http2.MAX_WINDOW:
-                    raise ConnectionFault(Code.FLOW_CONTROL_ERROR, f"INITIAL_WINDOW_SIZE {value}")
                 window = value
             elif name == Setting.MAX_FRAME_SIZE:
-                if not http2.DEFAULT_FRAME_BYTES <= value < 1 << 24:
-                    raise ConnectionFault(Code.PROTOCOL_ERROR, f"MAX_FRAME_SIZE {value}")
                 self._sender.frame_bytes = min(value, MAX_FRAME_BYTES)
-            elif name == Setting.ENABLE_PUSH and value > 1:
-                raise ConnectionFault(Code.PROTOCOL_ERROR, f"ENABLE_PUSH {value}")
         self._sender.write(http2.frame(Kind.SETTINGS, Flag.ACK, 0))
         if window != self._client_window:
             change, self._client_window = window - self._client_window, window

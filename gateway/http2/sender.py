@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import Final
 
-from gateway.http2.call import OK_HEADERS, OK_TRAILERS, PREFIX_BYTES, wrap
+from gateway.http2.call import PREFIX_BYTES, wrap
 from gateway.http2.stream import Stream
 from worker.errors import Overloaded
 from worker.http2.frames import (
@@ -25,6 +25,7 @@ from worker.http2.frames import (
     reset,
 )
 from worker.http2.hpack import EMPTY_TABLE
+from worker.http2.status import OK_HEADERS, OK_TRAILERS
 
 FLUSH_BYTES: Final = 256 << 10
 """So much is handed to the socket at once, without waiting for the end of the turn."""

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Mapping
 from typing import Final, Protocol
-from urllib.parse import quote
 
 import grpc
 
@@ -11,6 +10,7 @@ from worker.http2 import frames as http2
 from worker.http2.duplex import Duplex, Ended, Keepalive
 from worker.http2.frames import Code, ConnectionFault, Flag
 from worker.http2.hpack import Header
+from worker.http2.status import OK_HEADERS, status_block
 
 MOST_WITHOUT_A_CALL: Final = 64
 """Frames that a connection may send before its call."""
@@ -33,7 +33,6 @@ class Accepted(Duplex):
         super().__init__(max_message_bytes, keepalive)
         self._host = host
         self._greeted = False
-        self._finished = False
         self._frames_without_a_call = 0
         self.method = ""
         self.metadata: Mapping[str, str] = {}
@@ -51,24 +50,15 @@ class Accepted(Duplex):
 
     def finish(self, status: grpc.StatusCode, message: str = "") -> None:
         """Tells the caller how the call ended, and hangs up."""
-        if self._finished:
-            return
-        self._finished = True
         if not self._transport.is_closing():
-            trailers = [("grpc-status", str(status.value[0]))]
-            if message:
-                trailers.append(("grpc-message", quote(message, safe=" !#$&'()*+,/:;=?@[]")))
-            self._send_headers(Flag.END_STREAM, *(() if self._told_headers else _RESPONSE), *trailers)
-        self._end(Ended("the call is over", status.value[0]))
-        self._hang_up()
-
-    def hang_up(self) -> None:
-        """Cuts the connection once what is written was sent."""
-        self._hang_up()
+            headers = b"" if self._told_headers else OK_HEADERS
+            self._send_headers(Flag.END_STREAM, headers + status_block(status, message))
+        self._end(Ended("the call is over"))
+        self.hang_up()
 
     async def write(self, message: bytes) -> None:
         if not self._told_headers and self._ended is None:
-            self._send_headers(0, *_RESPONSE)
+            self._send_headers(0, OK_HEADERS)
         await super().write(message)
 
     def _take(self, data: bytes) -> bytes:
@@ -99,12 +89,8 @@ class Accepted(Duplex):
         if not stream_id & 1 or not http2.well_formed(headers):
             raise ConnectionFault(Code.PROTOCOL_ERROR, "not a call")
         self._stream_id = stream_id
-        self._stream_window = self._initial_window
         self.metadata = dict(headers)
         self.method = self.metadata.get(":path", "")
         self._host.opened(self)
         if ends:
             self._other_ended()
-
-
-_RESPONSE: Final = ((":status", "200"), ("content-type", "application/grpc"))

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, cast
 from urllib.parse import unquote
 
 import grpc
@@ -10,7 +10,7 @@ import grpc
 from worker.http2 import frames as http2
 from worker.http2.duplex import Duplex, Ended, Keepalive
 from worker.http2.frames import Code
-from worker.http2.hpack import Header
+from worker.http2.hpack import Header, encode
 
 _STATUS: Final = {str(status.value[0]): status for status in grpc.StatusCode}
 
@@ -46,19 +46,17 @@ class Dialled(Duplex):
         self._answered = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        cast("asyncio.Transport", transport).write(http2.PREFACE)
         super().connection_made(transport)
         self._stream_id = 1
-        self._send_headers(0, *self._request)
+        self._send_headers(0, encode(*self._request))
 
     def close(self) -> None:
         """Withdraws the call and cuts the connection."""
         if self._ended is None:
             self._transport.write(http2.reset(self._stream_id, Code.CANCEL))
             self._end(Ended("the call was withdrawn"))
-        self._hang_up()
-
-    def _greet(self) -> None:
-        self._transport.write(http2.PREFACE)
+        self.hang_up()
 
     def _take_headers(self, stream_id: int, headers: tuple[Header, ...], *, ends: bool) -> None:
         if stream_id != self._stream_id:
@@ -71,5 +69,4 @@ class Dialled(Duplex):
         if ends or "grpc-status" in told:
             status = _STATUS.get(told.get("grpc-status", ""), grpc.StatusCode.UNKNOWN)
             said = f"{status.name}: {unquote(told.get('grpc-message', ''))}"
-            closed = status is grpc.StatusCode.OK
-            self._end(Ended("the other end closed the stream" if closed else said, status.value[0]))
+            self._end(Ended("the other end closed the stream" if status is grpc.StatusCode.OK else said))

@@ -14,7 +14,7 @@ from typing import Final, cast
 
 from worker.http2 import frames as http2
 from worker.http2.frames import Code, ConnectionFault, Flag, Kind, Setting
-from worker.http2.hpack import EMPTY_TABLE, Header, HeaderDecoder, HeaderError, HeadersTooLarge, encode
+from worker.http2.hpack import EMPTY_TABLE, Header, HeaderDecoder, HeaderError, HeadersTooLarge
 
 WINDOW: Final = 16 << 20
 FRAME_BYTES: Final = 8 << 20
@@ -35,11 +35,7 @@ _ARE_YOU_THERE: Final = b"silence?"
 
 
 class Ended(Exception):
-    """The call is over: its text says why. `status`: gRPC's number where the other end told one."""
-
-    def __init__(self, why: str, status: int | None = None) -> None:
-        super().__init__(why)
-        self.status = status
+    """The call is over: its text says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,12 +106,12 @@ class Duplex(asyncio.Protocol):
         self._end(Ended(why))
         self._transport.abort()
 
-    def _send_headers(self, flags: int, *headers: Header) -> None:
-        block = encode(*headers) if self._told_headers else EMPTY_TABLE + encode(*headers)
+    def _send_headers(self, flags: int, block: bytes) -> None:
+        block = block if self._told_headers else EMPTY_TABLE + block
         self._told_headers = True
         self._transport.write(http2.frame(Kind.HEADERS, flags | Flag.END_HEADERS, self._stream_id, block))
 
-    def _hang_up(self) -> None:
+    def hang_up(self) -> None:
         """Cuts the connection once what is written was sent, or was not for a while."""
         self._transport.close()
         asyncio.get_running_loop().call_later(GOODBYE_S, self._transport.abort)
@@ -141,7 +137,6 @@ class Duplex(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         self._heard_at = monotonic()
-        self._greet()
         self._transport.write(
             http2.settings(
                 MAX_CONCURRENT_STREAMS=1,
@@ -174,7 +169,7 @@ class Duplex(asyncio.Protocol):
             code = error.code if isinstance(error, ConnectionFault) else Code.COMPRESSION_ERROR
             self._transport.write(http2.goaway(self._stream_id, code, str(error)))
             self._end(Ended(f"the other end broke the protocol: {error}"))
-            self._hang_up()
+            self.hang_up()
 
     def _look(self) -> None:
         """Probes a silent connection, and cuts one that does not answer. What came while this process stood still is
@@ -198,9 +193,6 @@ class Duplex(asyncio.Protocol):
         self._look_again = asyncio.get_running_loop().call_later(left, self._look)
 
     # Frames that come in.
-
-    def _greet(self) -> None:
-        """Writes what comes before SETTINGS."""
 
     def _take(self, data: bytes) -> bytes:
         """Takes every whole frame, and of data whatever there is; returns the rest. Raises `ConnectionFault`."""
@@ -317,13 +309,9 @@ class Duplex(asyncio.Protocol):
     def _configure(self, settings: Sequence[tuple[int, int]]) -> None:
         for name, value in settings:
             if name == Setting.INITIAL_WINDOW_SIZE:
-                if value > http2.MAX_WINDOW:
-                    raise ConnectionFault(Code.FLOW_CONTROL_ERROR, f"INITIAL_WINDOW_SIZE {value}")
                 self._stream_window += value - self._initial_window
                 self._initial_window = value
             elif name == Setting.MAX_FRAME_SIZE:
-                if not http2.DEFAULT_FRAME_BYTES <= value < 1 << 24:
-                    raise ConnectionFault(Code.PROTOCOL_ERROR, f"MAX_FRAME_SIZE {value}")
                 self._peer_frame_bytes = value
         self._reply(http2.frame(Kind.SETTINGS, Flag.ACK, 0))
         _wake(self._writer)

@@ -1,4 +1,4 @@
-"""HTTP/2's numbers and frames (RFC 9113), as far as a server of gRPC needs them."""
+"""HTTP/2's numbers and frames (RFC 9113), as far as gRPC needs them."""
 
 import struct
 from collections.abc import Iterable
@@ -59,7 +59,7 @@ class Code(IntEnum):
 
 
 class ConnectionFault(Exception):
-    """The client broke the protocol; the connection ends."""
+    """The other end broke the protocol; the connection ends."""
 
     def __init__(self, code: Code, why: str) -> None:
         super().__init__(why)
@@ -95,9 +95,18 @@ def settings(**values: int) -> bytes:
 
 
 def read_settings(payload: bytes) -> list[tuple[int, int]]:
+    """Each in its bounds; those that are unknown are for the reader to pass over."""
     if len(payload) % _SETTING.size:
         raise ConnectionFault(Code.FRAME_SIZE_ERROR, "a SETTINGS frame of a broken length")
-    return list(_SETTING.iter_unpack(payload))
+    settings: list[tuple[int, int]] = list(_SETTING.iter_unpack(payload))
+    for name, value in settings:
+        if name == Setting.INITIAL_WINDOW_SIZE and value > MAX_WINDOW:
+            raise ConnectionFault(Code.FLOW_CONTROL_ERROR, f"INITIAL_WINDOW_SIZE {value}")
+        if name == Setting.MAX_FRAME_SIZE and not DEFAULT_FRAME_BYTES <= value < 1 << 24:
+            raise ConnectionFault(Code.PROTOCOL_ERROR, f"MAX_FRAME_SIZE {value}")
+        if name == Setting.ENABLE_PUSH and value > 1:
+            raise ConnectionFault(Code.PROTOCOL_ERROR, f"ENABLE_PUSH {value}")
+    return settings
 
 
 def window_update(stream: int, size: int) -> bytes:

@@ -1,8 +1,9 @@
 import pytest
 
 from gateway.errors import STATUS_BY_CODE
-from gateway.http2.call import read_head, status_block
+from gateway.http2.call import read_head
 from worker.http2.hpack import HeaderDecoder
+from worker.http2.status import status_block
 
 GOOD = ((":method", "POST"), (":path", "/a.B/C"), ("content-type", "application/grpc+proto"))
 
