@@ -3,6 +3,7 @@
 python -m benchmarks.speed CORE REQUEST    prints a line for each sample, see `Sample`; `Speed` starts it
 """
 
+import itertools
 import json
 import os
 import statistics
@@ -27,17 +28,28 @@ START_WITHIN_S: Final = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """at: when, by `time.monotonic`. seconds: processor time of the run. busy: of its core, since the sample before."""
+    """at: when, by `time.monotonic`. seconds: processor time of the run. busy: of its core, since the sample before.
+
+    rows, length: of the batch that was run.
+    """
 
     at: float
+    rows: int
+    length: int
     seconds: float
     busy: float
 
+    @classmethod
+    def read(cls, line: str) -> Self:
+        at, rows, length, seconds, busy = line.split()
+        return cls(float(at), int(rows), int(length), float(seconds), float(busy))
+
 
 class Speed(AbstractContextManager["Speed"]):
-    """A process on each core that runs a stage now and then, and tells the processor time that it takes.
+    """A process on each core that runs a stage now and then, one of the sizes after the other, and tells the processor
+    time that it takes.
 
-    That time grows where the host lets others compute on what the core consists of.
+    That time grows where the host lets others compute on what the core consists of; not by as much for every size.
     """
 
     def __init__(self, request: Request) -> None:
@@ -68,17 +80,17 @@ class Speed(AbstractContextManager["Speed"]):
 
     def _read(self, child: "subprocess.Popen[str]", first: threading.Event) -> None:
         for line in child.stdout or ():
-            self._samples.append(Sample(*map(float, line.split())))
+            self._samples.append(Sample.read(line))
             first.set()
 
-    def seconds(self, since: float, until: float) -> tuple[float, ...]:
-        """The samples between two times of `time.monotonic`, of cores that were busy: an idle one is slow at first.
+    def samples(self, since: float, until: float) -> tuple[Sample, ...]:
+        """Those between two times of `time.monotonic`, of cores that were busy: an idle one is slow at first.
 
         Raises `RuntimeError` where there are none, or where a core is sampled no more.
         """
         if any(child.poll() is not None for child in self._children):
             raise RuntimeError("a process that told a core's speed has ended")
-        found = tuple(one.seconds for one in list(self._samples) if since <= one.at <= until and one.busy >= LEAST_BUSY)
+        found = tuple(one for one in list(self._samples) if since <= one.at <= until and one.busy >= LEAST_BUSY)
         if not found:
             raise RuntimeError(f"no core was sampled while it was busy, in {until - since:.1f} s")
         return found
@@ -87,19 +99,20 @@ class Speed(AbstractContextManager["Speed"]):
 def main(core: int, request: Request) -> None:
     os.sched_setaffinity(0, {core})
     set_up(request)
-    run = prepared(load_stage(request), request, *request.sizes[0])
+    shard = load_stage(request)
+    runs = {size: prepared(shard, request, *size) for size in request.sizes}
     try:
         os.nice(AHEAD)
     except PermissionError:
         sys.stderr.write("the speed of cores is told badly: without the right to a better niceness, samples wait\n")
-    took = statistics.median([run() for _ in range(5)])
+    took = {size: statistics.median([run() for _ in range(5)]) for size, run in runs.items()}
     idle, before = _idle_s(core), time.monotonic()
-    while True:
-        time.sleep(2 * took / SHARE)
+    for size, run in itertools.cycle(runs.items()):
+        time.sleep(2 * took[size] / SHARE)
         idle_now, now = _idle_s(core), time.monotonic()
         run()  # finds its own things in the caches again
         seconds = run()
-        print(now, seconds, 1 - min(1.0, (idle_now - idle) / (now - before)), flush=True)
+        print(now, *size, seconds, 1 - min(1.0, (idle_now - idle) / (now - before)), flush=True)
         idle, before = _idle_s(core), time.monotonic()
 
 

@@ -7,28 +7,50 @@ many rows of so many cells, where a row's cells are the product of its dynamic a
 import asyncio
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from worker.errors import DeadlineExceeded, Overloaded
 from worker.nouns import Answer, Work
 
+_UNKNOWN_PADDING: Final = 0.1
+"""Share of a batch that may be padding where nothing says what padding costs."""
+WARM_UP_LENGTHS: Final = (16, 64)
+"""Of the axes of two batches of one row that tell `spare_cells`."""
+_BATCH_S: Final = 5e-4
+"""What a batch costs beside the shard, seconds: a hop to the compute thread and back, and being handed on."""
+
 
 @dataclass(frozen=True, slots=True)
 class Batching:
-    """How requests are put together.
+    """How requests are put together. Requests of different lengths share a batch within `max_padding`.
 
     max_rows: rows of one batch.
     max_wait_s: longest wait of the first stage for a batch to fill, seconds; 0: takes what is there.
     max_bytes: bytes of a batch's inputs, padding included.
-    max_padding: share of a batch that may be padding, 0 to 1; requests of different lengths meet only within it.
+    max_padding: share of a batch that may be padding, 0 to 1; None: a request joins where the padding that it brings
+      costs less than a batch of its own would, which is `spare_cells`.
+    spare_cells: see `spare_cells`; None: not known, a tenth of a batch may be padding.
     """
 
     max_rows: int = 16
     max_wait_s: float = 0.0
     max_bytes: int = 64 << 20
-    max_padding: float = 0.1
+    max_padding: float | None = None
+    spare_cells: float | None = None
+
+
+def spare_cells(short: tuple[int, float], long: tuple[int, float]) -> float | None:
+    """So many cells take as long as a batch takes beside its cells, by two batches of one row: their cells and seconds.
+
+    None where the long one takes hardly longer, as on a device that neither fills: what a cell costs is not known then.
+    """
+    (few, least_s), (many, most_s) = short, long
+    if many <= few or most_s < 1.2 * least_s:
+        return None
+    cell_s = (most_s - least_s) / (many - few)
+    return (max(0.0, least_s - few * cell_s) + _BATCH_S) / cell_s
 
 
 class Queued(Protocol):
@@ -73,7 +95,7 @@ def form_batch(queue: Sequence[Q], batching: Batching) -> list[Q]:
     """
     head = queue[0]
     chosen = [head]
-    rows, largest, filled = head.rows, head.sizes, head.rows * _cells(head.sizes)
+    rows, largest, filled, padding = head.rows, head.sizes, head.rows * cells_of(head.sizes), 0
     bytes_per_cell = head.nbytes / max(1, filled)
     candidates = [item for item in queue[1:] if item.shape_key == head.shape_key]
     candidates.sort(key=lambda item: _distance(item.sizes, head.sizes))
@@ -82,18 +104,28 @@ def form_batch(queue: Sequence[Q], batching: Batching) -> list[Q]:
         if new_rows > batching.max_rows:
             continue
         new_largest = tuple(map(max, largest, item.sizes))
-        new_filled = filled + item.rows * _cells(item.sizes)
-        padded = new_rows * _cells(new_largest)
-        if padded - new_filled > batching.max_padding * padded or padded * bytes_per_cell > batching.max_bytes:
+        new_filled = filled + item.rows * cells_of(item.sizes)
+        padded = new_rows * cells_of(new_largest)
+        new_padding = padded - new_filled
+        if not _pays(batching, padding, new_padding, padded) or padded * bytes_per_cell > batching.max_bytes:
             continue
         chosen.append(item)
-        rows, largest, filled = new_rows, new_largest, new_filled
+        rows, largest, filled, padding = new_rows, new_largest, new_filled, new_padding
         if rows == batching.max_rows:
             break
     return chosen
 
 
-def _cells(sizes: tuple[int, ...]) -> int:
+def _pays(batching: Batching, padding: int, new_padding: int, padded: int) -> bool:
+    """Whether a batch may come to have `new_padding` of its `padded` cells by one more item."""
+    if batching.max_padding is None and batching.spare_cells is not None:
+        return new_padding - padding <= batching.spare_cells
+    share = _UNKNOWN_PADDING if batching.max_padding is None else batching.max_padding
+    return new_padding <= share * padded
+
+
+def cells_of(sizes: Iterable[int]) -> int:
+    """Of one row whose axes are so long."""
     cells = 1
     for size in sizes:
         cells *= size
@@ -114,7 +146,7 @@ class Batcher:
 
         least_s: seconds until the first of so many rows is answered, where a batch of them is begun now.
         """
-        self._batching = batching
+        self.batching = batching
         self._max_queue_rows = math.inf if max_queue_rows is None else max_queue_rows
         self._least_s = least_s
         self._queue: list[Item] = []
@@ -170,14 +202,14 @@ class Batcher:
 
     def _missing(self) -> float:
         """Seconds for which the batch still waits for more."""
-        if self.rows >= self._batching.max_rows:
+        if self.rows >= self.batching.max_rows:
             return 0.0
-        return min(item.arrived for item in self._queue) + self._batching.max_wait_s - time.monotonic()
+        return min(item.arrived for item in self._queue) + self.batching.max_wait_s - time.monotonic()
 
     def _take(self) -> list[Item]:
-        batch = form_batch(self._queue, self._batching)
+        batch = form_batch(self._queue, self.batching)
         if self._drop_hopeless(sum(item.rows for item in batch)):
-            batch = form_batch(self._queue, self._batching)
+            batch = form_batch(self._queue, self.batching)
         taken = set(map(id, batch))
         self._queue = [item for item in self._queue if id(item) not in taken]
         self.rows -= sum(item.rows for item in batch)
@@ -188,7 +220,7 @@ class Batcher:
         whatever was computed for the late would be in vain, and would make others late. Where all would be late, the
         guess may be what is wrong. Whether it gave up any; `rows`: of the batch that would be taken.
         """
-        if self.rows <= self._batching.max_rows:
+        if self.rows <= self.batching.max_rows:
             return False
         until = time.monotonic() + self._least_s(rows)
         living = [item for item in self._queue if item.work.deadline > until]

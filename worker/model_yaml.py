@@ -65,11 +65,12 @@ class BatchingSection(Section):
         le=2**31 - 1,
         description="bytes: the most that one batch's padded inputs take",
     )
-    max_padding: float = Field(
+    max_padding: float | None = Field(
         default=_BATCHING.max_padding,
         ge=0,
         le=1,
-        description="share from 0 to 1: the most of one batch that may be padding",
+        description="share from 0 to 1: the most of one batch that may be padding; null: a request joins where its "
+        "padding costs less than a batch more, as measured in warm-up",
     )
 
     def as_batching(self) -> Batching:

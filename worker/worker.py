@@ -10,13 +10,13 @@ import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeAlias
 
 import psutil
 import torch
 
-from worker.batcher import Batcher, Batching, Item
+from worker.batcher import WARM_UP_LENGTHS, Batcher, Batching, Item, cells_of, spare_cells
 from worker.collate import TORCH_TYPES, Collator, to_tensors
 from worker.errors import DeadlineExceeded, DeviceFailed, Internal, ShardlineError
 from worker.expression import evaluate, parse
@@ -41,6 +41,9 @@ class Computes(Protocol):
     def run(self, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]: ...
 
 
+_WARM_UP_TURNS = 5
+_WARM_UP_S = 1.0
+"""A large model is warmed up once, a small one until its times are known."""
 _CHEAP_S = 100e-6
 """A hop to the compute thread and back costs about this, seconds: what takes less is computed in place."""
 
@@ -129,15 +132,28 @@ class Worker:
         return self._link.forecast(min(self._max_rows, rows)) if self._link is not None else Forecast()
 
     async def warm_up(self, shapes: Sequence[dict[str, int]]) -> None:
-        """Computes zeros at each of `shapes` (axis name to length), so that no request pays for first-time work."""
-        for number, lengths in enumerate(shapes):
-            inputs = [_zeros(spec, lengths) for spec in self._shard.signature.inputs]
-            loop = asyncio.get_running_loop()
-            _, seconds = await loop.run_in_executor(self._compute, self._timed_run, inputs)
-            self._learn_cheap(sum(tensor.nbytes for tensor in inputs), seconds)
-            self._seconds_per_row = seconds / lengths.get(BATCH, 1)
-            if number:  # the first one pays for what is done once
-                self._outlook.computed(lengths.get(BATCH, 1), seconds)
+        """Computes zeros at each of `shapes` (axis name to length), so that no request pays for first-time work.
+
+        The first two of them, a short one and a long one, then tell what padding costs.
+        """
+        best = [math.inf] * len(shapes)
+        until = time.monotonic() + _WARM_UP_S
+        for turn in range(_WARM_UP_TURNS):
+            if turn and time.monotonic() > until:
+                break
+            for number, lengths in enumerate(shapes):
+                inputs = [_zeros(spec, lengths) for spec in self._shard.signature.inputs]
+                loop = asyncio.get_running_loop()
+                _, seconds = await loop.run_in_executor(self._compute, self._timed_run, inputs)
+                best[number] = min(best[number], seconds)
+                self._learn_cheap(sum(tensor.nbytes for tensor in inputs), seconds)
+                self._seconds_per_row = seconds / lengths.get(BATCH, 1)
+                if turn or number:  # the first one pays for what is done once
+                    self._outlook.computed(lengths.get(BATCH, 1), seconds)
+        cells = [cells_of(size for name, size in lengths.items() if name != BATCH) for lengths in shapes]
+        if len(shapes) > 1:
+            spare = spare_cells((cells[0], best[0]), (cells[1], best[1]))
+            self.batcher.batching = replace(self.batcher.batching, spare_cells=spare)
 
     async def serve(self, work: Work) -> Answer:
         """Queues `work` and returns its answer. Cancelling the caller takes it out of the queue."""
@@ -356,7 +372,7 @@ class Worker:
 
 
 def warm_up_shapes(signature: Signature, max_rows: int) -> list[dict[str, int]]:
-    """Everyday shapes: one row with axes of 16 and of 64, then four rows of 16; each within its axis' bounds."""
+    """Everyday shapes within the axes' bounds: one row with short axes, one with long ones, then four short rows."""
     names = {name for spec in signature.inputs for dim in spec.shape for name in _axes_of(dim)}
     bounds = {axis.name: axis for axis in signature.axes}
 
@@ -364,7 +380,8 @@ def warm_up_shapes(signature: Signature, max_rows: int) -> list[dict[str, int]]:
         wanted = {name: min(rows, max_rows) if name == BATCH else length for name in names}
         return {name: bounds[name].nearest(size) if name in bounds else size for name, size in wanted.items()}
 
-    return [shape(1, 16), shape(1, 64), shape(4, 16)]
+    short, long = WARM_UP_LENGTHS
+    return [shape(1, short), shape(1, long), shape(4, short)]
 
 
 def _computes_nothing_more() -> bool:

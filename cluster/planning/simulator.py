@@ -16,7 +16,7 @@ from cluster.planning.load import Closed, Load, percentile
 from cluster.planning.machines import Node
 from cluster.planning.road import Road, road_on
 from cluster.planning.simulated_worker import MAX_INFLIGHT, MAX_QUEUE_ROWS, Caller, Item, Replica
-from worker.batcher import Batching
+from worker.batcher import WARM_UP_LENGTHS, Batching, spare_cells
 from worker.link import STAGE_LINK
 
 
@@ -236,7 +236,9 @@ def _pipeline(
     routing: random.Random,
 ) -> list[list[Replica]]:
     costs = demand.costs
-    first = Batching(max_rows=plan.max_rows, max_wait_s=plan.max_wait_s)
+    first = Batching(
+        max_rows=plan.max_rows, max_wait_s=plan.max_wait_s, spare_cells=_spare_cells(costs, plan.stages[0])
+    )
     stages: list[list[Replica]] = []
     for place, stage in enumerate(plan.stages):
         batching = first if place == 0 else replace(first, max_wait_s=0.0, max_padding=0.0)
@@ -263,6 +265,15 @@ def _pipeline(
             replica.next = Caller(clock, replica.node, after, STAGE_LINK.max_inflight, routing)
             replica.next.room = replica.turn
     return stages
+
+
+def _spare_cells(costs: Costs, stage: StagePlan) -> float | None:
+    """What a worker learns of padding when it warms up."""
+    short, long = (
+        (length, costs.seconds(stage.low, stage.high, 1, length, device=stage.device, threads=stage.threads))
+        for length in WARM_UP_LENGTHS
+    )
+    return spare_cells(short, long)
 
 
 def _seconds(

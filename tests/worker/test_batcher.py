@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.batcher import Batcher, Batching, Item, form_batch
+from worker.batcher import Batcher, Batching, Item, form_batch, spare_cells
 from worker.errors import DeadlineExceeded, Overloaded
 from worker.nouns import Answer, Tensor, Work
 
@@ -75,6 +75,50 @@ def test_near_lengths_are_preferred_to_older_ones() -> None:
 def test_a_length_that_would_pad_too_much_waits() -> None:
     short, long = item(length=8), item(length=128)
     assert form_batch([short, long], Batching(max_padding=0.25)) == [short]
+
+
+@given(items, st.floats(0, 60))
+def test_each_item_brings_no_more_padding_than_costs_as_much_as_a_batch(
+    queue: list[tuple[int, int, int]], spare: float
+) -> None:
+    batch = form_batch([item(rows, length, key=key) for rows, length, key in queue], Batching(16, spare_cells=spare))
+    for count in range(2, len(batch) + 1):
+        before, after = (
+            padding(batch[:some]) * sum(one.rows for one in batch[:some]) * max(one.sizes[0] for one in batch[:some])
+            for some in (count - 1, count)
+        )
+        assert after - before <= spare + 1e-6
+
+
+def test_what_padding_costs_decides_who_shares_a_batch() -> None:
+    short, near, long = item(length=8), item(length=20), item(length=128)
+    assert form_batch([short, near, long], Batching(spare_cells=12.0)) == [short, near]
+    assert form_batch([short, near, long], Batching(spare_cells=11.0)) == [short]
+
+
+def test_padding_is_a_tenth_at_most_where_its_cost_is_not_known() -> None:
+    assert len(form_batch([item(length=90), item(length=100)], Batching())) == 2
+    assert len(form_batch([item(length=70), item(length=100)], Batching())) == 1
+
+
+def test_a_share_that_the_operator_gave_counts_whatever_padding_costs() -> None:
+    short, long = item(length=8), item(length=128)
+    assert form_batch([short, long], Batching(max_padding=0.0, spare_cells=1e9)) == [short]
+    assert form_batch([short, long], Batching(max_padding=1.0, spare_cells=0.0)) == [short, long]
+
+
+def test_spare_cells_are_what_a_batch_costs_beside_its_cells() -> None:
+    found = spare_cells((16, 0.0018), (64, 0.0066))  # 0.1 ms a cell, 0.2 ms a run, and 0.5 ms around it
+    assert found == pytest.approx(7.0)
+
+
+@pytest.mark.parametrize(
+    ("short", "long"), [((16, 0.001), (64, 0.0011)), ((16, 0.001), (16, 0.002)), ((16, 0.002), (64, 0.001))]
+)
+def test_spare_cells_are_not_known_where_length_costs_next_to_nothing(
+    short: tuple[int, float], long: tuple[int, float]
+) -> None:
+    assert spare_cells(short, long) is None
 
 
 def test_an_item_over_the_bound_goes_alone() -> None:

@@ -158,7 +158,6 @@ async def test_work_that_nobody_waits_for_is_not_computed() -> None:
 async def test_the_time_for_which_there_was_no_work_is_not_taken_for_idleness_although_a_dead_request_waited() -> None:
     shard = Doubles()
     async with running(worker_of(shard)) as worker:
-        await worker.serve(work(0))
         shard.go.clear()
         first = await queued(worker, work(0))
         await shard.has_entered()
@@ -355,8 +354,30 @@ async def test_warm_up_computes_each_shape_and_learns_the_time_of_a_row() -> Non
     shard = Doubles()
     worker = worker_of(shard)
     await worker.warm_up([{"batch": 1, "length": 2}, {"batch": 4, "length": 8}])
-    assert shard.batches == [[1, 2], [4, 8]]
+    assert shard.batches[:2] == [[1, 2], [4, 8]]
     assert worker.load().seconds_per_row > 0
+
+
+class TakesLonger(Doubles):
+    """20 ms for each run, and 1 ms for each cell."""
+
+    def run(self, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        time.sleep(0.02 + 0.001 * inputs[0].numel())
+        return super().run(inputs)
+
+
+async def test_warm_up_learns_how_much_padding_costs_less_than_a_batch_more() -> None:
+    worker = worker_of(TakesLonger())
+    await worker.warm_up([{"batch": 1, "length": 10}, {"batch": 1, "length": 40}])
+    spare = worker.batcher.batching.spare_cells
+    assert spare is not None
+    assert 15 < spare < 26
+
+
+async def test_warm_up_knows_nothing_of_padding_where_length_costs_nothing() -> None:
+    worker = worker_of(Doubles())
+    await worker.warm_up([{"batch": 4, "length": 8}, {"batch": 8, "length": 8}])
+    assert worker.batcher.batching.spare_cells is None
 
 
 def test_warm_up_shapes_stay_inside_the_axes_bounds() -> None:
@@ -372,7 +393,7 @@ async def test_warm_up_knows_sizes_that_are_expressions_of_axes() -> None:
     worker = worker_of(shard)
     shapes = warm_up_shapes(shard.signature, 16)
     await worker.warm_up(shapes)
-    assert shard.batches == [[shape["batch"], 4 * shape["length"]] for shape in shapes]
+    assert shard.batches[: len(shapes)] == [[shape["batch"], 4 * shape["length"]] for shape in shapes]
 
 
 async def test_a_handler_translates_on_the_way_in_and_out() -> None:
