@@ -152,7 +152,8 @@ class WorkerActor:
         from worker.artifact import load_artifact  # noqa: PLC0415
         from worker.handler import load_handler  # noqa: PLC0415
         from worker.shard import load_shard  # noqa: PLC0415
-        from worker.worker import Worker, warm_up_shapes  # noqa: PLC0415
+        from worker.warm_up import warm_up_shapes  # noqa: PLC0415
+        from worker.worker import Worker  # noqa: PLC0415
 
         folder = Path(spec.artifact)
         if spec.source is not None and spec.source.address:

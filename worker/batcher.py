@@ -7,7 +7,7 @@ many rows of so many cells, where a row's cells are the product of its dynamic a
 import asyncio
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeVar
 
@@ -180,7 +180,7 @@ class Batcher:
                 self._arrived.clear()
                 await self._arrived.wait()
                 continue
-            missing = self._missing()
+            missing = self._missing(self._queue)
             if missing <= 0:
                 return self._take()
             self._arrived.clear()
@@ -195,24 +195,40 @@ class Batcher:
         self._drop_dead()
         return self._take() if self.ripe else []
 
+    def ahead(self, late_s: float) -> list[Item]:
+        """What `ready` would return now, left in the queue; may be asked on another thread.
+
+        late_s: seconds until what begins now is answered. Empty where `ready` would wait or give something up.
+        """
+        queue = list(self._queue)
+        if not queue or self._missing(queue) > 0:
+            return []
+        items = form_batch(queue, self.batching)
+        until = time.monotonic() + (late_s if self.rows > self.batching.max_rows else 0.0)
+        return [] if any(item.future.done() or item.work.deadline <= until for item in items) else items
+
+    def remove(self, items: Collection[Item]) -> None:
+        """What is computed now."""
+        taken = set(map(id, items))
+        self._queue = [item for item in self._queue if id(item) not in taken]
+        self.rows = sum(item.rows for item in self._queue)
+
     @property
     def ripe(self) -> bool:
         """Whether a batch waits for nothing but to be taken."""
-        return bool(self._queue) and self._missing() <= 0
+        return bool(self._queue) and self._missing(self._queue) <= 0
 
-    def _missing(self) -> float:
+    def _missing(self, queue: Sequence[Item]) -> float:
         """Seconds for which the batch still waits for more."""
-        if self.rows >= self.batching.max_rows:
+        if self.batching.max_wait_s <= 0 or self.rows >= self.batching.max_rows:
             return 0.0
-        return min(item.arrived for item in self._queue) + self.batching.max_wait_s - time.monotonic()
+        return min(item.arrived for item in queue) + self.batching.max_wait_s - time.monotonic()
 
     def _take(self) -> list[Item]:
         batch = form_batch(self._queue, self.batching)
         if self._drop_hopeless(sum(item.rows for item in batch)):
             batch = form_batch(self._queue, self.batching)
-        taken = set(map(id, batch))
-        self._queue = [item for item in self._queue if id(item) not in taken]
-        self.rows -= sum(item.rows for item in batch)
+        self.remove(batch)
         return batch
 
     def _drop_hopeless(self, rows: int) -> bool:

@@ -11,20 +11,22 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol, TypeAlias
 
 import psutil
 import torch
 
-from worker.batcher import WARM_UP_LENGTHS, Batcher, Batching, Item, cells_of, spare_cells
-from worker.collate import TORCH_TYPES, Collator, to_tensors
+from worker.batcher import Batcher, Batching, Item, cells_of, spare_cells
+from worker.collate import Collator, to_tensors
+from worker.compute_thread import ComputeThread, Job
 from worker.errors import DeadlineExceeded, DeviceFailed, Internal, ShardlineError
-from worker.expression import evaluate, parse
 from worker.handler import Handler
 from worker.link import Link
 from worker.nouns import BATCH, Answer, Forecast, Load, Signature, Tensor, TensorSpec, Timing, Work
 from worker.outlook import Held, Outlook
 from worker.sparing_log import SparingLog
+from worker.warm_up import warm_up_inputs
 
 logger = logging.getLogger(__name__)
 
@@ -62,13 +64,14 @@ _Computed: TypeAlias = tuple[tuple[Tensor, ...], float]
 
 @dataclass(frozen=True, slots=True)
 class _Begun:
-    """due: when it is expected to be answered, the later stages' part included."""
+    """due: when it is expected to be answered, the later stages' part included. job: None where it is computed here."""
 
     items: list[Item]
     rows: int
     nbytes: int
     due: float
     result: asyncio.Future[_Computed]
+    job: Job[_Computed] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +107,7 @@ class Worker:
         self._collator = Collator(shard.signature.inputs, outputs)
         batching = batching or Batching()
         self._max_rows = batching.max_rows
+        self._sheds = sheds
         self.batcher = Batcher(batching, max_queue_rows, self._least_s if sheds else lambda _: 0.0)
         self.counters = Counters()
         self._seconds_per_row = 0.0
@@ -113,9 +117,12 @@ class Worker:
         self._outlook = Outlook(batching.max_rows)
         self._failures = SparingLog(logger, "the shard failed on a request")
         self._cheap_bytes = 0
-        self._compute = ThreadPoolExecutor(1, "compute", initializer=torch.set_num_threads, initargs=(threads,))
+        self._compute = ComputeThread("compute", partial(torch.set_num_threads, threads), self._following)
         self._text = ThreadPoolExecutor(1, "handler")
         self._finished: list[_Ended] = []
+        self._ahead: _Begun | None = None
+        self._may_go_on = False
+        self._late_s = 0.0
         self._forwards: set[asyncio.Task[None]] = set()
 
     def load(self) -> Load:
@@ -142,9 +149,8 @@ class Worker:
             if turn and time.monotonic() > until:
                 break
             for number, lengths in enumerate(shapes):
-                inputs = [_zeros(spec, lengths) for spec in self._shard.signature.inputs]
-                loop = asyncio.get_running_loop()
-                _, seconds = await loop.run_in_executor(self._compute, self._timed_run, inputs)
+                inputs = warm_up_inputs(self._shard.signature, lengths)
+                _, seconds = await self._compute.start(partial(self._timed_run, inputs)).result
                 best[number] = min(best[number], seconds)
                 self._learn_cheap(sum(tensor.nbytes for tensor in inputs), seconds)
                 self._seconds_per_row = seconds / lengths.get(BATCH, 1)
@@ -174,19 +180,21 @@ class Worker:
                 task.cancel()
             await asyncio.gather(*self._forwards, return_exceptions=True)
             await asyncio.sleep(0)  # who was answered just now may still need the handler
-            self._compute.shutdown(wait=False)
+            self._compute.stop()
             self._text.shutdown(wait=False)
 
     async def step(self) -> None:
-        """Begins the next batch, sends the one before it on its way meanwhile, and waits for the batch to end.
-
-        So the compute thread idles for no longer than it takes to choose a batch.
+        """Begins the next batch, unless the compute thread has begun it by itself, sends the one before it on its way
+        meanwhile, and waits for the batch to end.
         """
-        begun = self._begin_ready() if self._finished else self._begin(await self._next())
+        begun, self._ahead = self._ahead, None
+        if begun is None:
+            begun = self._begin_ready() if self._finished else self._begin(await self._next())
         finished, self._finished = self._finished, []
         for group in finished:
             self._send_on(group)
         if begun is not None:
+            self._may_go_on = self._has_room
             self._finished = await self._ended(begun)
 
     async def _next(self) -> list[Item]:
@@ -195,7 +203,7 @@ class Worker:
         return await self.batcher.next()
 
     def _begin_ready(self) -> _Begun | None:
-        items = self.batcher.ready() if self._link is None or self._link.has_room else []
+        items = self.batcher.ready() if self._has_room else []
         return self._begin(items) if items else None
 
     async def _queue(self, work: Work) -> Answer:
@@ -204,25 +212,52 @@ class Worker:
         self.batcher.put(Item(work, measured.rows, measured.nbytes, measured.shape_key, measured.sizes, future))
         return await future
 
+    @property
+    def _has_room(self) -> bool:
+        return self._link is None or self._link.has_room
+
+    def _following(self, loop: asyncio.AbstractEventLoop) -> Job[_Computed] | None:
+        """What the compute thread goes on with: it asks for that itself, so nothing is changed here."""
+        items = self.batcher.ahead(self._late_s) if self._may_go_on else []
+        if not items or sum(item.nbytes for item in items) <= self._cheap_bytes:
+            return None
+        return Job(partial(self._compute_works, [item.work for item in items]), loop.create_future(), about=items)
+
+    def _go_on(self, job: Job[_Computed] | None) -> None:
+        """Learns what the compute thread has begun by itself after `job`."""
+        if job is None or job.then is None:
+            return
+        items, self._may_go_on = job.then.about, False
+        self.batcher.remove(items)
+        rows, nbytes, due = self._booked(items, job.then.began)
+        self._ahead = _Begun(items, rows, nbytes, due, job.then.result, job.then)
+        self._compute.went_on(job.then)
+
     def _begin(self, items: list[Item]) -> _Begun:
         """Hands the batch to the compute thread; computes it here where that takes less than the hop there."""
-        rows, nbytes = sum(item.rows for item in items), sum(item.nbytes for item in items)
         works = [item.work for item in items]
-        now = time.monotonic()
-        due = now + self._outlook.least_s(rows, self._later(rows))
-        # What waited when the last batch ended may have been given up since: these items' own wait counts.
-        waited_since = max(self._free_since, min(item.arrived for item in items))
-        self._outlook.was_idle(max(0.0, now - waited_since), now)
-        self._computing_rows, self._computing_since = rows, now
-        loop = asyncio.get_running_loop()
+        rows, nbytes, due = self._booked(items, time.monotonic())
         if nbytes > self._cheap_bytes:
-            return _Begun(items, rows, nbytes, due, loop.run_in_executor(self._compute, self._compute_works, works))
-        result: asyncio.Future[_Computed] = loop.create_future()
+            job = self._compute.start(partial(self._compute_works, works))
+            return _Begun(items, rows, nbytes, due, job.result, job)
+        result: asyncio.Future[_Computed] = asyncio.get_running_loop().create_future()
         try:
             result.set_result(self._compute_works(works))
         except Exception as error:  # noqa: BLE001 - as from the thread: told where it is awaited
             result.set_exception(error)
         return _Begun(items, rows, nbytes, due, result)
+
+    def _booked(self, items: list[Item], now: float) -> tuple[int, int, float]:
+        """Rows, bytes, and when they are due, of what begins `now`."""
+        rows, nbytes = sum(item.rows for item in items), sum(item.nbytes for item in items)
+        later = self._later(rows)
+        due = now + self._outlook.least_s(rows, later)
+        self._late_s = self._outlook.careful_s(rows, later, now) if self._sheds else 0.0
+        # What waited when the last batch ended may have been given up since: these items' own wait counts.
+        waited_since = max(self._free_since, min(item.arrived for item in items))
+        self._outlook.was_idle(max(0.0, now - waited_since), now)
+        self._computing_rows, self._computing_since = rows, now
+        return rows, nbytes, due
 
     async def _ended(self, begun: _Begun) -> list[_Ended]:
         """The batch's answer; where the batch fails, each item by itself, so that one bad item fails alone."""
@@ -230,32 +265,36 @@ class Worker:
         try:
             tensors, seconds = await begun.result
         except Exception as error:
+            self._computing_rows, self._free_since, self._may_go_on = 0, math.inf, False
             if isinstance(error, torch.AcceleratorError) and await self._device_has_failed():
                 # Another replica's device might fail on it in the same way.
                 self._fail(items, DeviceFailed(f"the device failed while it computed this batch: {error}"[:500]))
                 raise
-            if len(items) > 1:
-                for item in items:
-                    for group in await self._ended(self._begin([item])):
-                        self._send_on(group)
-                return []
-            self._fail(items, error)
+            self._go_on(begun.job)
+            await self._failed(items, error)
             return []
-        finally:
-            self._computing_rows = 0
-            self._free_since = math.inf
         self._learn_cheap(begun.nbytes, seconds)
         self.counters.computed_rows += rows
         self.counters.computed_batches += 1
         self.counters.computing_s += seconds
         self._outlook.computed(rows, seconds)
-        if self.batcher.ripe:
-            self._free_since = self._computing_since + seconds
+        self._free_since = self._computing_since + seconds if self.batcher.ripe else math.inf
+        self._computing_rows = 0
         self._seconds_per_row += _SMOOTHING * (seconds / max(1, rows) - self._seconds_per_row)
+        self._go_on(begun.job)
         return [_Ended(items, Answer(tensors, Timing(0, int(seconds * 1e9), rows)), begun.due)]
 
+    async def _failed(self, items: list[Item], error: Exception) -> None:
+        """Each item of a batch that failed is computed by itself."""
+        if len(items) == 1:
+            self._fail(items, error)
+            return
+        for item in items:
+            for group in await self._ended(self._begin([item])):
+                self._send_on(group)
+
     async def _device_has_failed(self) -> bool:
-        return await asyncio.get_running_loop().run_in_executor(self._compute, _computes_nothing_more)
+        return await self._compute.start(_computes_nothing_more).result
 
     def _compute_works(self, works: Sequence[Work]) -> _Computed:
         values, seconds = self._timed_run(self._collator.stack(works))
@@ -284,7 +323,7 @@ class Worker:
             return
         task = asyncio.create_task(self._forward(self._link, ended))
         self._forwards.add(task)
-        task.add_done_callback(self._forwards.discard)
+        task.add_done_callback(self._forwarded)
         waiting = len(items)
 
         def one_is_done(_: object) -> None:
@@ -295,6 +334,10 @@ class Worker:
 
         for item in items:
             item.future.add_done_callback(one_is_done)
+
+    def _forwarded(self, task: asyncio.Task[None]) -> None:
+        self._forwards.discard(task)
+        self._may_go_on = self._ahead is None and self._has_room
 
     async def _forward(self, link: Link, ended: _Ended) -> None:
         items, mine = ended.items, ended.answer
@@ -371,19 +414,6 @@ class Worker:
                 item.future.set_exception(error)
 
 
-def warm_up_shapes(signature: Signature, max_rows: int) -> list[dict[str, int]]:
-    """Everyday shapes within the axes' bounds: one row with short axes, one with long ones, then four short rows."""
-    names = {name for spec in signature.inputs for dim in spec.shape for name in _axes_of(dim)}
-    bounds = {axis.name: axis for axis in signature.axes}
-
-    def shape(rows: int, length: int) -> dict[str, int]:
-        wanted = {name: min(rows, max_rows) if name == BATCH else length for name in names}
-        return {name: bounds[name].nearest(size) if name in bounds else size for name, size in wanted.items()}
-
-    short, long = WARM_UP_LENGTHS
-    return [shape(1, short), shape(1, long), shape(4, short)]
-
-
 def _computes_nothing_more() -> bool:
     """Whether the device fails at anything; what it refuses of one batch is raised in the same way."""
     device = torch.accelerator.current_accelerator()
@@ -398,14 +428,3 @@ def _computes_nothing_more() -> bool:
 
 def resident_bytes() -> int:
     return int(psutil.Process(os.getpid()).memory_info().rss)
-
-
-def _axes_of(dim: int | str) -> set[str]:
-    """The axes that a dimension such as "4*sequence" is made of."""
-    size = parse(str(dim))
-    return set() if isinstance(size, int) else {str(axis) for axis in size.free_symbols}
-
-
-def _zeros(spec: TensorSpec, lengths: dict[str, int]) -> torch.Tensor:
-    shape = [int(evaluate(parse(str(dim)), lengths)) for dim in spec.shape]
-    return torch.zeros(shape, dtype=TORCH_TYPES[spec.datatype])

@@ -161,17 +161,21 @@ class Replica:
 
     def turn(self) -> None:
         """Begins the next batch, where there is one to begin."""
+        if self._is_ready():
+            self._working = True
+            # What arrives while the loop gets to it is taken along, as it is in a worker.
+            self._loop.do(self._road.batch, self._begin)
+
+    def _is_ready(self) -> bool:
         if self._working or not self._queue or (self.next is not None and not self.next.has_room):
-            return
+            return False
         ripe = self._queue[0].arrived + self._batching.max_wait_s
         if self._clock.now < ripe and sum(item.rows for item in self._queue) < self._batching.max_rows:
             if self._timer < ripe:
                 self._timer = ripe
                 self._clock.at(ripe, self.turn)
-            return
-        self._working = True
-        # What arrives while the loop gets to it is taken along, as it is in a worker.
-        self._loop.do(self._road.batch, self._begin)
+            return False
+        return True
 
     def _begin(self) -> None:
         self._drop_late()
@@ -201,7 +205,10 @@ class Replica:
         self._seconds_per_row += _SMOOTHING * (took - self._seconds_per_row) if self._seconds_per_row else took
         nbytes = self._out_bytes(rows, sizes[0] if sizes else 1)
         self._working = False
-        self.turn()  # the next batch begins before this one is sent on its way
+        if self._is_ready():  # the thread goes on by itself, before this batch is sent on its way
+            self._working = True
+            self._begin()
+            self._loop.do(self._road.batch, _nothing)
         if self.next is None:
             answering = len(batch) * self._road.worker_out + nbytes * self._road.worker_byte
             self._loop.do(answering, partial(_answer, batch, True))
@@ -213,6 +220,10 @@ class Replica:
 
     def _came_back(self, batch: list[Item], good: bool) -> None:
         self._loop.do(self._road.worker_in + len(batch) * self._road.worker_out, partial(_answer, batch, good))
+
+
+def _nothing() -> None:
+    """What the loop learns of a batch that has begun."""
 
 
 def _answer(batch: Sequence[Item], good: bool) -> None:

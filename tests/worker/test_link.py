@@ -77,8 +77,8 @@ async def test_a_stranger_gets_nothing_and_is_logged_once(caplog: pytest.LogCapt
         async with link_to(address, token="a guess", limits=LinkLimits(patience_s=0.3)) as link:
             with pytest.raises(Unavailable):
                 await link.call(work())
-        async with grpc.aio.insecure_channel(address) as channel:
-            for _ in range(2):
+        for _ in range(2):  # a connection carries one call
+            async with grpc.aio.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
                 call: grpc.aio.StreamStreamCall[bytes, bytes] = channel.stream_stream(METHOD)(
                     metadata=(("authorization", "Bearer a guess"),)
                 )

@@ -7,7 +7,7 @@ from typing import Final, Protocol
 import grpc
 
 from worker.http2 import frames as http2
-from worker.http2.duplex import Duplex, Ended, Keepalive
+from worker.http2.duplex import GOODBYE_S, Duplex, Ended, Keepalive
 from worker.http2.frames import Code, ConnectionFault, Flag
 from worker.http2.hpack import Header
 from worker.http2.status import OK_HEADERS, status_block
@@ -53,8 +53,17 @@ class Accepted(Duplex):
         if not self._transport.is_closing():
             headers = b"" if self._told_headers else OK_HEADERS
             self._send_headers(Flag.END_STREAM, headers + status_block(status, message))
+            self._transport.write(http2.goaway(self._stream_id, Code.NO_ERROR, "one call a connection"))
         self._end(Ended("the call is over"))
-        self.hang_up()
+        self._wait_for_their_end()
+
+    def _wait_for_their_end(self) -> None:
+        """Hangs up once the caller has, or after a while: were the connection closed with something of the caller's
+        unread, the kernel would reset it, and the caller might never read how the call ended.
+        """
+        if not self._transport.is_closing():
+            self._transport.write_eof()
+            asyncio.get_running_loop().call_later(GOODBYE_S, self._transport.abort)
 
     async def write(self, message: bytes) -> None:
         if not self._told_headers and self._ended is None:

@@ -81,11 +81,11 @@ class Listener:
         self._waiting[connection] = loop.call_later(self._greeting_s, connection.abort, "no call came")
 
     def opened(self, call: Accepted) -> None:
-        self._stop_waiting(call)
         refusal = self._refusal(call)
         if refusal is not None:
-            call.finish(*refusal)
+            call.finish(*refusal)  # until it is gone, it counts as one without a call
             return
+        self._stop_waiting(call)
         task = asyncio.create_task(self._serve(call))
         self._calls.add(task)
         task.add_done_callback(self._calls.discard)
