@@ -58,11 +58,11 @@ class Accepted(Duplex):
         self._wait_for_their_end()
 
     def _wait_for_their_end(self) -> None:
-        """Hangs up once the caller has, or after a while: were the connection closed with something of the caller's
-        unread, the kernel would reset it, and the caller might never read how the call ended.
+        """Hangs up once the caller has, or after a while. Were the connection closed at once, the caller might never read
+        how the call ended: the kernel resets one with something unread, and gRPC takes an end in the middle of what it
+        reads for a loss.
         """
         if not self._transport.is_closing():
-            self._transport.write_eof()
             asyncio.get_running_loop().call_later(GOODBYE_S, self._transport.abort)
 
     async def write(self, message: bytes) -> None:
