@@ -7,10 +7,11 @@
 On a GPU (`--device cuda:0`) each has the GPU to itself, and all compute in fp16: both stages on it; one replica of the
 whole; one replica of Ray Serve, in eager. Batches have up to 64 rows, and there are up to 256 callers.
 
-Only one of them runs at a time; they take turns, round after round, and are asked by the same client with the same
-requests. Figures are medians over the rounds.
+Only one of them runs at a time; they take turns, round after round, each time in the other order, and are asked by the
+same client with the same requests. Figures are medians over the rounds; ratios are taken within a round, since a shared
+machine's speed changes from minute to minute, and the median of them is told, with the least and the largest.
 
-    python -m benchmarks.serving [--device cuda:0] [--seconds 8] [--rounds 3] [--json]
+    python -m benchmarks.serving [--device cuda:0] [--seconds 4] [--rounds 7] [--json]
 """
 
 import argparse
@@ -149,14 +150,14 @@ def largest_worker(rival: str, state: Path) -> float:
 
 def measure(
     folder: Path, place: Place, *, seconds: float, rounds: int, console: Console
-) -> tuple[dict[Case, Figures], dict[str, float]]:
-    """Medians by (rival, callers), and resident MiB of each rival's largest worker."""
+) -> tuple[dict[Case, list[Figures]], dict[str, float]]:
+    """The rounds' figures by (rival, callers), and resident MiB of each rival's largest worker."""
     models = make_models(place, console)
     write_requests(folder / "requests", make_requests())
     runs: dict[Case, list[Figures]] = {}
     resident: dict[str, list[float]] = {}
     for number in range(rounds):
-        for rival in RIVALS:
+        for rival in RIVALS if number % 2 == 0 else reversed(RIVALS):
             console.print(f"round {number + 1} of {rounds}: {rival}")
             state = folder / f"{rival}-{number}"
             with serving(rival, models, state, place) as address:
@@ -166,15 +167,14 @@ def measure(
                     )
                     runs.setdefault((rival, callers), []).append(figures)
                 resident.setdefault(rival, []).append(largest_worker(rival, state))
-    medians = {case: median_of(figures) for case, figures in runs.items()}
-    return medians, {rival: statistics.median(sizes) for rival, sizes in resident.items()}
+    return runs, {rival: statistics.median(sizes) for rival, sizes in resident.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", help="cpu, or cuda:N (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=8.0, help="of each measurement (default: %(default)g)")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each rival (default: %(default)d)")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement (default: %(default)g)")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each rival (default: %(default)d)")
     parser.add_argument("--json", action="store_true", help="print one last line of JSON with the ratios")
     given = parser.parse_args()
     try:
@@ -183,7 +183,7 @@ def main() -> None:
         parser.exit(2, f"{error}\n")
     console = Console(stderr=True)
     with tempfile.TemporaryDirectory() as folder:
-        medians, resident = measure(Path(folder), place, seconds=given.seconds, rounds=given.rounds, console=console)
+        runs, resident = measure(Path(folder), place, seconds=given.seconds, rounds=given.rounds, console=console)
     shown = Table(
         "callers",
         "server",
@@ -195,7 +195,7 @@ def main() -> None:
     )
     for callers in place.callers:
         for rival in RIVALS:
-            figures = medians[rival, callers]
+            figures = median_of(runs[rival, callers])
             shown.add_row(
                 str(callers),
                 rival,
@@ -205,24 +205,28 @@ def main() -> None:
                 f"{resident[rival]:.0f}",
             )
     Console().print(shown)
-    found = ratios(medians)
-    for name, value in found.items():
-        print(f"{name}: {value}")
+    found = ratios(runs)
+    for name, values in found.items():
+        print(f"{name}: {statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})")
     if given.json:
-        print(json.dumps(found | {f"resident_mib_{rival}": round(size) for rival, size in resident.items()}))
+        told = {name: round(statistics.median(values), 3) for name, values in found.items()}
+        print(json.dumps(told | {f"resident_mib_{rival}": round(size) for rival, size in resident.items()}))
 
 
-def ratios(medians: dict[Case, Figures]) -> dict[str, float]:
-    """At 16 callers without a suffix. The comparison with Ray Serve is the two-stage pipeline's."""
-    found: dict[str, float] = {}
-    for callers in sorted({callers for _, callers in medians}, key=lambda count: (count != 16, count)):
+def ratios(runs: dict[Case, list[Figures]]) -> dict[str, list[float]]:
+    """Of each round. At 16 callers without a suffix. The comparison with Ray Serve is the two-stage pipeline's."""
+    found: dict[str, list[float]] = {}
+    for callers in sorted({callers for _, callers in runs}, key=lambda count: (count != 16, count)):
         suffix = "" if callers == 16 else f"_{callers}_callers"
-        two, one, theirs = (medians[rival, callers] for rival in RIVALS)
-        found[f"throughput_vs_ray_serve{suffix}"] = two.per_second / theirs.per_second
-        found[f"p99_vs_ray_serve{suffix}"] = two.p99_ms / theirs.p99_ms
-        found[f"two_stages_vs_two_replicas{suffix}"] = two.per_second / one.per_second
-        found[f"one_stage_throughput_vs_ray_serve{suffix}"] = one.per_second / theirs.per_second
-    return {name: round(value, 3) for name, value in found.items()}
+        for two, one, theirs in zip(*(runs[rival, callers] for rival in RIVALS), strict=True):
+            for name, ratio in (
+                ("throughput_vs_ray_serve", two.per_second / theirs.per_second),
+                ("p99_vs_ray_serve", two.p99_ms / theirs.p99_ms),
+                ("two_stages_vs_two_replicas", two.per_second / one.per_second),
+                ("one_stage_throughput_vs_ray_serve", one.per_second / theirs.per_second),
+            ):
+                found.setdefault(name + suffix, []).append(ratio)
+    return found
 
 
 if __name__ == "__main__":

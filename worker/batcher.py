@@ -29,8 +29,8 @@ class Batching:
     max_rows: rows of one batch.
     max_wait_s: longest wait of the first stage for a batch to fill, seconds; 0: takes what is there.
     max_bytes: bytes of a batch's inputs, padding included.
-    max_padding: share of a batch that may be padding, 0 to 1; None: a request joins where the padding that it brings
-      costs less than a batch of its own would, which is `spare_cells`.
+    max_padding: share of a batch that may be padding, 0 to 1; None: as much as costs no more than a batch more would,
+      which is `spare_cells`.
     spare_cells: see `spare_cells`; None: not known, a tenth of a batch may be padding.
     """
 
@@ -95,7 +95,7 @@ def form_batch(queue: Sequence[Q], batching: Batching) -> list[Q]:
     """
     head = queue[0]
     chosen = [head]
-    rows, largest, filled, padding = head.rows, head.sizes, head.rows * cells_of(head.sizes), 0
+    rows, largest, filled = head.rows, head.sizes, head.rows * cells_of(head.sizes)
     bytes_per_cell = head.nbytes / max(1, filled)
     candidates = [item for item in queue[1:] if item.shape_key == head.shape_key]
     candidates.sort(key=lambda item: _distance(item.sizes, head.sizes))
@@ -106,22 +106,20 @@ def form_batch(queue: Sequence[Q], batching: Batching) -> list[Q]:
         new_largest = tuple(map(max, largest, item.sizes))
         new_filled = filled + item.rows * cells_of(item.sizes)
         padded = new_rows * cells_of(new_largest)
-        new_padding = padded - new_filled
-        if not _pays(batching, padding, new_padding, padded) or padded * bytes_per_cell > batching.max_bytes:
+        if padded - new_filled > _most_padding(batching, padded) or padded * bytes_per_cell > batching.max_bytes:
             continue
         chosen.append(item)
-        rows, largest, filled, padding = new_rows, new_largest, new_filled, new_padding
+        rows, largest, filled = new_rows, new_largest, new_filled
         if rows == batching.max_rows:
             break
     return chosen
 
 
-def _pays(batching: Batching, padding: int, new_padding: int, padded: int) -> bool:
-    """Whether a batch may come to have `new_padding` of its `padded` cells by one more item."""
+def _most_padding(batching: Batching, padded: int) -> float:
+    """Cells of padding that a batch of `padded` cells may have."""
     if batching.max_padding is None and batching.spare_cells is not None:
-        return new_padding - padding <= batching.spare_cells
-    share = _UNKNOWN_PADDING if batching.max_padding is None else batching.max_padding
-    return new_padding <= share * padded
+        return batching.spare_cells
+    return padded * (_UNKNOWN_PADDING if batching.max_padding is None else batching.max_padding)
 
 
 def cells_of(sizes: Iterable[int]) -> int:
@@ -161,7 +159,7 @@ class Batcher:
         what was `admitted` before.
         """
         if not admitted and self.rows + item.rows > self._max_queue_rows and self._queue:
-            self._drop_dead()
+            self.drop_dead()
             if self.rows + item.rows > self._max_queue_rows and self._queue:
                 self.refused += 1
                 raise Overloaded(f"the replica's queue holds {self.rows} of {self._max_queue_rows} rows; try later")
@@ -175,7 +173,7 @@ class Batcher:
     async def next(self) -> list[Item]:
         """Waits for work and returns the items to compute together, never an empty list."""
         while True:
-            self._drop_dead()
+            self.drop_dead()
             if not self._queue:
                 self._arrived.clear()
                 await self._arrived.wait()
@@ -192,7 +190,7 @@ class Batcher:
 
     def ready(self) -> list[Item]:
         """What `next` would return without waiting; empty where it would wait."""
-        self._drop_dead()
+        self.drop_dead()
         return self._take() if self.ripe else []
 
     def ahead(self, late_s: float) -> list[Item]:
@@ -250,7 +248,7 @@ class Batcher:
         self.rows = sum(item.rows for item in living)
         return True
 
-    def _drop_dead(self) -> None:
+    def drop_dead(self) -> None:
         """Removes what nobody waits for and what came too late, before anything is computed for it."""
         now = time.monotonic()
         living: list[Item] = []

@@ -5,12 +5,15 @@ where all cores are busy.
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, TypeVar
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -19,7 +22,8 @@ T = TypeVar("T")
 class Job(Generic[T]):
     """result: done once the job has ended, or failed. about: whatever who made it wants to know of it.
 
-    began: when, by `time.monotonic`; then: what the thread went on with. Both are known once `result` is done.
+    began: when, by `time.monotonic`; then: what the thread went on with, which has begun too. Both are known once
+    `result` is done.
     """
 
     work: Callable[[], T]
@@ -32,7 +36,9 @@ class Job(Generic[T]):
         if not self.result.done():  # else nobody waits for it any more
             self.result.set_result(value)
 
-    def failed(self, error: Exception) -> None:
+    def failed(self, error: BaseException) -> None:
+        if isinstance(error, StopIteration):  # a future takes none
+            error = RuntimeError(f"StopIteration: {error}")
         if not self.result.done():
             self.result.set_exception(error)
 
@@ -51,12 +57,18 @@ class ComputeThread:
         self._following = following
         self._last: Job[Any] | None = None
 
-    def start(self, work: Callable[[], T]) -> Job[T]:
-        """Has it computed as soon as all that was started before has ended."""
+    def start(self, work: Callable[[], T], *, alone: bool = False) -> Job[T]:
+        """Has it computed as soon as all that was started before has ended. alone: nothing follows by itself."""
         loop = asyncio.get_running_loop()
         job = Job(work, loop.create_future())
-        self._last = job
-        self._pool.submit(self._run, job, loop)
+        self._last = None if alone else job
+
+        def ended(run: Future[None]) -> None:
+            error = None if run.cancelled() else run.exception()
+            if error is not None and not loop.is_closed():
+                loop.call_soon_threadsafe(job.failed, error)
+
+        self._pool.submit(self._run, job, loop).add_done_callback(ended)
         return job
 
     def went_on(self, job: Job[Any]) -> None:
@@ -69,21 +81,31 @@ class ComputeThread:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _run(self, job: Job[Any], loop: asyncio.AbstractEventLoop) -> None:
+        job.began = time.monotonic()
         following: Job[Any] | None = job
         while following is not None:
             following = self._compute(following, loop)
 
     def _compute(self, job: Job[T], loop: asyncio.AbstractEventLoop) -> Job[Any] | None:
         """Returns what to go on with."""
-        job.began = time.monotonic()
         try:
             told = partial(job.succeeded, job.work())
-        except Exception as error:  # noqa: BLE001 - told where it is awaited
+        except BaseException as error:  # noqa: BLE001 - told where it is awaited
             told = partial(job.failed, error)
         if job is self._last:
-            job.then = self._following(loop)
+            job.then = self._next(loop)
         try:
             loop.call_soon_threadsafe(told)
         except RuntimeError:  # the loop is closed: nobody waits for anything
             return None
         return job.then
+
+    def _next(self, loop: asyncio.AbstractEventLoop) -> Job[Any] | None:
+        try:
+            job = self._following(loop)
+        except Exception:
+            logger.exception("cannot tell what to go on with")  # the loop will find out why, when it is to tell
+            return None
+        if job is not None:
+            job.began = time.monotonic()
+        return job

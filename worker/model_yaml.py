@@ -69,8 +69,8 @@ class BatchingSection(Section):
         default=_BATCHING.max_padding,
         ge=0,
         le=1,
-        description="share from 0 to 1: the most of one batch that may be padding; null: a request joins where its "
-        "padding costs less than a batch more, as measured in warm-up",
+        description="share from 0 to 1: the most of one batch that may be padding; null: as much as "
+        "costs no more than a batch more, as measured in warm-up",
     )
 
     def as_batching(self) -> Batching:

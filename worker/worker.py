@@ -69,6 +69,7 @@ class _Begun:
     items: list[Item]
     rows: int
     nbytes: int
+    began: float
     due: float
     result: asyncio.Future[_Computed]
     job: Job[_Computed] | None = None
@@ -143,23 +144,28 @@ class Worker:
 
         The first two of them, a short one and a long one, then tell what padding costs.
         """
+        batches = [warm_up_inputs(self._shard.signature, lengths) for lengths in shapes]
         best = [math.inf] * len(shapes)
         until = time.monotonic() + _WARM_UP_S
         for turn in range(_WARM_UP_TURNS):
             if turn and time.monotonic() > until:
                 break
-            for number, lengths in enumerate(shapes):
-                inputs = warm_up_inputs(self._shard.signature, lengths)
-                _, seconds = await self._compute.start(partial(self._timed_run, inputs)).result
-                best[number] = min(best[number], seconds)
+            for number, (lengths, inputs) in enumerate(zip(shapes, batches, strict=True)):
+                _, seconds = await self._compute.start(partial(self._timed_run, inputs), alone=True).result
                 self._learn_cheap(sum(tensor.nbytes for tensor in inputs), seconds)
                 self._seconds_per_row = seconds / lengths.get(BATCH, 1)
                 if turn or number:  # the first one pays for what is done once
+                    best[number] = min(best[number], seconds)
                     self._outlook.computed(lengths.get(BATCH, 1), seconds)
-        cells = [cells_of(size for name, size in lengths.items() if name != BATCH) for lengths in shapes]
-        if len(shapes) > 1:
-            spare = spare_cells((cells[0], best[0]), (cells[1], best[1]))
-            self.batcher.batching = replace(self.batcher.batching, spare_cells=spare)
+        self._learn_padding(batches[:2], best[:2])
+
+    def _learn_padding(self, batches: Sequence[Sequence[torch.Tensor]], seconds: Sequence[float]) -> None:
+        """From two batches, where it is but one axis that is padded, and both were computed more than once."""
+        specs = self._shard.signature.inputs
+        measured = [self._collator.measure(Work(to_tensors(inputs, specs), math.inf)) for inputs in batches]
+        if len(measured) == 2 and all(len(one.sizes) == 1 for one in measured) and max(seconds) < math.inf:
+            short, long = ((one.rows * cells_of(one.sizes), took) for one, took in zip(measured, seconds, strict=True))
+            self.batcher.batching = replace(self.batcher.batching, spare_cells=spare_cells(short, long))
 
     async def serve(self, work: Work) -> Answer:
         """Queues `work` and returns its answer. Cancelling the caller takes it out of the queue."""
@@ -229,30 +235,34 @@ class Worker:
             return
         items, self._may_go_on = job.then.about, False
         self.batcher.remove(items)
+        self.batcher.drop_dead()
         rows, nbytes, due = self._booked(items, job.then.began)
-        self._ahead = _Begun(items, rows, nbytes, due, job.then.result, job.then)
+        self._ahead = _Begun(items, rows, nbytes, job.then.began, due, job.then.result, job.then)
         self._compute.went_on(job.then)
 
-    def _begin(self, items: list[Item]) -> _Begun:
-        """Hands the batch to the compute thread; computes it here where that takes less than the hop there."""
-        works = [item.work for item in items]
-        rows, nbytes, due = self._booked(items, time.monotonic())
+    def _begin(self, items: list[Item], *, alone: bool = False) -> _Begun:
+        """Hands the batch to the compute thread; computes it here where that takes less than the hop there.
+
+        alone: the thread does not go on with another one by itself.
+        """
+        works, now = [item.work for item in items], time.monotonic()
+        rows, nbytes, due = self._booked(items, now)
         if nbytes > self._cheap_bytes:
-            job = self._compute.start(partial(self._compute_works, works))
-            return _Begun(items, rows, nbytes, due, job.result, job)
+            job = self._compute.start(partial(self._compute_works, works), alone=alone)
+            return _Begun(items, rows, nbytes, now, due, job.result, job)
         result: asyncio.Future[_Computed] = asyncio.get_running_loop().create_future()
         try:
             result.set_result(self._compute_works(works))
         except Exception as error:  # noqa: BLE001 - as from the thread: told where it is awaited
             result.set_exception(error)
-        return _Begun(items, rows, nbytes, due, result)
+        return _Begun(items, rows, nbytes, now, due, result)
 
     def _booked(self, items: list[Item], now: float) -> tuple[int, int, float]:
         """Rows, bytes, and when they are due, of what begins `now`."""
         rows, nbytes = sum(item.rows for item in items), sum(item.nbytes for item in items)
-        later = self._later(rows)
-        due = now + self._outlook.least_s(rows, later)
-        self._late_s = self._outlook.careful_s(rows, later, now) if self._sheds else 0.0
+        due = now + self._outlook.least_s(rows, self._later(rows))
+        # The batch that follows may be a full one; what is said to be late for that, the loop looks at again.
+        self._late_s = self._least_s(self._max_rows) if self._sheds else 0.0
         # What waited when the last batch ended may have been given up since: these items' own wait counts.
         waited_since = max(self._free_since, min(item.arrived for item in items))
         self._outlook.was_idle(max(0.0, now - waited_since), now)
@@ -278,23 +288,25 @@ class Worker:
         self.counters.computed_batches += 1
         self.counters.computing_s += seconds
         self._outlook.computed(rows, seconds)
-        self._free_since = self._computing_since + seconds if self.batcher.ripe else math.inf
+        self._free_since = begun.began + seconds if self.batcher.ripe else math.inf
         self._computing_rows = 0
         self._seconds_per_row += _SMOOTHING * (seconds / max(1, rows) - self._seconds_per_row)
         self._go_on(begun.job)
         return [_Ended(items, Answer(tensors, Timing(0, int(seconds * 1e9), rows)), begun.due)]
 
     async def _failed(self, items: list[Item], error: Exception) -> None:
-        """Each item of a batch that failed is computed by itself."""
+        """Each item of a batch that failed is computed by itself, after what the thread has gone on with."""
         if len(items) == 1:
             self._fail(items, error)
             return
+        if self._ahead is not None:
+            await asyncio.wait((self._ahead.result,))
         for item in items:
-            for group in await self._ended(self._begin([item])):
+            for group in await self._ended(self._begin([item], alone=True)):
                 self._send_on(group)
 
     async def _device_has_failed(self) -> bool:
-        return await self._compute.start(_computes_nothing_more).result
+        return await self._compute.start(_computes_nothing_more, alone=True).result
 
     def _compute_works(self, works: Sequence[Work]) -> _Computed:
         values, seconds = self._timed_run(self._collator.stack(works))

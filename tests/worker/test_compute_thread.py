@@ -1,6 +1,7 @@
 import asyncio
 import threading
 from collections.abc import Callable
+from concurrent.futures.thread import BrokenThreadPool
 from functools import partial
 from typing import Any
 
@@ -121,21 +122,91 @@ def test_it_asks_after_what_it_is_known_to_have_gone_on_with() -> None:
     asyncio.run(run())
 
 
-def test_it_ends_where_its_loop_is_closed() -> None:
-    following, go = Following(), threading.Event()
-    following.works = [lambda: None]
+def test_it_goes_on_with_nothing_where_its_loop_is_closed() -> None:
+    following, entered, go, followed = Following(), threading.Event(), threading.Event(), threading.Event()
+    following.works = [followed.set]
 
-    async def run() -> Job[bool]:
-        thread = ComputeThread("compute-closed", lambda: None, following)
-        job = thread.start(lambda: go.wait(10))
-        thread.stop()
+    def first() -> None:
+        entered.set()
+        assert go.wait(10)
+
+    async def run() -> Job[None]:
+        job = ComputeThread("compute-closed", lambda: None, following).start(first)
+        assert entered.wait(10)
         return job
 
     job = asyncio.run(run())
+    threads = [thread for thread in threading.enumerate() if thread.name.startswith("compute-closed")]
     go.set()
-    for thread in threading.enumerate():
-        if thread.name.startswith("compute-closed"):
-            thread.join(10)
-            assert not thread.is_alive()
+    assert not followed.wait(0.2)
+    assert len(threads) == 1
     assert not job.result.done()
-    assert following.works, "what was stopped asks for nothing more"
+
+
+def test_what_it_goes_on_with_has_begun_when_the_loop_hears_of_it() -> None:
+    async def run() -> None:
+        following = Following()
+        thread = ComputeThread("compute", lambda: None, following)
+        for _ in range(200):
+            following.works = [lambda: None]
+            job = thread.start(lambda: None)
+            await job.result
+            assert job.then is not None
+            assert job.then.began >= job.began > 0
+            await job.then.result
+        thread.stop()
+
+    asyncio.run(run())
+
+
+def test_what_is_started_alone_is_followed_by_nothing() -> None:
+    async def run() -> None:
+        following = Following()
+        following.works = [lambda: None]
+        thread = ComputeThread("compute", lambda: None, following)
+        job = thread.start(lambda: 1, alone=True)
+        assert await job.result == 1
+        assert job.then is None
+        assert following.asked_by == []
+        thread.stop()
+
+    asyncio.run(run())
+
+
+def test_one_that_cannot_tell_what_follows_does_not_stop_the_thread() -> None:
+    def broken(_: asyncio.AbstractEventLoop) -> Job[Any] | None:
+        raise ZeroDivisionError
+
+    async def run() -> None:
+        thread = ComputeThread("compute", lambda: None, broken)
+        assert await thread.start(lambda: 1).result == 1
+        assert await thread.start(lambda: 2).result == 2
+        thread.stop()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(("raised", "told"), [(SystemExit, SystemExit), (StopIteration, RuntimeError)])
+def test_whatever_a_job_raises_is_told(raised: type[BaseException], told: type[BaseException]) -> None:
+    async def run() -> None:
+        def fails() -> None:
+            raise raised
+
+        thread = ComputeThread("compute", lambda: None, Following())
+        job = thread.start(fails)
+        await asyncio.wait((job.result,), timeout=10)
+        assert isinstance(job.result.exception(), told)
+        thread.stop()
+
+    asyncio.run(run())
+
+
+def test_a_thread_that_cannot_be_set_up_is_told() -> None:
+    async def run() -> None:
+        def fails() -> None:
+            raise ZeroDivisionError
+
+        with pytest.raises(BrokenThreadPool):
+            await asyncio.wait_for(ComputeThread("compute", fails, Following()).start(lambda: None).result, 10)
+
+    asyncio.run(run())

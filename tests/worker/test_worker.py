@@ -136,25 +136,27 @@ async def test_the_next_batch_begins_although_the_loop_stands_still() -> None:
     assert worker.counters.computed_batches == 3
 
 
-async def test_what_nobody_waits_for_any_more_is_not_gone_on_with() -> None:
+@pytest.mark.parametrize("cancelled", [True, False])
+async def test_what_nobody_waits_for_any_more_is_not_gone_on_with(cancelled: bool) -> None:
     shard = Doubles()
     async with running(worker_of(shard, Batching(max_padding=0.0))) as worker:
         shard.go.clear()
-        first, cancelled, expired, last = await queued(
-            worker, work(1), work(1, 2), work(1, 2, 3, seconds=0.001), work(1, 2, 3, 4)
+        first, gone, last = await queued(
+            worker, work(1), work(1, 2, seconds=10.0 if cancelled else 0.001), work(1, 2, 3, 4)
         )
         await shard.has_entered()
-        cancelled.cancel()
+        if cancelled:
+            gone.cancel()
         await asyncio.sleep(0.01)
         shard.go.set()
         assert [values(await one) for one in (first, last)] == [[2], [2, 4, 6, 8]]
-        with pytest.raises(DeadlineExceeded):
-            await expired
+        with pytest.raises(asyncio.CancelledError if cancelled else DeadlineExceeded):
+            await gone
     assert shard.batches == [[1, 1], [1, 4]]
-    assert (worker.batcher.dropped_cancelled, worker.batcher.dropped_expired) == (1, 1)
+    assert worker.batcher.dropped_cancelled + worker.batcher.dropped_expired == 1
 
 
-async def test_a_batch_that_fails_is_tried_row_by_row_while_the_thread_goes_on() -> None:
+async def test_a_batch_that_fails_is_tried_row_by_row_after_what_the_thread_has_gone_on_with() -> None:
     shard = Doubles()
     async with running(worker_of(shard, Batching(max_padding=0.0))) as worker:
         shard.go.clear()
@@ -162,12 +164,15 @@ async def test_a_batch_that_fails_is_tried_row_by_row_while_the_thread_goes_on()
         await shard.has_entered()
         bad, good, other = await queued(worker, work(13), work(1), work(1, 2, 3))
         shard.go.set()
+        assert shard.entered.acquire(timeout=10), "the loop stands still here: the thread goes on"
         assert values(await good) == [2]
         assert values(await other) == [2, 4, 6]
         with pytest.raises(Internal, match="thirteen"):
             await bad
         await asyncio.gather(*first)
         assert values(await worker.serve(work(5))) == [10]
+    assert shard.batches[:2] == [[1, 2], [2, 1]]
+    assert sorted(shard.batches[2:]) == [[1, 1], [1, 1], [1, 1], [1, 3]], "each once"
     assert worker.batcher.rows == 0
 
 
@@ -424,9 +429,35 @@ async def test_warm_up_learns_how_much_padding_costs_less_than_a_batch_more() ->
     assert 15 < spare < 26
 
 
+async def test_warm_up_learns_nothing_of_padding_from_one_run_each() -> None:
+    class Slow(TakesLonger):
+        def run(self, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+            time.sleep(0.5)
+            return super().run(inputs)
+
+    shard = Slow()
+    worker = worker_of(shard)
+    await worker.warm_up([{"batch": 1, "length": 10}, {"batch": 1, "length": 40}])
+    assert len(shard.batches) == 2
+    assert worker.batcher.batching.spare_cells is None
+
+
+async def test_warm_up_learns_nothing_of_padding_where_several_axes_are_padded() -> None:
+    shard = TakesLonger()
+    axes = ("query", "document")
+    shard.signature = Signature(
+        tuple(TensorSpec(name, "FP32", ("batch", name), pad=0.0) for name in axes),
+        (TensorSpec("y", "FP32", ("batch", "query")),),
+    )
+    shard.run = lambda inputs: (inputs[0],)  # type: ignore[method-assign]
+    worker = worker_of(shard)
+    await worker.warm_up([{"batch": 1, "query": 4, "document": 4}, {"batch": 1, "query": 80, "document": 80}])
+    assert worker.batcher.batching.spare_cells is None
+
+
 async def test_warm_up_knows_nothing_of_padding_where_length_costs_nothing() -> None:
     worker = worker_of(Doubles())
-    await worker.warm_up([{"batch": 4, "length": 8}, {"batch": 8, "length": 8}])
+    await worker.warm_up([{"batch": 1, "length": 8}, {"batch": 1, "length": 9}])
     assert worker.batcher.batching.spare_cells is None
 
 

@@ -58,12 +58,10 @@ class Accepted(Duplex):
         self._wait_for_their_end()
 
     def _wait_for_their_end(self) -> None:
-        """Hangs up once the caller has, or after a while. Were the connection closed at once, the caller might never read
-        how the call ended: the kernel resets one with something unread, and gRPC takes an end in the middle of what it
-        reads for a loss.
+        """Hangs up once the caller has, or after a while. Were the connection closed at once, the caller might never
+        read how the call ended: the kernel resets one with something unread, and gRPC takes its end for a loss.
         """
-        if not self._transport.is_closing():
-            asyncio.get_running_loop().call_later(GOODBYE_S, self._transport.abort)
+        asyncio.get_running_loop().call_later(GOODBYE_S, self._transport.abort)
 
     async def write(self, message: bytes) -> None:
         if not self._told_headers and self._ended is None:
