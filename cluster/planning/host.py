@@ -21,6 +21,8 @@ from typing import Final
 from cluster.planning.clock import Action, Clock
 
 _LEAST_S: Final = 1e-9
+_FORGETS_S: Final = 0.004
+"""A thread that rested for so long finds nothing of its own in the caches; roads were measured with rests like that."""
 _URGENT: Final = 28.0
 """How much more of a core a thread without niceness gets than one with 15, which Ray gives its workers."""
 
@@ -271,10 +273,11 @@ class Host:
 class Thread:
     """Does one thing after the other on its host; `host` None: on a core of its own that nobody else uses.
 
-    wake: seconds that it takes to begin again after it had nothing to do. urgent: as in `Host.compute`.
+    wake: seconds that it takes to begin again after it had nothing to do for `_FORGETS_S`, less after a shorter time.
+    urgent: as in `Host.compute`.
     """
 
-    __slots__ = ("_busy", "_clock", "_host", "_seats", "_tasks", "_urgent", "_wake", "busy_s")
+    __slots__ = ("_busy", "_clock", "_host", "_rests_since", "_seats", "_tasks", "_urgent", "_wake", "busy_s")
 
     def __init__(
         self, clock: Clock, host: Host | None, width: int = 1, wake: float = 0.0, *, urgent: bool = False
@@ -286,15 +289,18 @@ class Thread:
         self._seats = [Seat() for _ in range(width)]
         self._tasks: deque[tuple[float, Action]] = deque()
         self._busy = False
+        self._rests_since = -math.inf
         self.busy_s = 0.0
 
     def do(self, seconds: float, done: Action) -> None:
         if self._busy:
             self._tasks.append((seconds, done))
-        elif seconds + self._wake <= 0:
+            return
+        wake = self._wake * min(1.0, (self._clock.now - self._rests_since) / _FORGETS_S)
+        if seconds + wake <= 0:
             done()
         else:
-            self._tasks.append((seconds + self._wake, done))
+            self._tasks.append((seconds + wake, done))
             self._next()
 
     def _next(self) -> None:
@@ -306,6 +312,7 @@ class Thread:
             self.busy_s += self._clock.now - began
             done()  # what it brings is done without waking up again
             self._busy = False
+            self._rests_since = self._clock.now
             if self._tasks:
                 self._next()
 
