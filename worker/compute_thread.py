@@ -92,13 +92,12 @@ class ComputeThread:
             told = partial(job.succeeded, job.work())
         except BaseException as error:  # noqa: BLE001 - told where it is awaited
             told = partial(job.failed, error)
-        if job is self._last:
-            job.then = self._next(loop)
+        following = job.then = self._next(loop) if job is self._last else None
         try:
             loop.call_soon_threadsafe(told)
         except RuntimeError:  # the loop is closed: nobody waits for anything
             return None
-        return job.then
+        return following
 
     def _next(self, loop: asyncio.AbstractEventLoop) -> Job[Any] | None:
         try:

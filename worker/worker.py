@@ -233,12 +233,13 @@ class Worker:
         """Learns what the compute thread has begun by itself after `job`."""
         if job is None or job.then is None:
             return
-        items, self._may_go_on = job.then.about, False
+        then, job.then = job.then, None  # else each job would keep all that come after it
+        items, self._may_go_on = then.about, False
         self.batcher.remove(items)
         self.batcher.drop_dead()
-        rows, nbytes, due = self._booked(items, job.then.began)
-        self._ahead = _Begun(items, rows, nbytes, job.then.began, due, job.then.result, job.then)
-        self._compute.went_on(job.then)
+        rows, nbytes, due = self._booked(items, then.began)
+        self._ahead = _Begun(items, rows, nbytes, then.began, due, then.result, then)
+        self._compute.went_on(then)
 
     def _begin(self, items: list[Item], *, alone: bool = False) -> _Begun:
         """Hands the batch to the compute thread; computes it here where that takes less than the hop there.

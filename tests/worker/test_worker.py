@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import gc
 import threading
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -10,6 +11,7 @@ import torch
 from tests.worker.replicas import TOKEN, replica
 from worker.batcher import Batching
 from worker.collate import to_tensors
+from worker.compute_thread import Job
 from worker.errors import DeadlineExceeded, Internal, InvalidRequest, Overloaded
 from worker.link import STAGE_LINK, Link, LinkLimits
 from worker.nouns import Answer, Axis, Signature, Tensor, TensorSpec, Work
@@ -134,6 +136,27 @@ async def test_the_next_batch_begins_although_the_loop_stands_still() -> None:
         assert [values(await one) for one in (first, second, third)] == [[2], [2, 4], [2, 4, 6]]
     assert shard.batches == [[1, 1], [1, 2], [1, 3]]
     assert worker.counters.computed_batches == 3
+
+
+class CountsJobs(Doubles):
+    """Of the compute thread, in this process, whenever it runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive: list[int] = []
+
+    def run(self, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        time.sleep(0.002)
+        self.alive.append(sum(type(one) is Job for one in gc.get_objects()))
+        return super().run(inputs)
+
+
+async def test_a_thread_that_goes_on_and_on_keeps_nothing_of_what_it_computed() -> None:
+    shard = CountsJobs()
+    async with running(worker_of(shard, Batching(max_padding=0.0))) as worker:
+        await asyncio.gather(*await queued(worker, *(work(*[0.0] * length) for length in range(1, 39))))
+    assert len(shard.alive) == 38
+    assert max(shard.alive) <= 6
 
 
 @pytest.mark.parametrize("cancelled", [True, False])
