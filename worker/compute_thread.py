@@ -71,8 +71,8 @@ class ComputeThread:
         self._pool.submit(self._run, job, loop).add_done_callback(ended)
         return job
 
-    def went_on(self, job: Job[Any]) -> None:
-        """Says that `job`, which was the last one's `then`, is known to have begun."""
+    def went_on(self, job: Job[Any] | None) -> None:
+        """Says that `job`, which was the last one's `then`, is known to have begun; None: that nothing followed it."""
         self._last = job
 
     def stop(self) -> None:
@@ -102,7 +102,7 @@ class ComputeThread:
     def _next(self, loop: asyncio.AbstractEventLoop) -> Job[Any] | None:
         try:
             job = self._following(loop)
-        except Exception:
+        except BaseException:
             logger.exception("cannot tell what to go on with")  # the loop will find out why, when it is to tell
             return None
         if job is not None:

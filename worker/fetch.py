@@ -83,7 +83,7 @@ def local_artifact(folder: Path, source: ArtifactSource, token: str, pause_s: fl
                 cache.prune(source.keep_bytes)
         try:
             artifact = load_artifact(target)
-        except ArtifactError as error:
+        except (ArtifactError, FileNotFoundError) as error:  # gone: another worker of this node replaces it just now
             logger.warning("%s: it is fetched once more", error)
             with cache.alone(source.manifest):
                 artifact = _mended(target, source, token, pause_s)

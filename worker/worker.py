@@ -182,11 +182,11 @@ class Worker:
             while True:
                 await self.step()
         finally:
+            self._compute.stop()
             for task in self._forwards:
                 task.cancel()
             await asyncio.gather(*self._forwards, return_exceptions=True)
             await asyncio.sleep(0)  # who was answered just now may still need the handler
-            self._compute.stop()
             self._text.shutdown(wait=False)
 
     async def step(self) -> None:
@@ -231,7 +231,10 @@ class Worker:
 
     def _go_on(self, job: Job[_Computed] | None) -> None:
         """Learns what the compute thread has begun by itself after `job`."""
-        if job is None or job.then is None:
+        if job is None:
+            return
+        if job.then is None:
+            self._compute.went_on(None)
             return
         then, job.then = job.then, None  # else each job would keep all that come after it
         items, self._may_go_on = then.about, False
