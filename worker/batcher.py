@@ -208,8 +208,11 @@ class Batcher:
     def remove(self, items: Collection[Item]) -> None:
         """What is computed now."""
         taken = set(map(id, items))
-        self._queue = [item for item in self._queue if id(item) not in taken]
-        self.rows = sum(item.rows for item in self._queue)
+        self._keep([item for item in self._queue if id(item) not in taken])
+
+    def _keep(self, items: list[Item]) -> None:
+        self._queue = items
+        self.rows = sum(item.rows for item in items)
 
     @property
     def ripe(self) -> bool:
@@ -244,8 +247,7 @@ class Batcher:
             if item.work.deadline <= until:
                 self.dropped_expired += 1
                 item.future.set_exception(DeadlineExceeded("the answer would come after the deadline"))
-        self._queue = living
-        self.rows = sum(item.rows for item in living)
+        self._keep(living)
         return True
 
     def drop_dead(self) -> None:
@@ -261,5 +263,4 @@ class Batcher:
             else:
                 living.append(item)
         if len(living) != len(self._queue):
-            self._queue = living
-            self.rows = sum(item.rows for item in living)
+            self._keep(living)

@@ -64,15 +64,13 @@ _Computed: TypeAlias = tuple[tuple[Tensor, ...], float]
 
 @dataclass(frozen=True, slots=True)
 class _Begun:
-    """due: when it is expected to be answered, the later stages' part included. job: None where it is computed here."""
+    """due: when it is expected to be answered, the later stages' part included."""
 
     items: list[Item]
     rows: int
     nbytes: int
-    began: float
     due: float
-    result: asyncio.Future[_Computed]
-    job: Job[_Computed] | None = None
+    job: Job[_Computed]
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,10 +227,8 @@ class Worker:
             return None
         return Job(partial(self._compute_works, [item.work for item in items]), loop.create_future(), about=items)
 
-    def _go_on(self, job: Job[_Computed] | None) -> None:
+    def _go_on(self, job: Job[_Computed]) -> None:
         """Learns what the compute thread has begun by itself after `job`."""
-        if job is None:
-            return
         if job.then is None:
             self._compute.went_on(None)
             return
@@ -241,7 +237,7 @@ class Worker:
         self.batcher.remove(items)
         self.batcher.drop_dead()
         rows, nbytes, due = self._booked(items, then.began)
-        self._ahead = _Begun(items, rows, nbytes, then.began, due, then.result, then)
+        self._ahead = _Begun(items, rows, nbytes, due, then)
         self._compute.went_on(then)
 
     def _begin(self, items: list[Item], *, alone: bool = False) -> _Begun:
@@ -249,17 +245,16 @@ class Worker:
 
         alone: the thread does not go on with another one by itself.
         """
-        works, now = [item.work for item in items], time.monotonic()
+        now, work = time.monotonic(), partial(self._compute_works, [item.work for item in items])
         rows, nbytes, due = self._booked(items, now)
         if nbytes > self._cheap_bytes:
-            job = self._compute.start(partial(self._compute_works, works), alone=alone)
-            return _Begun(items, rows, nbytes, now, due, job.result, job)
-        result: asyncio.Future[_Computed] = asyncio.get_running_loop().create_future()
+            return _Begun(items, rows, nbytes, due, self._compute.start(work, alone=alone))
+        job = Job(work, asyncio.get_running_loop().create_future(), began=now)
         try:
-            result.set_result(self._compute_works(works))
+            job.succeeded(work())
         except Exception as error:  # noqa: BLE001 - as from the thread: told where it is awaited
-            result.set_exception(error)
-        return _Begun(items, rows, nbytes, now, due, result)
+            job.failed(error)
+        return _Begun(items, rows, nbytes, due, job)
 
     def _booked(self, items: list[Item], now: float) -> tuple[int, int, float]:
         """Rows, bytes, and when they are due, of what begins `now`."""
@@ -277,7 +272,7 @@ class Worker:
         """The batch's answer; where the batch fails, each item by itself, so that one bad item fails alone."""
         items, rows = begun.items, begun.rows
         try:
-            tensors, seconds = await begun.result
+            tensors, seconds = await begun.job.result
         except Exception as error:
             self._computing_rows, self._free_since, self._may_go_on = 0, math.inf, False
             if isinstance(error, torch.AcceleratorError) and await self._device_has_failed():
@@ -292,7 +287,7 @@ class Worker:
         self.counters.computed_batches += 1
         self.counters.computing_s += seconds
         self._outlook.computed(rows, seconds)
-        self._free_since = begun.began + seconds if self.batcher.ripe else math.inf
+        self._free_since = begun.job.began + seconds if self.batcher.ripe else math.inf
         self._computing_rows = 0
         self._seconds_per_row += _SMOOTHING * (seconds / max(1, rows) - self._seconds_per_row)
         self._go_on(begun.job)
@@ -304,7 +299,7 @@ class Worker:
             self._fail(items, error)
             return
         if self._ahead is not None:
-            await asyncio.wait((self._ahead.result,))
+            await asyncio.wait((self._ahead.job.result,))
         for item in items:
             for group in await self._ended(self._begin([item], alone=True)):
                 self._send_on(group)
