@@ -80,8 +80,11 @@ _ONE: Final = (
     Row("pruning", "gradually while training, 70 %, CSR", RESNET, (
         {**_TUNE, "kind": "prune_gradually", "sparsity": 0.7}, {"kind": "sparse"},
     )),
-    Row("pruning", "channels driven to zero by L1, removed", RESNET, (
-        {**_TUNE, "kind": "train_sparse", "of": "channels", "strength": 1e-3},
+    Row("pruning", "weights driven to zero by L1, removed, CSR", RESNET, (
+        {**_TUNE, "kind": "train_sparse", "strength": 1e-4}, {"kind": "prune_weights", "below": 0.1}, {"kind": "sparse"},
+    )),
+    Row("pruning", "channels driven to zero by L2 of each, removed", RESNET, (
+        {**_TUNE, "kind": "train_sparse", "of": "channels", "penalty": "l2", "strength": 1e-3},
         {"kind": "prune_channels", "below": 0.2},
     )),
     Row("distillation", "two blocks gone, fine-tuned", RESNET, ({"kind": "prune_layers", "count": 2}, _TUNE)),

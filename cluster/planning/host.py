@@ -185,7 +185,7 @@ class Host:
 
     def _place(self, seat: Seat) -> int:
         own = self._cores[seat.core] if seat.core >= 0 else None
-        if own is not None and own.running is None:
+        if own is not None and (seat.core in self._idle or (own.running is None and own.last is seat)):
             return seat.core
         if self._idle:
             return next(iter(self._idle))
@@ -292,9 +292,10 @@ class Thread:
         self._rests_since = -math.inf
         self.busy_s = 0.0
 
-    def do(self, seconds: float, done: Action) -> None:
+    def do(self, seconds: float, done: Action, *, at_once: bool = False) -> None:
+        """at_once: before all that waits, since it goes on with what was done just now."""
         if self._busy:
-            self._tasks.append((seconds, done))
+            (self._tasks.appendleft if at_once else self._tasks.append)((seconds, done))
             return
         wake = self._wake * min(1.0, (self._clock.now - self._rests_since) / _FORGETS_S)
         if seconds + wake <= 0:

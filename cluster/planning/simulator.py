@@ -114,7 +114,7 @@ class _Client:
 
         deadline = began + self._demand.deadline_s
         item = Item(rows, nbytes, (length,), None if self._pads else length, back, deadline)
-        here.do(road.client / 2 + nbytes * road.client_byte, sent)
+        here.do(road.client / 2 + nbytes * road.client_byte, sent, at_once=again)
 
     def _count(self, began: float, good: bool) -> None:
         now = self._clock.now
