@@ -81,11 +81,17 @@ _ONE: Final = (
         {**_TUNE, "kind": "prune_gradually", "sparsity": 0.7}, {"kind": "sparse"},
     )),
     Row("pruning", "weights driven to zero by L1, removed, CSR", RESNET, (
-        {**_TUNE, "kind": "train_sparse", "strength": 1e-4}, {"kind": "prune_weights", "below": 0.1}, {"kind": "sparse"},
+        {**_TUNE, "kind": "train_sparse", "strength": 0.01},
+        {"kind": "prune_weights", "below": 0.25},
+        {"kind": "sparse", "layers": ["layer*"]},
     )),
-    Row("pruning", "channels driven to zero by L2 of each, removed", RESNET, (
-        {**_TUNE, "kind": "train_sparse", "of": "channels", "penalty": "l2", "strength": 1e-3},
-        {"kind": "prune_channels", "below": 0.2},
+    Row("pruning", "channels driven to zero by the norm of each, removed", RESNET, (
+        {
+            **_TUNE, "kind": "train_sparse", "of": "channels", "penalty": "l2", "strength": 0.02,
+            "sparse": ["layer*.conv1"],
+        },
+        {"kind": "prune_channels", "below": 0.2, "layers": ["layer*.conv1"]},
+        _TUNE,
     )),
     Row("distillation", "two blocks gone, fine-tuned", RESNET, ({"kind": "prune_layers", "count": 2}, _TUNE)),
     Row("distillation", "two blocks gone, distilled", RESNET, (
