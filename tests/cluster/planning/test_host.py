@@ -124,6 +124,27 @@ def test_work_is_conserved(cores: int, tasks: list[tuple[float, int]]) -> None:
     assert max(ends) <= sum(seconds * max(1.0, width / cores) for seconds, width in tasks) + 1e-6
 
 
+def test_who_is_woken_by_a_thread_does_not_wait_for_it_where_another_core_is_free() -> None:
+    clock = Clock()
+    host = Host(clock, 2, scheduler=FINE)
+    one, other, ends = Thread(clock, host), Thread(clock, host), []
+    other.do(0.1, lambda: None)  # it has a core now, where `one` then runs
+    clock.at(1.0, lambda: one.do(0.1, lambda: other.do(1.0, lambda: ends.append(clock.now))))
+    clock.at(1.0, lambda: one.do(5.0, lambda: None))
+    clock.run(float("inf"))
+    assert ends == pytest.approx([2.1])
+
+
+def test_what_goes_on_at_once_comes_before_what_waits() -> None:
+    clock = Clock()
+    thread = Thread(clock, None)
+    order: list[str] = []
+    thread.do(1.0, lambda: thread.do(1.0, lambda: order.append("goes on"), at_once=True))
+    thread.do(1.0, lambda: order.append("waited"))
+    clock.run(float("inf"))
+    assert order == ["goes on", "waited"]
+
+
 def test_a_thread_does_one_thing_after_the_other_and_wakes_once() -> None:
     clock = Clock()
     thread = Thread(clock, None, wake=0.5)
