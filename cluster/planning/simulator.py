@@ -76,19 +76,19 @@ class _Client:
     def begin(self, load: Load) -> None:
         if isinstance(load, Closed):
             for _ in range(load.callers):
-                self._send(again=True)
+                self._send(again=True, at_once=False)
         else:
             self._come(load.gaps(self._chance).__next__)
 
     def _come(self, gap: Callable[[], float]) -> None:
         def one() -> None:
             if self._clock.now < self._until:
-                self._send(again=False)
+                self._send(again=False, at_once=False)
                 self._clock.at(self._clock.now + gap(), one)
 
         self._clock.at(self._clock.now + gap(), one)
 
-    def _send(self, *, again: bool) -> None:
+    def _send(self, *, again: bool, at_once: bool) -> None:
         self.sent += 1
         began = self._clock.now
         length = self._chance.randint(*self._demand.lengths)
@@ -110,11 +110,11 @@ class _Client:
         def ended(good: bool) -> None:
             self._count(began, good)
             if again and self._clock.now < self._until:
-                self._send(again=True)
+                self._send(again=True, at_once=True)
 
         deadline = began + self._demand.deadline_s
         item = Item(rows, nbytes, (length,), None if self._pads else length, back, deadline)
-        here.do(road.client / 2 + nbytes * road.client_byte, sent, at_once=again)
+        here.do(road.client / 2 + nbytes * road.client_byte, sent, at_once=at_once)
 
     def _count(self, began: float, good: bool) -> None:
         now = self._clock.now
