@@ -76,19 +76,19 @@ class _Client:
     def begin(self, load: Load) -> None:
         if isinstance(load, Closed):
             for _ in range(load.callers):
-                self._send(again=True, at_once=False)
+                self._send(again=True)
         else:
             self._come(load.gaps(self._chance).__next__)
 
     def _come(self, gap: Callable[[], float]) -> None:
         def one() -> None:
             if self._clock.now < self._until:
-                self._send(again=False, at_once=False)
+                self._send(again=False)
                 self._clock.at(self._clock.now + gap(), one)
 
         self._clock.at(self._clock.now + gap(), one)
 
-    def _send(self, *, again: bool, at_once: bool) -> None:
+    def _send(self, *, again: bool, at_once: bool = False) -> None:
         self.sent += 1
         began = self._clock.now
         length = self._chance.randint(*self._demand.lengths)
