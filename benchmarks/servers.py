@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import queue
 import re
 import signal
@@ -9,8 +10,11 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from gateway.parent import die_with_parent
 
 START_WITHIN_S = 180.0
 END_WITHIN_S = 60.0
@@ -54,6 +58,7 @@ def _process(arguments: Sequence[str], ready: str) -> Iterator[str]:
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        preexec_fn=partial(die_with_parent, os.getpid()),  # noqa: PLW1509 - no other thread loads libraries here
     )
     lines: queue.Queue[str | None] = queue.Queue()
     reader = threading.Thread(target=_read, args=(child, lines), daemon=True)

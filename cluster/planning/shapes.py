@@ -201,7 +201,7 @@ def _shape(way: _Way, edges: Sequence[int], share: float, road: Road) -> Shape:
                 memory=way.memory(place, low, high),
             )
         )
-        per_batch = road.batch + (road.hop if place < last else 0.0)
+        per_batch = road.batch + road.turn + (road.hop if place < last else 0.0)
         per_row = (road.worker_in + road.worker_out) / demand.rows if place == 0 else 0.0
         seconds.append((way.seconds(place, low, high, full, demand.length) + per_batch) / full + per_row)
         alone += way.seconds(place, low, high, demand.rows, demand.lengths[1]) + per_batch + road.worker_wake

@@ -189,7 +189,8 @@ class Replica:
         sizes = tuple(map(max, zip(*(item.sizes for item in batch), strict=True)))
         length = sizes[0] if sizes else 1
         began = self._clock.now
-        self.compute.do(self._seconds(rows, length), lambda: self._computed(batch, rows, sizes, began))
+        taken_s = self._road.turn + self._seconds(rows, length)
+        self.compute.do(taken_s, lambda: self._computed(batch, rows, sizes, began))
 
     def _drop_late(self) -> None:
         late = [item for item in self._queue if item.deadline <= self._clock.now]
