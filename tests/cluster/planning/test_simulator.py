@@ -52,6 +52,13 @@ def test_an_answer_counts_when_it_comes_whenever_its_request_was_sent() -> None:
     assert slow.prediction.rate == pytest.approx(10 / 20), "one each two seconds: three waited when the time began"
 
 
+def test_a_batch_takes_its_compute_thread_a_turn_beside_the_shard() -> None:
+    road = replace(FREE, turn=0.01)
+    assert run(planned((), 1, 1, steps=1), Closed(4), step_ms=[40.0], road=road).prediction.rate == pytest.approx(20)
+    both = run(planned((1,), 1, 1, steps=2), Closed(4), step_ms=[40.0, 40.0], road=road)
+    assert both.prediction.rate == pytest.approx(20, rel=0.01), "each stage has its own"
+
+
 @settings(max_examples=20, deadline=None)
 @given(
     st.sampled_from([(), (1,), (1, 2)]),
