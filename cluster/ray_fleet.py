@@ -198,15 +198,14 @@ class RayFleet:
 
         Ray remembers it, also of a controller that is gone: the first call always replaces what was asked for.
         """
-        wanted = list(bundles)
-        if wanted != self._asked_for:
-            asked = [*map(_bundle, self._workers.values()), *wanted] if wanted else []
+        asked = [*map(_bundle, self._workers.values()), *bundles] if bundles else []
+        if asked != self._asked_for:
             await asyncio.to_thread(
                 request_resources,
                 bundles=[dict(one.resources) for one in asked],
                 bundle_label_selectors=[dict(one.labels) for one in asked],
             )
-            self._asked_for = wanted
+            self._asked_for = asked
 
     async def close(self) -> None:
         workers, self._workers = list(self._workers.values()), {}

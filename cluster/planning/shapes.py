@@ -204,7 +204,8 @@ def _shape(way: _Way, edges: Sequence[int], share: float, road: Road) -> Shape:
         per_batch = road.batch + road.turn + (road.hop if place < last else 0.0)
         per_row = (road.worker_in + road.worker_out) / demand.rows if place == 0 else 0.0
         seconds.append((way.seconds(place, low, high, full, demand.length) + per_batch) / full + per_row)
-        alone += way.seconds(place, low, high, demand.rows, demand.lengths[1]) + per_batch + road.worker_wake
+        least_s = way.seconds(place, low, high, demand.rows, demand.lengths[1]) / kind.speed
+        alone += least_s + per_batch + road.worker_wake
     return Shape(
         tuple(stages),
         way.rows,

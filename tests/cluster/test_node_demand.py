@@ -15,12 +15,15 @@ from ray._private.ray_constants import AUTOSCALER_RESOURCE_REQUEST_CHANNEL
 from cluster.fleet import Bundle
 from cluster.launch import embedded_ray
 from cluster.ray_fleet import RayFleet
+from cluster.ray_worker import RayWorker
 from cluster.state import State
+from cluster.world import Stage
 from compressor.package import package
 from tests.chaos.hosts import a_token
 from tests.cluster.fake_cloud import fake_cloud
 from tests.shardline.serve_process import ServeProcess, serve, shardline, wait_for
 from tests.shardline.test_join import a_free_port
+from worker.model_yaml import ModelYaml
 
 pytestmark = pytest.mark.slow
 
@@ -66,6 +69,20 @@ async def test_what_a_controller_asked_for_before_it_died_is_replaced_by_the_nex
         assert asked_of_ray() == [{"CPU": 4.0}]
         await RayFleet(state, epoch=2).ask_for(())
         assert asked_of_ray() == []
+
+
+async def test_what_runs_by_now_is_asked_for_anew_beside_what_still_finds_no_room(tmp_path: Path) -> None:
+    """Ray compares with the whole cluster: what runs has to be in what it is asked for."""
+    state = State(repository="/models", host=None, token="0123456789abcdef", models={})
+    with embedded_ray(tmp_path, cpus=1):
+        fleet = RayFleet(state, epoch=1)
+        await fleet.ask_for([Bundle({"CPU": 2.0})])
+        assert asked_of_ray() == [{"CPU": 2.0}]
+        started = RayWorker("m/1/0/r0", Stage("m", 1, 0, 0), None, ModelYaml(), epoch=1, adopted=False)
+        fleet._workers[started.id] = started
+        await fleet.ask_for([Bundle({"CPU": 2.0})])
+        runs, lacks = asked_of_ray()
+        assert (runs["CPU"], lacks["CPU"]) == (1.0, 2.0)
 
 
 ASKED_WITH_LABELS = """

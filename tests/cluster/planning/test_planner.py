@@ -144,6 +144,14 @@ def test_why_nothing_fits_is_said(demand: dict[str, float], nodes: list[Node], t
         planned([replace(base, **demand)], nodes, RATE)  # type: ignore[arg-type]
 
 
+def test_a_latency_that_only_a_faster_node_keeps_is_planned_there() -> None:
+    demand = Demand("m", Costs(chain([120.0])), rate=2.0, p99_s=0.1)
+    with pytest.raises(NothingFits, match="a request alone takes"):
+        planned([demand], [node("as profiled")], RATE)
+    found = planned([demand], [node("three times as fast", speed=3.0)], RATE)
+    assert found.models[0].stages[0].nodes == ("three times as fast",)
+
+
 def test_a_rate_must_be_positive() -> None:
     with pytest.raises(InvalidRequest, match="rate"):
         planned([Demand("m", Costs(chain([5.0])), rate=0.0)], [node("a")], RATE)
