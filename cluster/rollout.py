@@ -115,11 +115,22 @@ def worse(old: Counts, new: Counts) -> str:
                 f"{bad} of its {new.ended} requests failed or missed their deadline, {100 * share:.1f} %, against "
                 f"{100 * before:.1f} % of the old one's"
             )
+    if new.refused >= FEWEST_FAILURES:
+        share, before = _refused_share(new), _refused_share(old)
+        if share > before + WORSE_FAILURE_SHARE:
+            return (
+                f"it refused {new.refused} requests, {100 * share:.1f} %, against {100 * before:.1f} % of the old one's"
+            )
     if new.answered >= ENOUGH_REQUESTS and old.answered >= ENOUGH_REQUESTS:
         now, then = new.quantile_s(0.95), old.quantile_s(0.95)
         if now > WORSE_LATENCY * then and now > then + NEGLIGIBLE_S:
             return f"95 % of its answers take up to {now * 1e3:.1f} ms, of the old one's {then * 1e3:.1f} ms"
     return ""
+
+
+def _refused_share(counts: Counts) -> float:
+    came = counts.ended + counts.refused
+    return counts.refused / came if came else 0.0
 
 
 def _because(seen: Seen) -> str:

@@ -14,8 +14,8 @@ CANARY = Rollout(target=TARGET, canary=10, watch_s=30)
 WATCHED = CANARY.model_copy(update={"share": 10})
 
 
-def counts(answered: int, *, failed: int = 0, missed: int = 0, seconds: float = 0.01) -> Counts:
-    return Counts(answered, answered, failed, 0, missed, {bucket_of(seconds): answered})
+def counts(answered: int, *, failed: int = 0, missed: int = 0, refused: int = 0, seconds: float = 0.01) -> Counts:
+    return Counts(answered, answered, failed, refused, missed, {bucket_of(seconds): answered})
 
 
 def test_nothing_moves_before_every_replica_is_ready() -> None:
@@ -44,6 +44,11 @@ def test_a_canary_is_watched_for_its_time_and_until_enough_was_seen() -> None:
     assert isinstance(next_step(WATCHED, replace(well, sharing_s=31, new=counts(20))), Wait)
 
 
+def test_a_canary_that_refuses_as_the_old_one_does_is_none_the_worse() -> None:
+    flooded = Seen(ready=True, coming_s=40, sharing_s=31, old=counts(500, refused=400), new=counts(50, refused=40))
+    assert isinstance(next_step(WATCHED, flooded), Finish)
+
+
 def test_a_canary_gets_all_requests_only_while_it_has_the_replicas_for_them() -> None:
     well = Seen(ready=False, coming_s=40, sharing_s=31, waits="no room", old=counts(900), new=counts(100))
     assert next_step(WATCHED, well) == Wait("it is watched at 10 % until every replica of it is ready: no room")
@@ -58,6 +63,7 @@ def test_a_canary_gets_all_requests_only_while_it_has_the_replicas_for_them() ->
     [
         (counts(97, failed=3), "3 of its 100 requests failed or missed their deadline, 3.0 %, against 0.0 %"),
         (counts(0, failed=3), "3 of its 3 requests failed"),
+        (counts(60, refused=40), "it refused 40 requests, 40.0 %, against 0.0 % of the old one's"),
         (counts(90, missed=10), "10 of its 100 requests failed or missed"),
         (counts(100, seconds=0.03), "95 % of its answers take up to 29"),
     ],
