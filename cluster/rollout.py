@@ -107,20 +107,10 @@ def _coming_up(rollout: Rollout, seen: Seen) -> Step:
 def worse(old: Counts, new: Counts) -> str:
     """In what the new pipeline is worse; empty where it is not, or where it is too early to tell."""
     bad = new.failed + new.missed
-    if bad >= FEWEST_FAILURES:
-        share = bad / new.ended
-        before = (old.failed + old.missed) / old.ended if old.ended else 0.0
-        if share > before + WORSE_FAILURE_SHARE:
-            return (
-                f"{bad} of its {new.ended} requests failed or missed their deadline, {100 * share:.1f} %, against "
-                f"{100 * before:.1f} % of the old one's"
-            )
-    if new.refused >= FEWEST_FAILURES:
-        share, before = _refused_share(new), _refused_share(old)
-        if share > before + WORSE_FAILURE_SHARE:
-            return (
-                f"it refused {new.refused} requests, {100 * share:.1f} %, against {100 * before:.1f} % of the old one's"
-            )
+    if told := _more(bad, new.ended, old.failed + old.missed, old.ended):
+        return f"{bad} of its {new.ended} requests failed or missed their deadline, {told}"
+    if told := _more(new.refused, new.ended + new.refused, old.refused, old.ended + old.refused):
+        return f"it refused {new.refused} requests, {told}"
     if new.answered >= ENOUGH_REQUESTS and old.answered >= ENOUGH_REQUESTS:
         now, then = new.quantile_s(0.95), old.quantile_s(0.95)
         if now > WORSE_LATENCY * then and now > then + NEGLIGIBLE_S:
@@ -128,9 +118,13 @@ def worse(old: Counts, new: Counts) -> str:
     return ""
 
 
-def _refused_share(counts: Counts) -> float:
-    came = counts.ended + counts.refused
-    return counts.refused / came if came else 0.0
+def _more(bad: int, of: int, old_bad: int, old_of: int) -> str:
+    """Both shares, where that of the new pipeline is larger; else nothing."""
+    if bad < FEWEST_FAILURES:
+        return ""
+    share, before = bad / of, old_bad / old_of if old_of else 0.0
+    more = share > before + WORSE_FAILURE_SHARE
+    return f"{100 * share:.1f} %, against {100 * before:.1f} % of the old one's" if more else ""
 
 
 def _because(seen: Seen) -> str:
