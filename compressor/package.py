@@ -65,6 +65,7 @@ def package(
     handler: str | None = None,
     key: Path = DEFAULT_KEY,
     progress: Progress = lambda _: None,
+    deadline: float | None = None,
 ) -> Path:
     """Packages `source` as the next version under `out` (models/minilm) and returns its folder.
 
@@ -81,8 +82,10 @@ def package(
         handler: "module:Class"; None: the source's own.
         key: the machine's key, with which compiled packages are sealed; made where it is missing.
         progress: told of each long step.
+        deadline: by `time.monotonic()`, of trainings in this process; None: they take what they take.
 
     Raises:
+        DeadlineExceeded: a training did not end in time.
         ShardlineError: the source cannot be read, compressed or captured, or padding changes its answers.
     """
     device, key = check_device(device), located(key)
@@ -93,7 +96,7 @@ def package(
     model = source if isinstance(source, Model) else read_source(source)
     recipe_key = recipe.key(model)
     steps = recipe.steps
-    trainings = KeptTrainings(out, recipe_key) if context is None and recipe.knows_its_data else None
+    trainings = KeptTrainings(out, recipe_key, deadline) if context is None and recipe.knows_its_data else None
 
     def fill(folder: Path) -> Manifest:
         examples = [item.example for item in model.inputs]

@@ -143,6 +143,9 @@ class Step(BaseModel):
     kind: str
     layers: tuple[str, ...] = ("*",)
 
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())  # fields may be mappings
+
     def problem(self, model: nn.Module, steps: Sequence["Step"]) -> str | None:
         """Why this step cannot work on this model among these steps; None where it can.
 

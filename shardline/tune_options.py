@@ -78,7 +78,13 @@ def _search_options(group: argparse._ArgumentGroup) -> None:
         "--treatments",
         type=Path,
         metavar="FILE",
-        help="what may be done to layers, best guess first: steps (YAML) without layers",
+        help="what may be done to layers, best guess first (YAML): each a step, or a list of steps, without layers",
+    )
+    group.add_argument(
+        "--training",
+        metavar="DATA",
+        help="what treatments that train (fine_tune, distill) learn from: records as in --data with a column label, or "
+        "module:function",
     )
     group.add_argument(
         "--stages",

@@ -70,6 +70,7 @@ def _searched(given: argparse.Namespace, begin: Any) -> "Report":
         device=given.device,
         time_limit_s=given.time_limit,
         treatments=read_treatments(given.treatments) if given.treatments else (),
+        training=given.training,
         stages=tuple(given.stages),
         seed=given.seed,
         workers=given.workers,

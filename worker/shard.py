@@ -120,6 +120,24 @@ def load_shard(
     return Shard(entry, artifact.manifest.signature, loaded, note)
 
 
+def load_stages(
+    artifact: Artifact, *, stages: int, device: str = "cpu", key: Path = DEFAULT_KEY
+) -> Callable[[Sequence[torch.Tensor]], tuple[torch.Tensor, ...]]:
+    """All stages of `artifact` cut into `stages`, one after the other in this process: what the pipeline gives.
+
+    Raises as `load_shard`.
+    """
+    shards = [load_shard(artifact, stage=stage, stages=stages, device=device, key=key) for stage in range(stages)]
+
+    def run(inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        passing = tuple(inputs)
+        for shard in shards:
+            passing = shard.run(passing)
+        return passing
+
+    return run
+
+
 def _eager(
     artifact: Artifact, stage: int, stages: int, packaged: CutEntry | None, device: str
 ) -> tuple[Runtime, StageEntry]:

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,26 +20,33 @@ from compressor.profiling.measure import example_tensors
 from worker.artifact import load_artifact
 from worker.errors import Internal
 from worker.seal import DEFAULT_KEY
-from worker.shard import load_shard
+from worker.shard import load_stages
 
 WITHIN_S: Final = 300.0
 
 
 @dataclass(frozen=True, slots=True)
 class Resident:
-    """Bytes that a process grew by. loaded: by loading the shard. ran: by loading it and running one batch."""
+    """Bytes that a process, or its GPU's memory, grew by. loaded: by loading. ran: by loading and running a batch."""
 
     loaded: int
     ran: int
 
 
 def resident_bytes(
-    artifacts: Sequence[Path], rows: int, length: int, *, device: str = "cpu", key: Path = DEFAULT_KEY
+    artifacts: Sequence[Path],
+    rows: int,
+    length: int,
+    *,
+    stages: int = 1,
+    device: str = "cpu",
+    key: Path = DEFAULT_KEY,
 ) -> list[Resident]:
-    """What a worker's process grows by when it loads each artifact's one stage and computes one batch.
+    """What a process grows by when it loads all stages of each artifact and computes one batch.
 
     Args:
         rows, length: of the batch; sizes of the batch axis and of every other.
+        stages: that each artifact is cut into.
         key: vouches for compiled packages; without it an artifact runs uncompiled.
 
     Raises:
@@ -50,6 +57,7 @@ def resident_bytes(
             "artifacts": [str(path) for path in artifacts],
             "rows": rows,
             "length": length,
+            "stages": stages,
             "device": device,
             "key": str(key),
         }
@@ -71,17 +79,32 @@ def resident_bytes(
     return [Resident(*item) for item in json.loads(told.splitlines()[-1])]
 
 
-def _grown(artifact: Path, rows: int, length: int, device: str, key: Path) -> tuple[int, int]:
-    """Bytes that this process grows by: after loading, and after a batch too."""
+def _grown(artifact: Path, given: Mapping[str, Any]) -> tuple[int, int]:
+    """Bytes of the device's memory (cpu: this process's) that are taken: by loading, and by a batch too."""
     torch.set_num_threads(1)
+    device = given["device"]
+    taken = _taken(device)
     loading = load_artifact(artifact)
-    inputs = example_tensors(loading.manifest.signature, rows, length)
-    process = psutil.Process()
-    before = process.memory_info().rss
-    shard = load_shard(loading, stage=0, stages=1, device=device, key=key)
-    loaded = process.memory_info().rss
-    shard.run(inputs)
-    return loaded - before, process.memory_info().rss - before
+    inputs = example_tensors(loading.manifest.signature, given["rows"], given["length"])
+    before = taken()
+    run = load_stages(loading, stages=given["stages"], device=device, key=Path(given["key"]))
+    loaded = taken()
+    run(inputs)
+    return loaded - before, taken() - before
+
+
+def _taken(device: str) -> Callable[[], int]:
+    """Reads how much memory is taken now. On a GPU that is all of the GPU's: whoever else uses it is counted too."""
+    if device == "cpu":
+        process = psutil.Process()
+        return lambda: int(process.memory_info().rss)
+    torch.zeros(1, device=device)  # CUDA's own part comes before anything is measured
+
+    def read() -> int:
+        free, there = torch.cuda.mem_get_info(device)
+        return there - free
+
+    return read
 
 
 def _main(given: Mapping[str, Any]) -> None:
@@ -90,8 +113,7 @@ def _main(given: Mapping[str, Any]) -> None:
     found = []
     for artifact in given["artifacts"]:
         with ProcessPoolExecutor(1, context) as process:  # its death is an error here; a Pool waits for ever
-            how = given["rows"], given["length"], given["device"], Path(given["key"])
-            found.append(process.submit(_grown, Path(artifact), *how).result())
+            found.append(process.submit(_grown, Path(artifact), given).result())
     sys.stdout.write(json.dumps(found) + "\n")
 
 

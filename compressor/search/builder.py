@@ -16,6 +16,7 @@ from compressor.search.store import key_of
 from compressor.search.trial import Setting, fresh_model
 from compressor.steps import described
 from worker.artifact import load_artifact, write_artifact
+from worker.errors import Internal, ShardlineError
 from worker.manifest import Manifest
 from worker.seal import DEFAULT_KEY
 
@@ -25,7 +26,7 @@ _FOLDER: Final = "artifacts"
 @dataclass(frozen=True, slots=True)
 class Builder:
     """work: the search's own folder. calibration: the file that steps which look at activations read. stages: to cut
-    and compile for.
+    and compile for. training: what steps that train learn from; None: there is nothing.
     """
 
     setting: Setting
@@ -33,6 +34,7 @@ class Builder:
     calibration: Path
     stages: tuple[int, ...]
     say: Callable[[str], None]
+    training: str | None = None
     key: Path = DEFAULT_KEY
 
     def recipe(self, steps: Recipe) -> RecipeFile | None:
@@ -40,13 +42,20 @@ class Builder:
         if not steps:
             return None
         needed = any(step.needs_calibration() for step in steps)
-        return RecipeFile(steps=steps, seed=self.setting.seed, calibration=str(self.calibration) if needed else None)
+        return RecipeFile(
+            steps=steps,
+            seed=self.setting.seed,
+            calibration=str(self.calibration) if needed else None,
+            training=self.training if any(step.needs_training() for step in steps) else None,
+        )
 
-    def built(self, steps: Recipe) -> Path:
+    def built(self, steps: Recipe, *, deadline: float | None = None) -> Path:
         """The artifact of a recipe, made where an interrupted search has not left it.
 
+        deadline: by `time.monotonic()`, of its trainings; None: they take what they take.
+
         Raises:
-            ShardlineError: it cannot be captured or compressed.
+            ShardlineError: it cannot be captured or compressed. DeadlineExceeded: a training did not end in time.
             OSError: there is no room.
         """
         out = self.work / _FOLDER / key_of(described(steps))
@@ -63,16 +72,22 @@ class Builder:
         if found is not None:
             return found
         source = self.setting.source
-        return package(
-            fresh_model(self.setting) if isinstance(source, Model) else source,
-            out,
-            compression=recipe,
-            stages=self.stages,
-            device=self.setting.device,
-            runtime=self.setting.runtime,
-            key=self.key,
-            progress=self.say,
-        )
+        try:
+            return package(
+                fresh_model(self.setting) if isinstance(source, Model) else source,
+                out,
+                compression=recipe,
+                stages=self.stages,
+                device=self.setting.device,
+                runtime=self.setting.runtime,
+                key=self.key,
+                progress=self.say,
+                deadline=deadline,
+            )
+        except (ShardlineError, OSError):
+            raise
+        except Exception as error:  # of torch, or of the model's own code: others may still be made
+            raise Internal(f"it cannot be packaged: {type(error).__name__}: {error}") from error
 
 
 def adopted(folder: Path, out: Path) -> Path:

@@ -8,7 +8,7 @@ from typing import Any, Final
 import torch
 
 from compressor.evaluation.bootstrap import Floats, Interval
-from compressor.evaluation.evaluation import Evaluation, Run
+from compressor.evaluation.evaluation import Evaluation, Run, find_evaluation
 from compressor.evaluation.records import Records
 from compressor.model import Model
 from compressor.profiling.measure import clock_of, seconds_in_turns, threads
@@ -17,8 +17,9 @@ from compressor.search.budget import level_of_look
 from compressor.search.rivals import ONNX, onnx_file, onnx_int8, tried
 from compressor.search.trial import Setting, fresh_model, module_run
 from worker.artifact import load_artifact, read_manifest
+from worker.manifest import PROGRAM
 from worker.runtime import keep_freed_memory
-from worker.shard import load_shard
+from worker.shard import load_stages
 
 EAGER: Final = "PyTorch, uncompiled"
 
@@ -28,15 +29,14 @@ RESIDENT_TURNS: Final = 3
 
 
 def shard_run(folder: Path, setting: Setting) -> Run:
-    """Runs an artifact as a worker would: as one stage, in the runtime that was found the fastest."""
-    artifact = load_artifact(folder)
-    return load_shard(artifact, stage=0, stages=1, device=setting.device, key=setting.machine_key).run
+    """Runs an artifact as it is served: its stages one after the other, each in the runtime that was the fastest."""
+    return load_stages(load_artifact(folder), stages=setting.stages, device=setting.device, key=setting.machine_key)
 
 
 def artifact_seconds(
     setting: Setting, folders: Sequence[Path], batches: Mapping[str, Sequence[torch.Tensor]]
 ) -> dict[str, list[float]]:
-    """By batch: median seconds of each artifact's one stage, on one thread, taken in turns."""
+    """By batch: median seconds of each artifact, all its stages one after the other on one thread, taken in turns."""
     keep_freed_memory()
     return median_seconds({str(folder): shard_run(folder, setting) for folder in folders}, batches, setting.device)
 
@@ -73,15 +73,30 @@ def artifact_bytes(setting: Setting, folders: Sequence[Path]) -> list[float]:
         [*folders] * RESIDENT_TURNS,
         objective.rows,
         objective.length,
+        stages=setting.stages,
         device=setting.device,
         key=setting.machine_key,
     )
     return [statistics.median(item.ran for item in grown[place :: len(folders)]) for place in range(len(folders))]
 
 
-def disk_bytes(folder: Path) -> int:
+def artifact_answers(setting: Setting, folder: Path) -> list[float]:
+    """What an artifact answers to the calibration data, as `compressor.search.trial.judge` has it of a module.
+
+    Raises:
+        ShardlineError: there is no figure: answers are no numbers, or it cannot run.
+    """
+    evaluation = find_evaluation(setting.evaluation)
+    with threads(1):
+        answers = evaluation.answers(shard_run(folder, setting), fresh_model(setting), setting.calibration)
+    evaluation.interval(answers, setting.calibration, seed=setting.seed)  # refuses what is not a number
+    found: list[float] = answers.tolist()
+    return found
+
+
+def disk_bytes(folder: Path, *, program_only: bool = False) -> int:
     """Of all files of an artifact that its manifest names: the program, compiled packages, and the handler's."""
-    return sum(file.bytes for file in read_manifest(folder).files.values())
+    return sum(file.bytes for name, file in read_manifest(folder).files.items() if not program_only or name == PROGRAM)
 
 
 def compare(

@@ -9,7 +9,7 @@ from torch import nn
 
 from compressor.search.treatments import Template, Treatment, steps_for
 from compressor.step import Context, Step
-from worker.errors import InvalidRequest, ShardlineError
+from worker.errors import ShardlineError
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +33,7 @@ def find_groups(
     module: nn.Module, treatments: Sequence[Treatment], context: Context, *, most: int
 ) -> tuple[Group, ...]:
     """The groups of `module`: single layers, layers that some step can only change together, and, where that makes more
-    than `most`, whole blocks (members of an `nn.ModuleList` or `nn.Sequential`).
-
-    Raises:
-        InvalidRequest: no treatment works on any layer.
+    than `most`, whole blocks (members of an `nn.ModuleList` or `nn.Sequential`). None: no treatment works on any layer.
     """
     templates = list({repr(item): item for each in treatments for item in each.templates}.values())
     layers = _layers(module, templates)
@@ -48,15 +45,11 @@ def find_groups(
     names = _united(layers, together)
     if len(names) > most:
         names = _united(layers, [*together, *_blocks(layers, scopes)])
-    groups = tuple(
+    return tuple(
         group
         for members in names
         if (group := Group(_name(members), members, _candidates(members, treatments, touched))).candidates
     )
-    if not groups:
-        told = ", ".join(item.name for item in treatments)
-        raise InvalidRequest(f"{type(module).__name__}: no layer that {told} could change")
-    return groups
 
 
 def _layers(module: nn.Module, templates: Sequence[Template]) -> tuple[str, ...]:

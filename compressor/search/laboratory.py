@@ -13,7 +13,7 @@ from compressor.compress import compress_
 from compressor.evaluation.bootstrap import Floats
 from compressor.model import Model
 from compressor.profiling.measure import tiled
-from compressor.search.fan_out import FanOut, Job
+from compressor.search.fan_out import Failed, FanOut, Job
 from compressor.search.groups import Candidate, Group
 from compressor.search.layer_programs import LayerCall, layer_calls, layer_digest
 from compressor.search.pace import Kind, Pace
@@ -218,8 +218,11 @@ class Laboratory:
             key: (clocked, (function, *given)) for key, (function, given) in jobs.items() if key not in found
         }
         for key, result in self._fan_out.each(missing, until) if missing else ():
-            self._store.put(key, result)
-            found[key] = result
+            if isinstance(result, Failed):  # not stored: whoever searches again tries it again
+                found[key] = {"problem": result.why}
+            else:
+                self._store.put(key, result)
+                found[key] = result
             if len(found) == len(jobs) or len(found) % max(1, len(jobs) // 10) == 0:
                 self.say(f"{what}: {len(found)} of {len(jobs)}")
         if kind is not None:

@@ -115,10 +115,13 @@ class Mixing:
         base = self.cost(self.points[()]) or 0.0
         return base + sum(self.costs[group][place] for group, place in enumerate(choices))
 
-    def best_whole(self) -> Point | None:
-        """The treatment of the whole model that keeps the budget on calibration data and saves the most."""
-        found = [point for point in self.points.values() if point.whole and self.pays(point)]
-        return max(found, key=self.saved, default=None)
+    def best_whole(self, *, of_layers: bool = False) -> Point | None:
+        """The treatment of the whole model that keeps the budget on calibration data and saves the most.
+
+        of_layers: among those that layers can take one by one.
+        """
+        wholes = [point for point in self.points.values() if point.whole and (point.treatments or not of_layers)]
+        return max((point for point in wholes if self.pays(point)), key=self.saved, default=None)
 
     def promises(self, choices: Sequence[int]) -> bool:
         """Whether a mix should cost less than the best treatment of the whole model, where one keeps the budget."""
@@ -221,7 +224,7 @@ def anchors_of(mixing: Mixing) -> list[Anchor]:
     known = {(row.group, row.treatment): row.distance for row in mixing.rows if not row.problem}
     found = []
     for point in mixing.points.values():
-        if point.whole:
+        if point.whole and point.treatments:  # what only the whole model takes has no parts
             parts = [known.get((group, name)) for group, name in point.treatments.items() if name]
             measured = [harm for harm in parts if harm is not None]
             harm = sum(measured) if len(measured) == len(parts) else point.distance
@@ -262,7 +265,7 @@ def time_finalists(lab: Laboratory, mixing: Mixing) -> None:
         for point in mixing.points.values()
         if point.recipe and not point.whole and point.drop.high <= mixing.allowed
     ]
-    best = mixing.best_whole()
+    best = mixing.best_whole(of_layers=True)
     finalists = [point for _, point in sorted(fitting, key=lambda pair: pair[0])[:FINALISTS]]
     time_points(lab, mixing, finalists, times_of(lab).mixes, beside=best.recipe if best else ())
 

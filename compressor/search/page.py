@@ -207,6 +207,10 @@ def _recipe(report: Told) -> str:
     return f"<p>{told}</p><pre>{_text(text)}</pre>"
 
 
+def _stages(count: int) -> str:
+    return "one stage" if count == 1 else f"{count} stages one after the other"
+
+
 def _method(report: Told) -> str:
     machine = ", ".join(f"{name} {value}" for name, value in report["machine"].items())
     spent = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in report["seconds"].items())
@@ -214,7 +218,8 @@ def _method(report: Told) -> str:
         f"Decided on {report['calibration_records']} records of {report['calibration']}; judged on "
         f"{report['held_out_records']} records of {report['held_out']}, which share none with them; these were asked "
         f"about {report['looks']} {'mix' if report['looks'] == 1 else 'mixes'}. {_intervals(report)}",
-        f"{report['trials']} trials, seed {report['seed']}, device {report['device']}. {machine}.",
+        f"{report['trials']} trials, seed {report['seed']}, device {report['device']}, {_stages(report['stages'])}. "
+        f"{machine}.",
         f"Time spent: {spent}.",
     ]
     return "".join(f"<p>{_text(paragraph)}</p>" for paragraph in paragraphs)

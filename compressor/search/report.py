@@ -74,6 +74,8 @@ class LayerTold:
 class Report:
     """Everything that a search has to say. Seconds are of one thread; figures are in `unit`.
 
+    stages: that artifacts were judged and timed in, one after the other.
+
     found: whether something that keeps the budget beats the uncompressed model; else that is what `artifact` is.
     drop: how much is lost on held-out data; its `high` is within `allowed`.
     left_out: by treatment, why the whole model in it was not judged.
@@ -90,6 +92,7 @@ class Report:
     allowed: float
     objective: str
     device: str
+    stages: int
     seed: int
     calibration: str
     calibration_records: int

@@ -10,6 +10,7 @@ import yaml
 from compressor.step import Step
 from compressor.steps import KINDS, described, read_step
 from worker.errors import InvalidRequest
+from worker.processor import vector_flags
 
 Template = Mapping[str, Any]
 """A step as a recipe holds it, without `layers`."""
@@ -47,6 +48,8 @@ _CPU: Final[tuple[tuple[Template, ...], ...]] = (
     ({"kind": "int8_dynamic"},),
     ({"kind": "int8_static"},),
 )
+_BF16: Final[tuple[tuple[Template, ...], ...]] = (({"kind": "bf16"},),)
+"""Where the processor computes in it: slower than int8, and next to nothing is lost."""
 _CUDA: Final[tuple[tuple[Template, ...], ...]] = (
     ({"kind": "bf16"},),
     ({"kind": "fp8"},),
@@ -61,9 +64,22 @@ _SMALL: Final[tuple[tuple[Template, ...], ...]] = (
 """Where the objective is size or memory: formats that save no time, too."""
 
 
+def _cpu() -> tuple[tuple[Template, ...], ...]:
+    return (*_CPU, *_BF16) if {"avx512_bf16", "amx_bf16"} & set(vector_flags()) else _CPU
+
+
+def everywhere(item: Treatment) -> tuple[Step, ...]:
+    """The treatment's steps on the whole model."""
+    return tuple(steps_for(template, ["*"]) for template in item.templates)
+
+
+def trains(item: Treatment) -> bool:
+    return any(step.needs_training() for step in everywhere(item))
+
+
 def usual_treatments(device: str, *, timed: bool) -> tuple[Treatment, ...]:
     """What is tried where nobody says otherwise, the most promising first: in this order the whole model is treated."""
-    listed = _SMALL if not timed else _CPU if device == "cpu" else _CUDA
+    listed = _SMALL if not timed else _cpu() if device == "cpu" else _CUDA
     return tuple(treatment(*templates) for templates in listed if all(item["kind"] in KINDS for item in templates))
 
 

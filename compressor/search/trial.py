@@ -49,6 +49,7 @@ class Setting:
     runtime: "eager": compile nothing, and time uncompiled programs.
     inputs: batches of calibration data, for steps that look at activations.
     import_from: folders in which sources and functions stand.
+    stages: in which artifacts are judged and timed, as they are served; trials take the model as one.
     machine_key: vouches for compiled packages; without it an artifact runs uncompiled.
     """
 
@@ -57,6 +58,7 @@ class Setting:
     calibration: Records
     objective: Objective
     device: str = "cpu"
+    stages: int = 1
     seed: int = 0
     runtime: Literal["fastest", "eager"] = "fastest"
     key: str = ""

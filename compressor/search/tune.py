@@ -27,7 +27,7 @@ from compressor.evaluation.evaluation import Evaluation, find_evaluation, make_i
 from compressor.evaluation.records import Records, read_records, sample, split, without_overlap
 from compressor.model import Model
 from compressor.recipe import Recipe as Packaging
-from compressor.recipe_file import read_calibration
+from compressor.recipe_file import read_calibration, read_training
 from compressor.search.budget import Budget, check_provable
 from compressor.search.builder import Builder, adopted
 from compressor.search.calibration import MOST_ROWS, remove_unnamed, write_calibration
@@ -41,9 +41,10 @@ from compressor.search.objective import Objective
 from compressor.search.pace import Pace
 from compressor.search.report import Report
 from compressor.search.store import Store, key_of
-from compressor.search.treatments import Treatment, steps_for, usual_treatments
+from compressor.search.treatments import Treatment, everywhere, trains, usual_treatments
 from compressor.search.trial import Setting, context_of, fresh_model
 from compressor.search.verdict import Bench, choose
+from compressor.search.whole_only import try_whole_only, whole_only, why_not
 from compressor.search.written import Asked, report_of, rivals_of, write_report
 from compressor.sources.sources import code_of, read_source
 from worker.errors import InvalidRequest, Overloaded
@@ -69,8 +70,10 @@ class Request:
     evaluate: see `compressor.evaluation.evaluation.find_evaluation`.
     treatments: what may be done to layers, the most promising first; empty: what is usual for the device and the
         objective.
+    training: what treatments that train learn from, as a recipe names it: a file, or module:function.
     time_limit_s: seconds after which no more is tried; what is returned is then compared with others and reported.
         None: there is no limit.
+    stages: numbers of stages to cut and compile for. What is returned is judged and timed in the first.
     workers: trials side by side; 0: one after the other in this process, without Ray. address: of a running Ray.
     calibration_records: the most that are used.
     keep: the search's folder stays, with every trial and package.
@@ -87,6 +90,7 @@ class Request:
     device: str = "cpu"
     time_limit_s: float | None = None
     treatments: tuple[Treatment, ...] = ()
+    training: str | None = None
     stages: tuple[int, ...] = (1,)
     seed: int = 0
     workers: int = 0
@@ -118,6 +122,7 @@ def tune(request: Request, say: Say = lambda _: None) -> Report:
     check_provable(evaluation, held_out, request.max_drop.amount)
     with _work_folder(request.out) as work:
         treatments = request.treatments or usual_treatments(request.device, timed=request.objective.timed)
+        check_training(request, treatments, model)
         setting = _setting(request, model, evaluation, calibration, treatments)
         store = Store(work)
         limit = began + request.time_limit_s if request.time_limit_s is not None else float("inf")
@@ -135,6 +140,18 @@ def tune(request: Request, say: Say = lambda _: None) -> Report:
         if not request.keep:
             shutil.rmtree(work, ignore_errors=True)
     return report
+
+
+def check_training(request: Request, treatments: Sequence[Treatment], model: Model) -> None:
+    """Raises InvalidRequest: a treatment trains and there are no data for it, or not the model's; or none trains."""
+    learning = [item.name for item in treatments if trains(item)]
+    if learning and request.training is None:
+        raise InvalidRequest(f"treatment {learning[0]!r} trains: give it data to learn from with --training")
+    if request.training is None:
+        return
+    if not learning:
+        raise InvalidRequest(f"training {request.training!r}: no treatment trains; name one that does in --treatments")
+    read_training(request.training, model, request.seed)
 
 
 def read_data(request: Request, evaluation: Evaluation) -> tuple[Records, Records]:
@@ -187,7 +204,7 @@ def _setting(
 ) -> Setting:
     key = search_key(request, model, calibration)
     path = calibration_file(request, key)
-    needed = any(steps_for(item, ["*"]).needs_calibration() for each in treatments for item in each.templates)
+    needed = any(step.needs_calibration() for each in treatments for step in everywhere(each))
     if needed and not path.is_file():
         write_calibration(path, evaluation, model, calibration, request.seed)
     return Setting(
@@ -196,6 +213,7 @@ def _setting(
         calibration=calibration,
         objective=request.objective,
         device=request.device,
+        stages=request.stages[0],
         seed=request.seed,
         runtime=request.runtime,
         key=key,
@@ -236,6 +254,15 @@ def _code_digest() -> str:
     return digest.hexdigest()
 
 
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """How much is lost, on which data, and how much may be."""
+
+    evaluation: Evaluation
+    calibration: Records
+    allowed: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Search:
     """One search, from the uncompressed artifact to the report."""
@@ -263,6 +290,7 @@ class _Search:
             calibration_file(request, setting.key),
             request.stages,
             self.say,
+            request.training,
             request.key,
         )
         pace = Pace(Store(request.out / WORK / "pace"), setting.key, self.limit, self.fan_out.width)
@@ -277,7 +305,7 @@ class _Search:
         allowed = request.max_drop.allowed(base.value)
         check_provable(evaluation, held_out, allowed)
         with self._phase("search"):
-            mixing = self._mixing(lab, evaluation, calibration, allowed)
+            mixing = self._mixing(lab, builder, baseline, Lost(evaluation, calibration, allowed))
         bench = Bench(lab, builder, asked, baseline, base, allowed)
         with self._phase("held-out data"):
             verdict = choose(bench, mixing, self.say)
@@ -315,23 +343,39 @@ class _Search:
             remove_unnamed(builder.calibration, request.out)
         return report
 
-    def _mixing(self, lab: Laboratory, evaluation: Evaluation, calibration: Records, allowed: float) -> Mixing:
+    def _mixing(self, lab: Laboratory, builder: Builder, baseline: Path, lost: "Lost") -> Mixing:
         found = lab.judged([()], "the uncompressed model on calibration data", times_of(lab).wholes)
         base = found.get((), Judged(np.empty(0)))
         if base.problem:
             raise InvalidRequest(base.problem)
 
         def drop(judged: Judged) -> Interval:
-            return evaluation.drop(
-                judged.answers, base.answers, calibration, level=CALIBRATION_LEVEL, seed=self.request.seed
+            return lost.evaluation.drop(
+                judged.answers, base.answers, lost.calibration, level=CALIBRATION_LEVEL, seed=self.request.seed
             )
 
-        mixing = Mixing((), drop, allowed, self.request.objective.timed)
+        mixing = Mixing((), drop, lost.allowed, self.request.objective.timed)
         if found:
             self.say("finding what may be done to which layers")
             model = fresh_model(self.setting)
             context = context_of(self.setting, model)
-            mixing.groups = find_groups(model.module, self.treatments, context, most=MOST_GROUPS)
-            explore(lab, mixing, base, [item.name for item in self.treatments])
+            of_layers = [item for item in self.treatments if not trains(item)]
+            mixing.groups = find_groups(model.module, of_layers, context, most=MOST_GROUPS)
+            others = whole_only(self.treatments, mixing.groups)
+            self._check_any(lab, builder, mixing, others)
+
+            def try_others() -> None:
+                try_whole_only(lab, mixing, builder, baseline, others)
+
+            explore(lab, mixing, base, [item.name for item in of_layers], try_others)
         mixing.needed_s = lab.pace.costs.whole + lab.pace.costs.final
         return mixing
+
+    def _check_any(self, lab: Laboratory, builder: Builder, mixing: Mixing, others: Sequence[Treatment]) -> None:
+        """Raises InvalidRequest: no treatment can be done at all."""
+        if mixing.groups:
+            return
+        why = {item.name: why_not(builder, lab, item) for item in others}
+        if all(why.values()):
+            told = "; ".join(f"{name}: {problem}" for name, problem in why.items())
+            raise InvalidRequest(f"{type(lab.model.module).__name__}: no treatment can be done ({told})")

@@ -78,6 +78,7 @@ def report_of(
         allowed=bench.allowed,
         objective=str(asked.objective),
         device=setting.device,
+        stages=setting.stages,
         seed=setting.seed,
         calibration=asked.calibration.source,
         calibration_records=len(asked.calibration),
@@ -180,6 +181,7 @@ def _resident(folders: Mapping[str, Path], objective: Objective, setting: Settin
             list(folders.values()),
             objective.rows,
             objective.length,
+            stages=setting.stages,
             device=setting.device,
             key=setting.machine_key,
         )

@@ -1,5 +1,6 @@
 """The trainings of a recipe, kept beside the artifact that they are for: one that was interrupted goes on."""
 
+import math
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,11 +22,13 @@ class KeptTrainings:
     """A `compressor.training.train.Trainer`: trains in this process, and keeps the n-th training that it is asked for
     as n.pt.
 
-    `key`: of all that goes into the artifact; whatever has another key never goes on from here.
+    `key`: of all that goes into the artifact; whatever has another key never goes on from here. `deadline`: by
+    `time.monotonic()`, of all trainings; None: there is none.
     """
 
-    def __init__(self, model: Path, key: str) -> None:
+    def __init__(self, model: Path, key: str, deadline: float | None = None) -> None:
         self._folder = model / FOLDER / key[:16]
+        self._deadline = math.inf if deadline is None else deadline
         self._count = 0
 
     def __call__(
@@ -51,6 +54,7 @@ class KeptTrainings:
             say=say,
             checkpoint=checkpoint,
             every=max(1, len(data) // _PARTS),
+            deadline=self._deadline,
         )
 
     def forget(self) -> None:

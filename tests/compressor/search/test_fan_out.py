@@ -1,10 +1,15 @@
+import os
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
+import ray
+from ray.cluster_utils import Cluster
 
-from compressor.search.fan_out import Here, ray_tasks
+from compressor.search.fan_out import Failed, Here, Job, RayTasks, ray_tasks
 from worker.errors import Internal, InvalidRequest
+from worker.local_ray import local_ray
 
 
 def spell(folder: Path, name: str, wait_for: str, within_s: float = 100.0) -> str:
@@ -32,6 +37,10 @@ def break_down(_: Path) -> None:
     raise RuntimeError("a bug")
 
 
+def die(_: Path) -> None:
+    os._exit(1)
+
+
 def test_trials_run_side_by_side_but_one_that_must_be_alone_is(tmp_path: Path) -> None:
     with ray_tasks(tmp_path, cpus=2) as tasks:
         until = time.monotonic() + 600
@@ -48,7 +57,38 @@ def test_trials_run_side_by_side_but_one_that_must_be_alone_is(tmp_path: Path) -
         with pytest.raises(InvalidRequest, match="not this one"):
             tasks.alone((refuse, ()))
         with pytest.raises(Internal, match="RuntimeError: a bug"):
-            list(tasks.each({"x": (break_down, ())}, until))
+            tasks.alone((break_down, ()))
+        # What breaks down by itself, or dies, takes no other with it.
+        mixed: dict[str, Job] = {"bug": (break_down, ()), "dies": (die, ()), "e": (spell, ("e", ""))}
+        found = dict(tasks.each(mixed, until))
+        assert found["bug"] == Failed("a trial failed: RuntimeError: a bug")
+        assert "a trial's process ended" in found["dies"].why
+        assert found["e"] == "met"
+
+
+def test_more_trials_side_by_side_than_this_node_has_cpus_are_refused() -> None:
+    scratch = Path(tempfile.mkdtemp(prefix="shardline-test-"))  # Ray's sockets need a short path
+    with local_ray(scratch, cpus=1, object_store_bytes=2**27), pytest.raises(InvalidRequest) as refused:
+        RayTasks(None, 2, "cpu")
+    assert "has 1 CPUs for Ray, and 2 are asked for: give fewer --workers" in str(refused.value)
+
+
+@pytest.mark.slow
+def test_on_a_cluster_of_several_nodes_trials_stay_on_the_drivers_whose_files_they_share(tmp_path: Path) -> None:
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    try:
+        cluster.add_node(num_cpus=4)
+        with ray_tasks(tmp_path, cpus=2, address=cluster.address) as tasks:
+            here = ray.get_runtime_context().get_node_id()
+            jobs = {str(place): (node, ()) for place in range(8)}
+            assert set(dict(tasks.each(jobs, time.monotonic() + 600)).values()) == {here}
+            assert tasks.alone((node, ())) == here
+    finally:
+        cluster.shutdown()  # type: ignore[no-untyped-call]
+
+
+def node(_: Path) -> str:
+    return ray.get_runtime_context().get_node_id()
 
 
 def test_here_one_follows_the_other_until_the_time_is_up(tmp_path: Path) -> None:
@@ -57,3 +97,6 @@ def test_here_one_follows_the_other_until_the_time_is_up(tmp_path: Path) -> None
     assert dict(here.each(jobs, time.monotonic() + 60)) == {"a": "met", "b": "met"}
     assert list(here.each(jobs, time.monotonic())) == []
     assert here.alone((running, ())) == []
+    assert dict(here.each({"bug": (break_down, ())}, time.monotonic() + 60)) == {
+        "bug": Failed("a trial failed: RuntimeError: a bug")
+    }

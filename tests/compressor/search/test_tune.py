@@ -13,6 +13,7 @@ from compressor.package import package
 from compressor.recipe_file import read_recipe
 from compressor.search.budget import Budget
 from compressor.search.objective import read_objective
+from compressor.search.report import Report
 from compressor.search.treatments import treatment
 from compressor.search.tune import WORK, Request, read_data, search_key, tune
 from tests.compressor.search.tiny import WIDTH, broad, classifier, single, small_classifier, write_data
@@ -138,6 +139,74 @@ def test_where_size_counts_what_saves_weights_and_leaves_a_larger_artifact_is_no
     assert point.bytes < report.points[0].bytes
     assert not report.found
     assert "MB on disk, and the uncompressed one" in point.verdict
+
+
+def test_what_is_served_in_two_stages_is_judged_and_timed_in_two(request_of: Callable[..., Request]) -> None:
+    report = tune(request_of(stages=(2,), treatments=(HALF,)))
+    assert report.found, report.reason
+    assert report.stages == 2
+    manifest = load_artifact(Path(report.artifact)).manifest
+    assert [len(cut.stages) for cut in manifest.cuts] == [2]
+    times = {row.name: row.seconds["64"] for row in report.rivals if row.seconds}
+    assert times["returned"] < times["uncompressed artifact"]
+    assert "2 stages one after the other" in (report_folder(report) / "report.html").read_text()
+
+
+def report_folder(report: Report) -> Path:
+    return Path(report.artifact).parent
+
+
+def test_what_learns_and_what_only_the_whole_model_takes_is_tried_made_once_and_replayable(
+    request_of: Callable[..., Request], data: Path, tmp_path: Path
+) -> None:
+    training = write_data(tmp_path / "training.npz", classifier(), 600, seed=7)
+    taught = treatment(
+        {"kind": "prune_neurons", "share": 0.75}, {"kind": "distill", "epochs": 3, "rate": 0.001, "optimiser": "adamw"}
+    )
+    sparse = treatment({"kind": "prune_weights", "sparsity": 0.5}, {"kind": "sparse"})
+    said: list[str] = []
+    request = request_of(treatments=(MOST, taught, sparse), training=str(training), max_drop=Budget(90))
+    report = tune(request, said.append)
+    assert sum(step.startswith("epoch 3 of 3") for step in said) == 1
+    points = {point.name: point for point in report.points}
+    alone, learnt = points[f"{MOST.name} everywhere"], points[f"{taught.name} everywhere"]
+    assert learnt.drop.value < alone.drop.value - 5  # what was learnt is what three quarters of the neurons had known
+    assert learnt.seconds is not None
+    assert not learnt.treatments
+    assert f"{sparse.name} everywhere" in points or "ms for the whole model" in report.left_out[sparse.name]
+
+    best = tune(replace(request, treatments=(taught,), max_drop=Budget(20), out=tmp_path / "taught"))
+    assert best.found, best.reason
+    recipe = read_recipe(tmp_path / "taught" / "recipe.yaml")
+    assert recipe.training == str(training)
+    again = package(SOURCE, tmp_path / "again", compression=recipe, runtime="eager")
+    assert (again / "program.pt2").read_bytes() == (Path(best.artifact) / "program.pt2").read_bytes()
+
+
+def test_a_treatment_that_learns_ends_with_the_time_that_there_is_for_it(
+    request_of: Callable[..., Request], data: Path
+) -> None:
+    taught = treatment({"kind": "fine_tune", "epochs": 10_000})
+    report = tune(request_of(treatments=(HALF, taught), training=str(data), time_limit_s=30))
+    assert "its training takes longer than half of the time that was left" in report.left_out[taught.name]
+    assert report.found, report.reason
+
+
+def test_what_no_treatment_can_do_is_told_and_data_to_learn_from_belong_to_one_that_learns(
+    request_of: Callable[..., Request], data: Path
+) -> None:
+    taught = treatment({"kind": "fine_tune"})
+    with pytest.raises(InvalidRequest, match="'fine_tune' trains: give it data to learn from with --training"):
+        tune(request_of(treatments=(taught,)))
+    with pytest.raises(InvalidRequest, match="no treatment trains"):
+        tune(request_of(training=str(data)))
+    with pytest.raises(InvalidRequest, match=r"no-data\.npz"):
+        tune(request_of(treatments=(taught,), training="no-data.npz"))
+    heads = treatment({"kind": "prune_heads", "share": 0.5})
+    with pytest.raises(InvalidRequest, match=r"no treatment can be done \(prune_heads"):
+        tune(request_of(treatments=(heads,)))
+    report = tune(request_of(source=SMALL, treatments=(heads, HALF)))
+    assert "prune_heads" in report.left_out[heads.name]
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@ import pytest
 
 from compressor.evaluation.bootstrap import Interval
 from compressor.search.mixing import Mixing, Point
-from compressor.search.verdict import LEAD, next_asked, why_none, worthy
+from compressor.search.verdict import LEAD, next_asked, slower_batch, why_none, worthy
 from compressor.search.wholes import NO_TIME
 from compressor.steps import read_steps
 
@@ -50,6 +50,13 @@ def test_the_fastest_is_asked_and_where_none_can_follow_the_fastest_that_is_like
     assert next_asked([fast, likely, slow], ALLOWED, last=False) is fast
     assert next_asked([fast, likely, slow], ALLOWED, last=True) is likely
     assert next_asked([fast, point("other", 2.0, 0.4)], ALLOWED, last=True).name == "other"
+
+
+def test_what_is_slower_at_one_of_the_batches_is_slower() -> None:
+    seconds = {"1x64": [1.0, 1.0], "32x64": [33.0, 32.0]}
+    assert slower_batch(seconds, 1.02) == "32x64"
+    assert slower_batch(seconds, 1.04) is None
+    assert slower_batch(seconds, 1.0) == "1x64"
 
 
 def test_the_best_of_the_whole_model_keeps_the_budget_and_a_mix_must_promise_more() -> None:

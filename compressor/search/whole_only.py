@@ -1,0 +1,100 @@
+"""Treatments that only the whole model can take: those that train, and those that no layer takes by itself.
+
+Each is made as the artifact that it would be, as `shardline compress` makes it: a training is paid for once, and the
+recipe gives the same again. They are in no mix.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from compressor.compress import problems
+from compressor.search.builder import Builder
+from compressor.search.finals import artifact_answers, artifact_seconds, disk_bytes
+from compressor.search.groups import Group
+from compressor.search.laboratory import Judged, Laboratory, Recipe
+from compressor.search.mixing import Mixing, Point, times_of
+from compressor.search.treatments import Treatment, everywhere, trains
+from compressor.search.trial import timed_inputs
+from compressor.search.wholes import NO_TIME
+from worker.errors import DeadlineExceeded, ShardlineError
+
+SHARE: Final = 0.5
+"""Of the time that is left for treatments of the whole model: so much a training may take."""
+
+
+def whole_only(treatments: Sequence[Treatment], groups: Sequence[Group]) -> list[Treatment]:
+    """Those of the treatments that no group takes."""
+    taken = {candidate.treatment for group in groups for candidate in group.candidates}
+    return [item for item in treatments if item.name not in taken]
+
+
+def why_not(builder: Builder, lab: Laboratory, treatment: Treatment) -> str:
+    """What keeps the treatment from working on the model; empty where nothing is known to."""
+    steps = everywhere(treatment)
+    recipe = builder.recipe(steps)
+    if recipe is None:
+        return ""
+    context = replace(recipe.context(lab.model), target=lab.setting.device)
+    return "; ".join(problems(lab.model.module, steps, context))
+
+
+def try_whole_only(
+    lab: Laboratory, mixing: Mixing, builder: Builder, baseline: Path, treatments: Sequence[Treatment]
+) -> None:
+    """Makes, times and judges each, in the given order, while there is time; `baseline`: the uncompressed artifact.
+
+    Why a treatment has no point is in `mixing.left_out`.
+    """
+    for item in treatments:
+        left = times_of(lab).wholes - time.monotonic()
+        if left < lab.pace.costs.final:
+            mixing.left_out[item.name] = NO_TIME
+            continue
+        deadline = time.monotonic() + SHARE * left if trains(item) else None
+        try:
+            problem = why_not(builder, lab, item)
+            made = None if problem else builder.built(everywhere(item), deadline=deadline)
+        except DeadlineExceeded:
+            problem, made = "its training takes longer than half of the time that was left", None
+        except ShardlineError as error:
+            problem, made = str(error), None
+        if made is None:
+            lab.say(f"{item.name} is left out: {problem}")
+            mixing.left_out[item.name] = problem
+        else:
+            _try(lab, mixing, item, made, baseline)
+
+
+def _try(lab: Laboratory, mixing: Mixing, item: Treatment, made: Path, baseline: Path) -> None:
+    """Times the artifact beside the uncompressed one, and where it is faster, or time does not count, judges it."""
+    base = mixing.points[()]
+    seconds = None
+    if mixing.timed:
+        lab.say(f"timing the artifact of {item.name}")
+        inputs = timed_inputs(lab.model, lab.setting.objective.sizes(lab.model))
+        taken = lab.alone((artifact_seconds, ([made, baseline], {"objective": inputs})))
+        ours, theirs = taken["objective"]
+        base.seconds = base.seconds or theirs
+        seconds = ours * base.seconds / theirs
+        mixing.wholes[item.name] = seconds
+        if ours >= theirs:
+            told = f"{ours * 1e3:.3g} ms for the whole model, and {theirs * 1e3:.3g} ms uncompressed"
+            mixing.left_out[item.name] = f"it takes {told}"
+            return
+    lab.say(f"asking the calibration data about {item.name}")
+    try:
+        answers = lab.alone((artifact_answers, (made,)))
+    except ShardlineError as error:
+        mixing.left_out[item.name] = str(error)
+        return
+    recipe: Recipe = everywhere(item)
+    drop = mixing.drop(Judged(np.array(answers)))
+    smaller = disk_bytes(baseline, program_only=True) - disk_bytes(made, program_only=True)
+    mixing.points[recipe] = Point(
+        f"{item.name} everywhere", recipe, {}, drop, 0.0, base.bytes - smaller, seconds, whole=item.name
+    )
