@@ -4,8 +4,6 @@ import time
 from pathlib import Path
 
 import pytest
-import ray
-from ray.cluster_utils import Cluster
 
 from compressor.search.fan_out import Failed, Here, Job, RayTasks, ray_tasks
 from worker.errors import Internal, InvalidRequest
@@ -71,24 +69,6 @@ def test_more_trials_side_by_side_than_this_node_has_cpus_are_refused() -> None:
     with local_ray(scratch, cpus=1, object_store_bytes=2**27), pytest.raises(InvalidRequest) as refused:
         RayTasks(None, 2, "cpu")
     assert "has 1 CPUs for Ray, and 2 are asked for: give fewer --workers" in str(refused.value)
-
-
-@pytest.mark.slow
-def test_on_a_cluster_of_several_nodes_trials_stay_on_the_drivers_whose_files_they_share(tmp_path: Path) -> None:
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
-    try:
-        cluster.add_node(num_cpus=4)
-        with ray_tasks(tmp_path, cpus=2, address=cluster.address) as tasks:
-            here = ray.get_runtime_context().get_node_id()
-            jobs = {str(place): (node, ()) for place in range(8)}
-            assert set(dict(tasks.each(jobs, time.monotonic() + 600)).values()) == {here}
-            assert tasks.alone((node, ())) == here
-    finally:
-        cluster.shutdown()  # type: ignore[no-untyped-call]
-
-
-def node(_: Path) -> str:
-    return ray.get_runtime_context().get_node_id()
 
 
 def test_here_one_follows_the_other_until_the_time_is_up(tmp_path: Path) -> None:
