@@ -1,6 +1,7 @@
 """Makes an artifact of a source: compress, capture, measure, cut, compile, write."""
 
 import math
+import secrets
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from compressor.recipe_file import RecipeFile
 from compressor.sources.sources import read_source
 from compressor.step import Context
 from compressor.training.kept_trainings import KeptTrainings
+from compressor.training.train import Trainer
 from worker.artifact import file_entry, load_artifact, write_artifact
 from worker.cut import cut, part, travel
 from worker.cut_points import choose_points
@@ -66,6 +68,7 @@ def package(
     key: Path = DEFAULT_KEY,
     progress: Progress = lambda _: None,
     deadline: float | None = None,
+    workers: int | None = None,
 ) -> Path:
     """Packages `source` as the next version under `out` (models/minilm) and returns its folder.
 
@@ -83,6 +86,8 @@ def package(
         key: the machine's key, with which compiled packages are sealed; made where it is missing.
         progress: told of each long step.
         deadline: by `time.monotonic()`, of trainings in this process; None: they take what they take.
+        workers: train on so many workers of the Ray cluster that this process has joined, all of which reach `out`;
+            None: in this process.
 
     Raises:
         DeadlineExceeded: a training did not end in time.
@@ -96,7 +101,9 @@ def package(
     model = source if isinstance(source, Model) else read_source(source)
     recipe_key = recipe.key(model)
     steps = recipe.steps
-    trainings = KeptTrainings(out, recipe_key, deadline) if context is None and recipe.knows_its_data else None
+    lasting = context is None and recipe.knows_its_data
+    trainings = KeptTrainings(out, recipe_key if lasting else secrets.token_hex(8), deadline)
+    trainer = _trainer(trainings, workers, lasting=lasting)
 
     def fill(folder: Path) -> Manifest:
         examples = [item.example for item in model.inputs]
@@ -106,7 +113,7 @@ def package(
         if steps:
             whole = replace(model, module=_in_a_parent(model.module))
             used = replace((context or steps.context)(whole), target=device, say=progress)
-            used = replace(used, trainer=used.trainer or trainings)
+            used = replace(used, trainer=used.trainer or trainer, device=device if context is None else used.device)
             done = compress_(whole.module, *steps.steps, context=used)
             changed = replace(model, module=done.module)
         progress("capturing the program")
@@ -131,10 +138,23 @@ def package(
         builder = _Builder(program, manifest, examples, folder, device, progress)
         return builder.build(stages, compiled=runtime == "fastest", key=key)
 
-    folder = write_artifact(out, fill)
-    if trainings is not None:
-        trainings.forget()
+    try:
+        folder = write_artifact(out, fill)
+    except BaseException:
+        if not lasting:
+            trainings.forget()
+        raise
+    trainings.forget()
     return folder
+
+
+def _trainer(trainings: KeptTrainings, workers: int | None, *, lasting: bool) -> Trainer | None:
+    """What runs the recipe's trainings; None: this process, and nothing is kept, since nothing could go on with it."""
+    if workers is None:
+        return trainings if lasting else None
+    from compressor.training.train_ray import RayTrainer  # noqa: PLC0415 -- Ray takes a second
+
+    return RayTrainer(workers, str(trainings.folder.resolve()), seconds=trainings.seconds_left())
 
 
 def compile_artifact(

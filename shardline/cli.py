@@ -153,6 +153,19 @@ def _compress_options(compress: argparse.ArgumentParser) -> None:
         help="the steps (YAML), or a manifest.json that holds them",
     )
     compress.add_argument(
+        "--workers",
+        type=whole(0, 1024),
+        default=0,
+        metavar="N",
+        help="steps that train do so on so many Ray workers, a CPU each, and with --device cuda a GPU each (default: in "
+        "this process)",
+    )
+    compress.add_argument(
+        "--address",
+        metavar="ADDRESS",
+        help="of the Ray cluster that --workers are on (default: an embedded one); all its nodes must reach --out",
+    )
+    compress.add_argument(
         "--json", action="store_true", help="for machines: what each step changed, as one JSON object"
     )
     _artifact_options(compress)
@@ -306,6 +319,8 @@ def _compress(given: argparse.Namespace) -> int:
         handler=given.handler,
         device=given.device,
         runtime=given.runtime,
+        workers=given.workers,
+        address=given.address,
         as_json=given.json,
     )
 

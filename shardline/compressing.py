@@ -1,15 +1,21 @@
 """`shardline compress`: applies a recipe to a model, and makes an artifact of what comes out."""
 
+import contextlib
 import json
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from shardline import exits
 from shardline.packaging import keep_or_write
 from shardline.progress import steps
+from worker.errors import InvalidRequest
 from worker.model_yaml import ModelYaml
+
+_OBJECT_STORE_BYTES: Final = 2**30
+"""Of the Ray that trains: the model and its data are in it once."""
 
 if TYPE_CHECKING:
     from worker.manifest import Manifest
@@ -24,6 +30,8 @@ def run(
     handler: str | None,
     device: str,
     runtime: Literal["fastest", "eager"],
+    workers: int,
+    address: str | None,
     as_json: bool,
 ) -> int:
     sys.path.insert(0, "")  # a factory, or data from a function, may stand in the folder where the command is typed
@@ -34,21 +42,23 @@ def run(
             from worker.artifact import read_manifest  # noqa: PLC0415
 
             compression = read_recipe(recipe)
-            folder = package(
-                source,
-                out,
-                compression=compression,
-                stages=stages,
-                handler=handler,
-                device=device,
-                runtime=runtime,
-                progress=begin,
-            )
+            with _ray(workers, address):
+                folder = package(
+                    source,
+                    out,
+                    compression=compression,
+                    stages=stages,
+                    handler=handler,
+                    device=device,
+                    runtime=runtime,
+                    progress=begin,
+                    workers=workers or None,
+                )
     except KeyboardInterrupt:
         kept = out / ".training"
         more = (
             f"; what was trained stays in {kept}: the same command goes on from there"
-            if any(kept.glob("*/*.pt"))
+            if any(kept.rglob("*.pt"))
             else ""
         )
         sys.stderr.write(f"shardline: stopped; no artifact was written{more}\n")
@@ -60,6 +70,21 @@ def run(
     facts = told(folder, manifest)
     sys.stdout.write(json.dumps(facts) + "\n" if as_json else shown(facts))
     return exits.OK
+
+
+def _ray(workers: int, address: str | None) -> contextlib.AbstractContextManager[None]:
+    """What trainings on `workers` workers need: the cluster at `address`, or a Ray of this machine. 0: nothing."""
+    if not workers:
+        if address:
+            raise InvalidRequest(f"--address {address}: trainings run there on --workers; give their number")
+        return contextlib.nullcontext()
+    from worker.joined_ray import joined_ray  # noqa: PLC0415 -- Ray takes a second
+    from worker.local_ray import local_ray  # noqa: PLC0415
+
+    if address:
+        return joined_ray(address)
+    scratch = Path(tempfile.mkdtemp(prefix="shardline-train-"))
+    return local_ray(scratch, cpus=workers, object_store_bytes=_OBJECT_STORE_BYTES)
 
 
 def told(folder: Path, manifest: "Manifest") -> dict[str, Any]:

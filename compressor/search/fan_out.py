@@ -13,7 +13,8 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from worker.errors import Internal, InvalidRequest, ShardlineError
-from worker.local_ray import local_ray, ray_environment
+from worker.joined_ray import joined_ray
+from worker.local_ray import local_ray
 
 ALONE_WITHIN_S: Final = 1800.0
 """A trial that has every core to itself may take so long, with its wait for others to end."""
@@ -26,12 +27,6 @@ _ALL_GPUS: Final = "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"
 
 Job = tuple[Callable[..., Any], Sequence[Any]]
 """A module's function, and what it is given after the setting."""
-
-
-class FanOutError(ShardlineError):
-    """Ray could not be joined."""
-
-    code = 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,25 +187,12 @@ def ray_tasks(setting: Any, *, cpus: int, device: str = "cpu", address: str | No
     """A fan-out over a Ray of its own on this machine with `cpus` CPUs, or over the one at `address`.
 
     Raises:
-        RayNotStarted: it cannot be started. FanOutError: it cannot be joined.
+        RayNotStarted: it cannot be started. RayNotJoined: it cannot be joined.
     """
-    with _joined(address) if address else _own(cpus):
+    with joined_ray(address) if address else _own(cpus):
         yield RayTasks(setting, cpus, device)
 
 
 def _own(cpus: int) -> contextlib.AbstractContextManager[None]:
     scratch = Path(tempfile.mkdtemp(prefix="shardline-tune-"))
     return local_ray(scratch, cpus=cpus, object_store_bytes=_OBJECT_STORE_BYTES)
-
-
-@contextlib.contextmanager
-def _joined(address: str) -> Iterator[None]:
-    with ray_environment({}):
-        try:
-            ray.init(address=address, log_to_driver=False, configure_logging=False)
-        except (ConnectionError, ValueError, RuntimeError, RayError) as error:
-            raise FanOutError(f"cannot join the Ray cluster at {address}: {error}") from error
-        try:
-            yield
-        finally:
-            ray.shutdown()

@@ -2,6 +2,7 @@
 
 import math
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
@@ -27,7 +28,7 @@ class KeptTrainings:
     """
 
     def __init__(self, model: Path, key: str, deadline: float | None = None) -> None:
-        self._folder = model / FOLDER / key[:16]
+        self.folder = model / FOLDER / key[:16]
         self._deadline = math.inf if deadline is None else deadline
         self._count = 0
 
@@ -42,7 +43,7 @@ class KeptTrainings:
         device: str = "cpu",
         say: Callable[[str], None] = lambda _: None,
     ) -> Trained:
-        checkpoint = FileCheckpoint(self._folder / f"{self._count}.pt")
+        checkpoint = FileCheckpoint(self.folder / f"{self._count}.pt")
         self._count += 1
         return train_(
             objective,
@@ -57,8 +58,12 @@ class KeptTrainings:
             deadline=self._deadline,
         )
 
+    def seconds_left(self) -> float | None:
+        """Until the deadline; None: there is none."""
+        return None if math.isinf(self._deadline) else max(0.0, self._deadline - time.monotonic())
+
     def forget(self) -> None:
         """Removes what was kept: the artifact is written."""
-        shutil.rmtree(self._folder, ignore_errors=True)
-        if self._folder.parent.is_dir() and not any(self._folder.parent.iterdir()):
-            self._folder.parent.rmdir()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if self.folder.parent.is_dir() and not any(self.folder.parent.iterdir()):
+            self.folder.parent.rmdir()

@@ -18,6 +18,7 @@ from compressor.profiling.measure import threads
 from shardline import exits
 from shardline.cli import main
 from worker.artifact import load_artifact
+from worker.shard import load_shard
 
 ROOT = Path(__file__).parents[2]
 RECIPE = "steps:\n- {kind: int8_dynamic, layers: [qkv, out]}\n- {kind: binary, layers: [embedding]}\n"
@@ -209,3 +210,37 @@ def test_a_layer_that_is_too_small_for_its_step_is_told_and_leaves_nothing(
     assert main(_arguments(tmp_path, _recipe(tmp_path, f"steps: [{steps}]"))) == exits.FAILED
     assert told in capsys.readouterr().err
     assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.slow
+def test_a_distillation_on_two_ray_workers_gives_what_one_process_gives(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow", reason='the extra "train" is not installed')
+    # The model's code stands only in the folder where the command is typed.
+    (tmp_path / "mine.py").write_text(inspect.getsource(sys.modules["tests.models"]))
+    recipe = _recipe(
+        tmp_path,
+        f"training: {_rows(tmp_path)}\nsteps:\n- {{kind: prune_neurons, share: 0.5}}\n- {{kind: distill, epochs: 4}}\n",
+    )
+    outputs = {}
+    for workers in ("0", "2"):
+        arguments = ["compress", "mine:attention", "--recipe", recipe, "--out", workers, "--runtime", "eager"]
+        done = subprocess.run(
+            [sys.executable, "-m", "shardline.cli", *arguments, "--workers", workers],
+            cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=300, check=False, capture_output=True,
+            text=True,
+        )  # fmt: skip
+        assert done.returncode == exits.OK, done.stderr
+        assert ("training on 2 workers" in done.stderr) == (workers == "2")
+        assert {path.name for path in (tmp_path / workers).iterdir()} == {"1", "model.yaml"}
+        shard = load_shard(load_artifact(tmp_path / workers / "1"), stage=0, stages=1)
+        ids = torch.randint(1, 50, (8, 5), generator=torch.Generator().manual_seed(1))
+        (outputs[workers],) = shard.run([ids, torch.ones_like(ids)])
+    assert torch.allclose(outputs["0"], outputs["2"], atol=1e-4)
+
+
+def test_an_address_without_workers_and_a_cluster_that_is_not_there_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = _recipe(tmp_path)
+    assert main([*_arguments(tmp_path, recipe), "--address", "127.0.0.1:1"]) == exits.FAILED
+    assert "trainings run there on --workers; give their number" in capsys.readouterr().err
