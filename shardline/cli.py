@@ -157,7 +157,7 @@ def _compress_options(compress: argparse.ArgumentParser) -> None:
         type=whole(0, 1024),
         default=0,
         metavar="N",
-        help="steps that train do so on so many Ray workers, a CPU each, and with --device cuda a GPU each (default: in "
+        help="steps that train do so on so many Ray workers, a CPU each, with --device cuda a GPU each (default: in "
         "this process)",
     )
     compress.add_argument(
