@@ -42,6 +42,7 @@ _BOTH: Final[tuple[tuple[str, str, tuple[Mapping[str, Any], ...]], ...]] = (
     ("pruning", "random, half", ({**_HALF, "score": "random"},)),
     ("pruning", "2 of 4", ({"kind": "prune_weights", "n_of_m": "2:4"},)),
     ("low rank", "SVD, 90 % of the energy", ({"kind": "low_rank", "energy": 0.9},)),
+    ("low rank", "SVD, half of the weights", ({"kind": "low_rank", "budget": 0.5},)),
     ("low rank", "SVD, activation-aware", ({"kind": "low_rank", "energy": 0.9, "aware": True},)),
     ("sharing", "16 values a layer", ({"kind": "share_weights"},)),
     ("sharing", "16 values for every 8 rows", ({"kind": "share_weights", "group_rows": 8},)),
@@ -72,8 +73,19 @@ _ONE: Final = (
         ))
         for score in ("l1", "l2", "random")
     ),
-    Row("pruning", "a quarter of the heads", MINILM, ({"kind": "prune_heads", "share": 0.25},)),
-    Row("pruning", "one layer of six", MINILM, ({"kind": "prune_layers", "count": 1},)),
+    *(
+        Row("pruning", f"a quarter of the heads, {score}", MINILM, (
+            {"kind": "prune_heads", "share": 0.25, "score": score},
+        ))
+        for score in ("l1", "l2", "random")
+    ),
+    *(
+        Row("pruning", f"one layer of six, {score}", MINILM, ({"kind": "prune_layers", "count": 1, "score": score},))
+        for score in ("spread", "l1", "l2", "random")
+    ),
+    Row("sparse", "tiles pruned, as blocks", RESNET, (
+        {**_HALF, "block": [8, 8]}, {"kind": "sparse", "layout": "bsr", "block": [8, 8]},
+    )),
     Row("sparse", "tiles pruned, as blocks", MINILM, (
         _TILES, {"kind": "sparse", "layout": "bsr", "block": [64, 16], "layers": ["encoder"]},
     )),
@@ -96,6 +108,10 @@ _ONE: Final = (
     Row("distillation", "two blocks gone, fine-tuned", RESNET, ({"kind": "prune_layers", "count": 2}, _TUNE)),
     Row("distillation", "two blocks gone, distilled", RESNET, (
         {"kind": "prune_layers", "count": 2}, {**_TUNE, "kind": "distill"},
+    )),
+    Row("distillation", "a quarter of the channels, hidden states distilled", RESNET, (
+        {"kind": "prune_channels", "share": 0.25},
+        {**_TUNE, "kind": "distill", "hidden": {"layer2": "layer2", "layer3": "layer3"}, "hidden_share": 0.1},
     )),
 )  # fmt: skip
 
