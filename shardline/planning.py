@@ -16,7 +16,7 @@ from cluster.planning.planner import plan
 from cluster.planning.shapes import Limits
 from cluster.planning.simulator import Setting
 from shardline import exits
-from shardline.plan_view import as_document, served_as, show
+from shardline.plan_view import as_document, out_of_bounds, served_as, show
 from shardline.profiling import version_folder
 from worker.errors import InvalidRequest
 from worker.model_yaml import ModelYaml, model_yaml_text, parse_model_yaml, read_model_yaml, write_model_yaml
@@ -71,8 +71,7 @@ def run(settings: PlanSettings, *, as_json: bool) -> int:
     if settings.write:
         _write(found.models, demands, files, realised)
     if as_json:
-        texts = [model_yaml_text(one) for one in realised]
-        sys.stdout.write(json.dumps(as_document(found, demands, texts)) + "\n")
+        sys.stdout.write(json.dumps(as_document(found, demands, realised)) + "\n")
         return exits.OK
     console = Console()
     show(found, demands, console)
@@ -128,6 +127,13 @@ def _write(models: tuple[ModelPlan, ...], demands: list[Demand], files: list[Pat
                 f"{file}: not written: the artifact is not packaged with a cut at {list(one.points)}; "
                 f"plan without --any-cut, or package the model with --stages {len(one.stages)}"
             )
+    beyond = [
+        f"{file}: not written: {told}"
+        for file, yaml in zip(files, realised, strict=True)
+        for told in out_of_bounds(yaml)
+    ]
+    if beyond:
+        raise InvalidRequest("\n".join(beyond))
     for file, yaml in zip(files, realised, strict=True):
         parse_model_yaml(model_yaml_text(yaml).encode(), f"{file}, as the plan would write it")
     for file, yaml in zip(files, realised, strict=True):
@@ -153,6 +159,7 @@ def _told(one: ModelPlan, demand: Demand, file: Path, yaml: ModelYaml, *, writte
         f"  cpus: {_list(yaml.cpus)}\n  memory_mib: {_list(yaml.memory_mib)}\n  device: {_list(yaml.device)}\n"
         f"{_placement(yaml)}"
         f"  batching: {{max_rows: {yaml.batching.max_rows}, max_wait_ms: {yaml.batching.max_wait_ms:g}}}"
+        + "".join(f"\nbut not with its {told}" for told in out_of_bounds(yaml))
     )
 
 

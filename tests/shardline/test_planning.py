@@ -1,14 +1,19 @@
-"""What of a plan comes into model.yaml."""
+"""What is asked of `shardline plan`, and what of a plan comes into model.yaml."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cluster.planning.deployment import ModelPlan, Plan, StagePlan
 from cluster.planning.machines import Node
-from shardline.plan_view import elsewhere, served_as
-from worker.model_yaml import ModelYaml, PlacementSection, read_model_yaml, write_model_yaml
+from shardline.cli import main
+from shardline.plan_view import elsewhere, out_of_bounds, served_as
+from tests.cluster.planning.profiles import chain
+from worker.model_yaml import AutoscalingSection, ModelYaml, PlacementSection, read_model_yaml, write_model_yaml
 from worker.per_stage import MIB
+from worker.profile import artifact_key, write_profile
 
 NODES = (
     Node("old", 8.0, 2**34, device="old", labels=(("kind", "old"), ("zone", "a"))),
@@ -59,3 +64,58 @@ def test_where_no_label_tells_the_kinds_apart_the_plan_says_so() -> None:
     assert len(told) == 2
     assert told[0].startswith("m stage 0 was planned for nodes with old, and no label")
     assert elsewhere(Plan((two_stages(),), (), 1.0, 1.0, "", nodes=NODES)) == []
+
+
+def profiled(models: Path, name: str, step_ms: list[float]) -> Path:
+    """A folder of which nothing but the profile is real enough to plan by."""
+    version = models / name / "1"
+    version.mkdir(parents=True)
+    (version / "manifest.json").write_text("{}")
+    profile = chain(step_ms).model_copy(update={"artifact": artifact_key(version)})
+    write_profile(version, profile)
+    return models / name
+
+
+def nodes_file(folder: Path) -> str:
+    (folder / "nodes.yaml").write_text("nodes:\n  - {name: n, count: 2, cpus: 4, memory_gib: 4}\n")
+    return str(folder / "nodes.yaml")
+
+
+@pytest.mark.parametrize(
+    ("autoscaling", "key", "bound", "mend"),
+    [("{max: 1}", "max", 1, "raise it to {}, plan for less, or set it"), ("{min: 60, max: 60}", "min", 60, "lower it")],
+)
+def test_a_plan_that_autoscaling_would_not_leave_is_told_and_not_written(
+    tmp_path: Path, autoscaling: str, key: str, bound: int, mend: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, free = profiled(tmp_path, "m", [20.0]), profiled(tmp_path, "free", [20.0])
+    text = f"autoscaling: {autoscaling}\n"
+    (model / "model.yaml").write_text(text)
+    asked = ["plan", f"{free}=1", f"{model}=60", "--nodes", nodes_file(tmp_path)]
+    assert main([*asked, "--json"]) == 0
+    ours: list[dict[str, Any]] = json.loads(capsys.readouterr().out)["models"]
+    count = ours[1]["stages"][0]["replicas"]
+    told = f"autoscaling.{key}: stage 0: expected the plan's {count}, got {bound}: {mend.format(count)}"
+    assert ours[0]["out_of_bounds"] == []
+    assert ours[1]["out_of_bounds"][0].startswith(told)
+    assert main(asked) == 0
+    assert f"but not with its {told}" in capsys.readouterr().out
+    assert main([*asked, "--write"]) == 1
+    assert f"{model}/model.yaml: not written: {told}" in capsys.readouterr().err
+    assert (model / "model.yaml").read_text() == text
+    assert not (free / "model.yaml").exists(), "none is written where one cannot be"
+
+
+def test_a_plan_within_the_bounds_of_autoscaling_is_written(tmp_path: Path) -> None:
+    model = profiled(tmp_path, "m", [20.0])
+    (model / "model.yaml").write_text("autoscaling: {min: 0, max: 60}\n")
+    assert main(["plan", str(model), "--rate", "60", "--nodes", nodes_file(tmp_path), "--write"]) == 0
+    assert 2 <= read_model_yaml(model / "model.yaml").stage_replicas[0] <= 60
+
+
+def test_bounds_are_compared_stage_by_stage() -> None:
+    scaling = AutoscalingSection(min=(1, 2), max=(1, 3))
+    assert out_of_bounds(ModelYaml(stages=2, replicas=(1, 2), autoscaling=scaling)) == []
+    high, low = out_of_bounds(ModelYaml(stages=2, replicas=(2, 1), autoscaling=scaling))
+    assert high.startswith("autoscaling.max: stage 0")
+    assert low.startswith("autoscaling.min: stage 1")
