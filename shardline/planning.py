@@ -28,13 +28,13 @@ class PlanSettings:
     """What is asked.
 
     models: folder, and its own rate (requests a second) or None. rate: of those without their own.
-    p99_s: seconds; None: as it comes. nodes: the nodes file; None: this machine.
+    p99_s: model and seconds; of no model: of those without their own. nodes: the nodes file; None: this machine.
     gateways: gateway processes, one a node, which share its cores. write: put the plan into each model.yaml.
     """
 
     models: tuple[tuple[Path, float | None], ...]
     rate: float | None
-    p99_s: float | None
+    p99_s: tuple[tuple[str | None, float], ...]
     max_throughput: bool
     min_nodes: bool
     nodes: Path | None
@@ -83,6 +83,8 @@ def run(settings: PlanSettings, *, as_json: bool) -> int:
 
 
 def _demands(settings: PlanSettings, folders: list[Path]) -> list[Demand]:
+    names = [folder.parent.resolve().name for folder in folders]
+    late = _latencies(settings.p99_s, names)
     demands = []
     for folder, (_, own) in zip(folders, settings.models, strict=True):
         costs = Costs(read_profile(folder))
@@ -99,15 +101,28 @@ def _demands(settings: PlanSettings, folders: list[Path]) -> list[Demand]:
                 folder.parent.resolve().name,
                 costs,
                 rate=1.0 if rate is None else rate,
-                p99_s=settings.p99_s,
+                p99_s=late.get(folder.parent.resolve().name, late.get(None)),
                 lengths=settings.lengths or (middle, middle),
                 variation=settings.variation,
             )
         )
-    names = [demand.model for demand in demands]
     if len(set(names)) < len(names):
         raise InvalidRequest(f"{', '.join(names)}: each model once")
     return demands
+
+
+def _latencies(given: tuple[tuple[str | None, float], ...], names: list[str]) -> dict[str | None, float]:
+    found: dict[str | None, float] = {}
+    for name, seconds in given:
+        if name is not None and name not in names:
+            raise InvalidRequest(
+                f"--p99: expected one of the models {', '.join(names)}, got {name!r}; write it as NAME=TIME"
+            )
+        if name in found:
+            whose = "for all models, got two; NAME=TIME is for one of them" if name is None else f"for {name}, got two"
+            raise InvalidRequest(f"--p99: expected one time {whose}")
+        found[name] = seconds
+    return found
 
 
 def _objective(settings: PlanSettings) -> Objective:

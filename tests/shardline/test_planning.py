@@ -86,7 +86,7 @@ def nodes_file(folder: Path) -> str:
     [("{max: 1}", "max", 1, "raise it to {}, plan for less, or set it"), ("{min: 60, max: 60}", "min", 60, "lower it")],
 )
 def test_a_plan_that_autoscaling_would_not_leave_is_told_and_not_written(
-    tmp_path: Path, autoscaling: str, key: str, bound: int, mend: str, capsys: pytest.CaptureFixture[str]
+    *, tmp_path: Path, autoscaling: str, key: str, bound: int, mend: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model, free = profiled(tmp_path, "m", [20.0]), profiled(tmp_path, "free", [20.0])
     text = f"autoscaling: {autoscaling}\n"
@@ -119,3 +119,34 @@ def test_bounds_are_compared_stage_by_stage() -> None:
     high, low = out_of_bounds(ModelYaml(stages=2, replicas=(2, 1), autoscaling=scaling))
     assert high.startswith("autoscaling.max: stage 0")
     assert low.startswith("autoscaling.min: stage 1")
+
+
+def asked(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[float | None]:
+    """The latency in ms that is asked for of each model."""
+    assert main(["plan", *arguments, "--json"]) == 0
+    return [one["asked"]["p99_ms"] for one in json.loads(capsys.readouterr().out)["models"]]
+
+
+def test_each_model_has_its_own_latency_or_that_of_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    two = [str(profiled(tmp_path, name, [5.0])) for name in "ab"]
+    common = [*two, "--rate", "10", "--nodes", nodes_file(tmp_path)]
+    assert asked(capsys, *common, "--p99", "500ms") == [500, 500]
+    assert asked(capsys, *common, "--p99", "500ms", "--p99", "b=0.3s") == [500, pytest.approx(300)]
+    assert asked(capsys, *common, "--p99", "a=300ms") == [pytest.approx(300), None]
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["c=50ms"], "--p99: expected one of the models a, b, got 'c'; write it as NAME=TIME"),
+        (["50ms", "60ms"], "--p99: expected one time for all models, got two; NAME=TIME is for one of them"),
+        (["a=50ms", "a=60ms"], "--p99: expected one time for a, got two"),
+    ],
+)
+def test_a_latency_for_nobody_or_twice_is_refused(
+    tmp_path: Path, given: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    two = [str(profiled(tmp_path, name, [5.0])) for name in "ab"]
+    options = [word for one in given for word in ("--p99", one)]
+    assert main(["plan", *two, "--rate", "10", *options]) == 1
+    assert told in capsys.readouterr().err
