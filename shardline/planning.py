@@ -19,6 +19,7 @@ from shardline import exits
 from shardline.plan_view import as_document, out_of_bounds, served_as, show
 from shardline.profiling import version_folder
 from worker.errors import InvalidRequest
+from worker.gpu import memories
 from worker.model_yaml import ModelYaml, model_yaml_text, parse_model_yaml, read_model_yaml, write_model_yaml
 from worker.profile import read_profile
 
@@ -53,7 +54,7 @@ def _free_memory() -> int:
 
 
 def run(settings: PlanSettings, *, as_json: bool) -> int:
-    nodes = read_nodes(settings.nodes) if settings.nodes else this_machine(_free_memory())
+    nodes = read_nodes(settings.nodes) if settings.nodes else this_machine(_free_memory(), gpus=memories())
     folders = [version_folder(path) for path, _ in settings.models]
     demands = _demands(settings, folders)
     found = plan(

@@ -12,7 +12,7 @@ from typing import Final
 from cluster.planning.deployment import Demand, ModelPlan, Prediction
 from cluster.planning.judge import Judge, Objective, Tried, alone_s
 from cluster.planning.machines import Node
-from cluster.planning.packing import Room
+from cluster.planning.packing import Need, Room
 from cluster.planning.road import DEFAULT_ROAD, Road
 from cluster.planning.shapes import need
 
@@ -81,7 +81,7 @@ def _most(
     told = f"{demands[model].model} stage {place} computes {100 * busy[place]:.0f} % of the time"
     if objective.callers is not None and len(demands) == 1 and max(busy[place], way.used) < FULL:
         return f"the callers (--callers): each of {objective.callers} waits for its answer, and {told}"
-    return f"{told}; {_room_for(best.plans, model, place, nodes)}"
+    return f"{told}; {_room_for(best.plans, model, place, nodes, others=True)}"
 
 
 def _grows(best: Tried, demands: Sequence[Demand], nodes: Sequence[Node], ways: Sequence[Share]) -> str:
@@ -91,8 +91,9 @@ def _grows(best: Tried, demands: Sequence[Demand], nodes: Sequence[Node], ways: 
         place = max(range(len(prediction.busy)), key=prediction.busy.__getitem__)
         busy = prediction.busy[place]
         told = f"{demand.model} stage {place} computes {100 * busy:.0f} % of the time"
-        room = f"; it is the first to need a replica when the rate grows: {_room_for(best.plans, model, place, nodes)}"
-        shares.append(Share(busy, _growth(busy), told + room))
+        room = _room_for(best.plans, model, place, nodes, others=False)
+        first = f"{told}; it is the first to need a replica when the rate grows: {room}"
+        shares.append(Share(busy, _growth(busy), first))
         if demand.p99_s is not None:
             late = f"the latency asked for (--p99): {demand.model} gives a p99 of {1e3 * prediction.p99_s:.0f} ms where"
             late += f" {1e3 * demand.p99_s:g} ms is asked for, and {told}; it is the first to be late when the rate "
@@ -114,22 +115,33 @@ def latency_growth(busy: float, p99_s: float, asked_s: float, alone: float) -> f
     return odds / (1 + odds) / busy
 
 
-def _room_for(plans: Sequence[ModelPlan], model: int, place: int, nodes: Sequence[Node]) -> str:
-    """Whether one more replica of this stage has a place beside the plan, and if not, what it lacks."""
+def _room_for(plans: Sequence[ModelPlan], model: int, place: int, nodes: Sequence[Node], *, others: bool) -> str:
+    """Whether one more replica of this stage has a place beside the plan, and if not, what it lacks.
+
+    others: where it has, tells of the next stage that has none: all grow together.
+    """
     room = Room(nodes)
     for plan in plans:
         for stage in plan.stages:
             for name in stage.nodes:
                 room.take(name, need(stage))
+
+    def host(wanted: Need) -> str | None:
+        return next((node.name for index, node in enumerate(nodes) if room.fits(index, wanted)), None)
+
     wanted = need(plans[model].stages[place])
-    shortage = room.shortage(wanted)
-    found = room.place(wanted)
+    found = host(wanted)
     if found is None:
-        return f"no node has room for one more replica of it: {shortage}"
-    for other, stage in enumerate(plans[model].stages):
-        if room.place(need(stage)) is None:
-            return f"more of it has a place, more of stage {other} has none: {room.shortage(need(stage))}"
-    return f"{found} has room for one more"
+        return f"no node has room for one more replica of it: {room.shortage(wanted)}"
+    told = f"{found} has room for one more"
+    for plan in [plans[model], *plans] if others else []:
+        for number, stage in enumerate(plan.stages):
+            if host(need(stage)) is None:
+                short = room.shortage(need(stage))
+                return (
+                    f"{told}, but one more of {plan.model} stage {number}, with which it grows, has no place: {short}"
+                )
+    return told
 
 
 def _gateways(demands: Sequence[Demand], rates: Sequence[float], road: Road, hosts: Sequence[Node | None]) -> Share:

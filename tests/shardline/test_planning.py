@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from cluster.planning.deployment import ModelPlan, Plan, StagePlan
 from cluster.planning.machines import Node
 from shardline.cli import main
 from shardline.plan_view import elsewhere, out_of_bounds, served_as
 from tests.cluster.planning.profiles import chain
+from worker.gpu import memories
 from worker.model_yaml import AutoscalingSection, ModelYaml, PlacementSection, read_model_yaml, write_model_yaml
 from worker.per_stage import MIB
 from worker.profile import artifact_key, write_profile
@@ -66,12 +68,12 @@ def test_where_no_label_tells_the_kinds_apart_the_plan_says_so() -> None:
     assert elsewhere(Plan((two_stages(),), (), 1.0, 1.0, "", nodes=NODES)) == []
 
 
-def profiled(models: Path, name: str, step_ms: list[float]) -> Path:
+def profiled(models: Path, name: str, step_ms: list[float], **more: Any) -> Path:
     """A folder of which nothing but the profile is real enough to plan by."""
     version = models / name / "1"
     version.mkdir(parents=True)
     (version / "manifest.json").write_text("{}")
-    profile = chain(step_ms).model_copy(update={"artifact": artifact_key(version)})
+    profile = chain(step_ms, **more).model_copy(update={"artifact": artifact_key(version)})
     write_profile(version, profile)
     return models / name
 
@@ -150,3 +152,18 @@ def test_a_latency_for_nobody_or_twice_is_refused(
     options = [word for one in given for word in ("--p99", one)]
     assert main(["plan", *two, "--rate", "10", *options]) == 1
     assert told in capsys.readouterr().err
+
+
+def test_without_a_nodes_file_this_machine_is_planned_for_with_its_gpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = profiled(tmp_path, "m", [20.0], devices=[("cuda", 20.0)])
+    monkeypatch.setattr("shardline.planning.memories", lambda: (8 * 2**30,))
+    assert main(["plan", str(model), "--rate", "100", "--json"]) == 0
+    (stage,) = json.loads(capsys.readouterr().out)["models"][0]["stages"]
+    assert (stage["device"], stage["gpus"], stage["nodes"]) == ("cuda", 1, ["this-machine"])
+
+
+def test_where_torch_sees_no_gpu_there_is_none() -> None:
+    assert len(memories()) == torch.cuda.device_count()
+    assert all(nbytes > 2**20 for nbytes in memories())

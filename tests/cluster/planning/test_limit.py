@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from cluster.planning.costs import Costs
-from cluster.planning.deployment import Demand, Plan
-from cluster.planning.judge import Objective, alone_s
-from cluster.planning.limit import latency_growth
+from cluster.planning.deployment import Demand, ModelPlan, Plan, Prediction, StagePlan
+from cluster.planning.judge import Judge, Objective, Tried, alone_s
+from cluster.planning.limit import latency_growth, limit
 from cluster.planning.load import Open
 from cluster.planning.machines import Node
 from cluster.planning.planner import plan
@@ -86,6 +86,22 @@ def test_of_several_models_the_one_that_fares_worst_tells_the_limit() -> None:
     demands = [Demand("light", Costs(chain([1.0])), 1.0), Demand("heavy", Costs(chain([40.0])), 1.0)]
     found = planned(demands, [node("a", 4)], MOST)
     assert found.limit.startswith("heavy stage 0 computes")
+
+
+def test_where_the_busiest_has_room_what_it_grows_with_is_told() -> None:
+    demands = [Demand("light", Costs(chain([40.0]))), Demand("heavy", Costs(chain([30.0])))]
+    memory = {"light": GIB // 10, "heavy": GIB}
+    plans = tuple(
+        ModelPlan(one.model, (StagePlan(0, 1, "cpu", 1, 1.0, 0, memory[one.model], ("a",)),), 1) for one in demands
+    )
+    predictions = tuple(Prediction(20.0, 0.1, 0.1, 0.1, busy=(busy,)) for busy in (0.95, 0.7))
+    nodes = [node("a", 16, 1.5)]
+    best = Tried(plans, predictions, True, (0.0,))
+    told = limit(Judge(demands, nodes, MOST, Setting(nodes)), best, [best])
+    assert told == (
+        "light stage 0 computes 95 % of the time; a has room for one more, but one more of heavy stage 0, with which "
+        "it grows, has no place: it needs 1.00 GiB of memory, the most that is free on a node is 0.40 GiB"
+    )
 
 
 @pytest.mark.parametrize("asked_s", [0.03, 0.04, 1.0])
