@@ -254,10 +254,11 @@ class Controller:
         return late or gone or (heard_of_all and self.traffic.confirmed(self.state.generation, now))
 
     async def _act(self, action: Action) -> None:
+        """Raises Superseded, also where another controller took over since the step began: a step may be frozen."""
+        self._store.check()
         match action:
             case Start(stage, why):
-                served = self.state.served[stage.model, stage.revision]
-                self._decide(f"start {await self._fleet.start(stage, served)}", why)
+                self._decide(f"start {await self._start(stage)}", why)
             case Leave(replica, why):
                 await self._fleet.leave(replica)
                 self._decide(f"take {replica} out of the tables", why)
@@ -273,6 +274,15 @@ class Controller:
             case Stop(replica, why):
                 await self._fleet.stop(replica)
                 self._decide(f"stop {replica}", why)
+
+    async def _start(self, stage: Stage) -> str:
+        replica = await self._fleet.start(stage, self.state.served[stage.model, stage.revision])
+        try:
+            self._store.check()
+        except Superseded:
+            await self._fleet.stop(replica)  # whoever took over meanwhile may not know of it
+            raise
+        return replica
 
     def _publish(self, table: tuple[Route, ...]) -> None:
         self._keep(self.state.model_copy(update={"generation": self.state.generation + 1}))
