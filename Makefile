@@ -39,7 +39,7 @@ gpu: $(VENV)/.stamp-dev-demo
 	$(BIN)/python -m pytest -m cuda
 	$(BIN)/python -m benchmarks.compression.gpu --json
 
-# CHAOS_CASES=a,b picks some; CHAOS_JSON=1 ends with a line of JSON.
+# CHAOS_CASES=a,b picks some; CHAOS_JSON=1 ends with a line of JSON. Error 3: nothing was lost, some cases were refused here.
 chaos: $(VENV)/.stamp-dev-demo
 	@$(BIN)/python -m tests.chaos $(if $(CHAOS_CASES),--cases $(CHAOS_CASES)) $(if $(CHAOS_JSON),--json)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.backoff import Deaths
-from cluster.fleet import Fleet, Sighting
+from cluster.fleet import Bundle, Fleet, Sighting, shown
 from cluster.plan import Action, Drain, Leave, Publish, Start, Stop, Tell, plan, routes
 from cluster.repository import changes
 from cluster.rolling import Evidence, Rolling, begun, earlier, taken_back
@@ -80,6 +80,7 @@ class Controller:
         self._all_back_at = monotonic() + (BACK_WITHIN_S if state.generation else 0.0)
         self._deaths = Deaths()
         self._looked_at_files = monotonic()
+        self._asked_for: tuple[Bundle, ...] = ()
         self._known_changes: frozenset[str] = frozenset()
         self._known_notes: frozenset[tuple[Stage, str]] = frozenset()
         self._wake = asyncio.Event()
@@ -114,7 +115,7 @@ class Controller:
         now = self._monotonic()
         self._deaths.look(self.sighting.replicas, now)
         if self.state.stopping:
-            await self._fleet.ask_for(())
+            await self._ask_for((), "asked to stop")
         else:
             await self._scale(now)
             self._roll(now)
@@ -191,7 +192,17 @@ class Controller:
             self._decide(
                 f"want {_shown(change.counts)} replicas of {change.pipeline}, not {_shown(before)}", change.why
             )
-        await self._fleet.ask_for(self.scaler.lacking)
+        nodes = len(self.sighting.nodes)
+        enough = f"there is room for every replica that is wanted on {nodes} node{'s' * (nodes != 1)}"
+        await self._ask_for(self.scaler.lacking, "; ".join(self.scaler.short) or enough)
+
+    async def _ask_for(self, bundles: tuple[Bundle, ...], why: str) -> None:
+        """Asks at each step, since what runs changes what it takes to have room; told when what is lacking changes."""
+        self._store.check()
+        await self._fleet.ask_for(bundles)
+        if bundles != self._asked_for:
+            self._asked_for = bundles
+            self._decide(f"ask for nodes with room for {shown(bundles)}" if bundles else "ask for no more nodes", why)
 
     def _roll(self, now: float) -> None:
         notes = {**self.sighting.notes, **self._deaths.notes}
@@ -243,10 +254,11 @@ class Controller:
         return late or gone or (heard_of_all and self.traffic.confirmed(self.state.generation, now))
 
     async def _act(self, action: Action) -> None:
+        """Raises Superseded, also where another controller took over since the step began: a step may be frozen."""
+        self._store.check()
         match action:
             case Start(stage, why):
-                served = self.state.served[stage.model, stage.revision]
-                self._decide(f"start {await self._fleet.start(stage, served)}", why)
+                self._decide(f"start {await self._start(stage)}", why)
             case Leave(replica, why):
                 await self._fleet.leave(replica)
                 self._decide(f"take {replica} out of the tables", why)
@@ -262,6 +274,15 @@ class Controller:
             case Stop(replica, why):
                 await self._fleet.stop(replica)
                 self._decide(f"stop {replica}", why)
+
+    async def _start(self, stage: Stage) -> str:
+        replica = await self._fleet.start(stage, self.state.served[stage.model, stage.revision])
+        try:
+            self._store.check()
+        except Superseded:
+            await self._fleet.stop(replica)  # whoever took over meanwhile may not know of it
+            raise
+        return replica
 
     def _publish(self, table: tuple[Route, ...]) -> None:
         self._keep(self.state.model_copy(update={"generation": self.state.generation + 1}))

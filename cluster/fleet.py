@@ -1,5 +1,6 @@
 """What the controller needs of what runs the workers. `RayFleet` is the real one, `SimulatedFleet` the shipped fake."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -7,6 +8,7 @@ from typing import Protocol
 from cluster.state import ServedModel
 from cluster.world import Replica, Stage
 from worker.nouns import WorkerStats
+from worker.per_stage import MEMORY
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,22 @@ class Bundle:
 
     resources: Mapping[str, float]
     labels: Mapping[str, str] = field(default_factory=dict)
+
+
+def shown(bundles: Sequence[Bundle]) -> str:
+    """What so many replicas take, alike ones together: "2 x (CPU 1, memory 0.5 GiB)"."""
+    alike = Counter(
+        ", ".join(
+            [*(f"{kind} {_amount(kind, amount)}" for kind, amount in sorted(one.resources.items()))]
+            + [f"{name}={value}" for name, value in sorted(one.labels.items())]
+        )
+        for one in bundles
+    )
+    return " and ".join(f"{count} x ({what})" for what, count in alike.items())
+
+
+def _amount(kind: str, amount: float) -> str:
+    return f"{amount / 2**30:.3g} GiB" if kind == MEMORY else f"{amount:g}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,8 @@ class Change:
 
 
 class Scaler:
-    """`lacking`: bundles that are wanted and that there is no room for; `wanted`: replicas wanted, room or not.
+    """`lacking`: bundles that are wanted and that there is no room for; `short`: the same, a line for each stage;
+    `wanted`: replicas wanted, room or not.
 
     came_back_at: when its controller came back, to gateways that have to find it before they tell what they are asked.
     """
@@ -43,6 +44,7 @@ class Scaler:
         self._came_back_at = came_back_at
         self.meters = Meters(WINDOW_S)
         self.lacking: tuple[Bundle, ...] = ()
+        self.short: tuple[str, ...] = ()
         self.wanted: dict[Pipeline, tuple[int, ...]] = {}
         self._scalings: dict[Pipeline, Scaling] = {}
         self._came_up: dict[Pipeline, float] = {}
@@ -151,6 +153,12 @@ class Scaler:
             for (served, _), claim, counts in zip(pipelines.values(), claims, granted, strict=True)
             for index, (have, want) in enumerate(zip(counts, claim.wanted, strict=True))
             for settings in [served.config.stage(index)] * (want - have)
+        )
+        self.short = tuple(
+            f"{pipeline} stage {index}: {want} replicas are wanted, and there is room for {have}"
+            for pipeline, claim, counts in zip(pipelines, claims, granted, strict=True)
+            for index, (have, want) in enumerate(zip(counts, claim.wanted, strict=True))
+            if have < want
         )
         return dict(zip(pipelines, granted, strict=True))
 

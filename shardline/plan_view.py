@@ -11,7 +11,7 @@ from rich.table import Table
 from cluster.planning.deployment import Demand, ModelPlan, Plan, StagePlan
 from cluster.planning.kinds import labels_for, telling
 from cluster.planning.machines import GIB, Node
-from worker.model_yaml import ModelYaml
+from worker.model_yaml import ModelYaml, model_yaml_text
 from worker.per_stage import MIB, of_each
 
 BAR = 20
@@ -34,6 +34,27 @@ def served_as(plan: ModelPlan, before: ModelYaml, nodes: Sequence[Node]) -> Mode
             "placement": before.placement.model_copy(update={"labels": _labels(plan, before, nodes)}),
         }
     )
+
+
+def out_of_bounds(served: ModelYaml) -> list[str]:
+    """Where its autoscaling would not leave the planned replicas at that: `serve` would begin with others."""
+    scaling = served.autoscaling
+    if scaling.max is None:
+        return []
+    found = []
+    planned = of_each(served.replicas, served.stages)
+    for key, bounds in (("max", of_each(scaling.max, served.stages)), ("min", of_each(scaling.min, served.stages))):
+        if len(bounds) != len(planned):
+            continue  # of another cut; whoever checks the file says so
+        for stage, (count, bound) in enumerate(zip(planned, bounds, strict=True)):
+            if key == "max" and count > bound:
+                mend = f"raise it to {count}, plan for less, or set it to null: no autoscaling"
+            elif key == "min" and count < bound:
+                mend = f"lower it to {count}"
+            else:
+                continue
+            found.append(f"autoscaling.{key}: stage {stage}: expected the plan's {count}, got {bound}: {mend}")
+    return found
 
 
 def _labels(plan: ModelPlan, before: ModelYaml, nodes: Sequence[Node]) -> dict[str, str] | tuple[dict[str, str], ...]:
@@ -65,7 +86,7 @@ def elsewhere(plan: Plan) -> list[str]:
     ]
 
 
-def as_document(plan: Plan, demands: Sequence[Demand], yamls: Sequence[str]) -> dict[str, Any]:
+def as_document(plan: Plan, demands: Sequence[Demand], realised: Sequence[ModelYaml]) -> dict[str, Any]:
     return {
         "achieved_per_second": plan.achieved,
         "bound_per_second": plan.bound,
@@ -101,9 +122,10 @@ def as_document(plan: Plan, demands: Sequence[Demand], yamls: Sequence[str]) -> 
                     }
                     for place, stage in enumerate(one.stages)
                 ],
-                "model_yaml": text,
+                "model_yaml": model_yaml_text(yaml),
+                "out_of_bounds": out_of_bounds(yaml),
             }
-            for one, prediction, demand, text in zip(plan.models, plan.predictions, demands, yamls, strict=True)
+            for one, prediction, demand, yaml in zip(plan.models, plan.predictions, demands, realised, strict=True)
         ],
     }
 

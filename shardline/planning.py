@@ -16,9 +16,10 @@ from cluster.planning.planner import plan
 from cluster.planning.shapes import Limits
 from cluster.planning.simulator import Setting
 from shardline import exits
-from shardline.plan_view import as_document, served_as, show
+from shardline.plan_view import as_document, out_of_bounds, served_as, show
 from shardline.profiling import version_folder
 from worker.errors import InvalidRequest
+from worker.gpu import memories
 from worker.model_yaml import ModelYaml, model_yaml_text, parse_model_yaml, read_model_yaml, write_model_yaml
 from worker.profile import read_profile
 
@@ -28,13 +29,13 @@ class PlanSettings:
     """What is asked.
 
     models: folder, and its own rate (requests a second) or None. rate: of those without their own.
-    p99_s: seconds; None: as it comes. nodes: the nodes file; None: this machine.
+    p99_s: model and seconds; of no model: of those without their own. nodes: the nodes file; None: this machine.
     gateways: gateway processes, one a node, which share its cores. write: put the plan into each model.yaml.
     """
 
     models: tuple[tuple[Path, float | None], ...]
     rate: float | None
-    p99_s: float | None
+    p99_s: tuple[tuple[str | None, float], ...]
     max_throughput: bool
     min_nodes: bool
     nodes: Path | None
@@ -53,7 +54,7 @@ def _free_memory() -> int:
 
 
 def run(settings: PlanSettings, *, as_json: bool) -> int:
-    nodes = read_nodes(settings.nodes) if settings.nodes else this_machine(_free_memory())
+    nodes = read_nodes(settings.nodes) if settings.nodes else this_machine(_free_memory(), gpus=memories())
     folders = [version_folder(path) for path, _ in settings.models]
     demands = _demands(settings, folders)
     found = plan(
@@ -71,8 +72,7 @@ def run(settings: PlanSettings, *, as_json: bool) -> int:
     if settings.write:
         _write(found.models, demands, files, realised)
     if as_json:
-        texts = [model_yaml_text(one) for one in realised]
-        sys.stdout.write(json.dumps(as_document(found, demands, texts)) + "\n")
+        sys.stdout.write(json.dumps(as_document(found, demands, realised)) + "\n")
         return exits.OK
     console = Console()
     show(found, demands, console)
@@ -84,6 +84,8 @@ def run(settings: PlanSettings, *, as_json: bool) -> int:
 
 
 def _demands(settings: PlanSettings, folders: list[Path]) -> list[Demand]:
+    names = [folder.parent.resolve().name for folder in folders]
+    late = _latencies(settings.p99_s, names)
     demands = []
     for folder, (_, own) in zip(folders, settings.models, strict=True):
         costs = Costs(read_profile(folder))
@@ -100,15 +102,28 @@ def _demands(settings: PlanSettings, folders: list[Path]) -> list[Demand]:
                 folder.parent.resolve().name,
                 costs,
                 rate=1.0 if rate is None else rate,
-                p99_s=settings.p99_s,
+                p99_s=late.get(folder.parent.resolve().name, late.get(None)),
                 lengths=settings.lengths or (middle, middle),
                 variation=settings.variation,
             )
         )
-    names = [demand.model for demand in demands]
     if len(set(names)) < len(names):
         raise InvalidRequest(f"{', '.join(names)}: each model once")
     return demands
+
+
+def _latencies(given: tuple[tuple[str | None, float], ...], names: list[str]) -> dict[str | None, float]:
+    found: dict[str | None, float] = {}
+    for name, seconds in given:
+        if name is not None and name not in names:
+            raise InvalidRequest(
+                f"--p99: expected one of the models {', '.join(names)}, got {name!r}; write it as NAME=TIME"
+            )
+        if name in found:
+            whose = "for all models, got two; NAME=TIME is for one of them" if name is None else f"for {name}, got two"
+            raise InvalidRequest(f"--p99: expected one time {whose}")
+        found[name] = seconds
+    return found
 
 
 def _objective(settings: PlanSettings) -> Objective:
@@ -128,6 +143,13 @@ def _write(models: tuple[ModelPlan, ...], demands: list[Demand], files: list[Pat
                 f"{file}: not written: the artifact is not packaged with a cut at {list(one.points)}; "
                 f"plan without --any-cut, or package the model with --stages {len(one.stages)}"
             )
+    beyond = [
+        f"{file}: not written: {told}"
+        for file, yaml in zip(files, realised, strict=True)
+        for told in out_of_bounds(yaml)
+    ]
+    if beyond:
+        raise InvalidRequest("\n".join(beyond))
     for file, yaml in zip(files, realised, strict=True):
         parse_model_yaml(model_yaml_text(yaml).encode(), f"{file}, as the plan would write it")
     for file, yaml in zip(files, realised, strict=True):
@@ -153,6 +175,7 @@ def _told(one: ModelPlan, demand: Demand, file: Path, yaml: ModelYaml, *, writte
         f"  cpus: {_list(yaml.cpus)}\n  memory_mib: {_list(yaml.memory_mib)}\n  device: {_list(yaml.device)}\n"
         f"{_placement(yaml)}"
         f"  batching: {{max_rows: {yaml.batching.max_rows}, max_wait_ms: {yaml.batching.max_wait_ms:g}}}"
+        + "".join(f"\nbut not with its {told}" for told in out_of_bounds(yaml))
     )
 
 

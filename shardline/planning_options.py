@@ -65,8 +65,15 @@ def _plan_options(plan: argparse.ArgumentParser) -> None:
     goal = plan.add_mutually_exclusive_group()
     goal.add_argument("--max-throughput", action="store_true", help="as much as the nodes give")
     goal.add_argument("--min-nodes", action="store_true", help="the rate on the fewest nodes (default: fewest cores)")
-    plan.add_argument("--rate", type=_positive, metavar="N", help="requests a second that each model must bear")
-    plan.add_argument("--p99", type=duration, metavar="TIME", help="99 of 100 answers within it: 100ms, 0.5s")
+    plan.add_argument("--rate", type=_positive, metavar="N", help="requests a second of each model without its own")
+    plan.add_argument(
+        "--p99",
+        type=name_and_time,
+        action="append",
+        default=[],
+        metavar="[NAME=]TIME",
+        help="99 of 100 answers within it: 100ms for all models; NAME=50ms for one, as often as there are models",
+    )
     plan.add_argument("--nodes", type=Path, metavar="FILE", help="the machines (default: this one)")
     plan.add_argument("--lengths", type=span, metavar="A-B", help="of requests (default: the middle one profiled)")
     plan.add_argument(
@@ -111,7 +118,7 @@ def _plan(given: argparse.Namespace) -> int:
     settings = PlanSettings(
         models=tuple(given.models),
         rate=given.rate,
-        p99_s=given.p99,
+        p99_s=tuple(given.p99),
         max_throughput=given.max_throughput,
         min_nodes=given.min_nodes,
         nodes=given.nodes,
@@ -132,6 +139,14 @@ def model_and_rate(text: str) -> tuple[Path, float | None]:
     if not equals:
         return Path(text), None
     return Path(folder), _positive(rate)
+
+
+def name_and_time(text: str) -> tuple[str | None, float]:
+    """TIME or NAME=TIME, in seconds."""
+    name, equals, time = text.rpartition("=")
+    if equals and not name:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither TIME nor NAME=TIME")
+    return name or None, duration(time)
 
 
 def duration(text: str) -> float:

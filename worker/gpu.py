@@ -16,6 +16,13 @@ INT8_SIDE: Final = 8
 """What `_int_mm` takes on CUDA: at least so many rows, and weights whose sides are multiples of so many."""
 
 
+def memories() -> tuple[int, ...]:
+    """Bytes of memory of each CUDA device that this process sees; none where there is none."""
+    if not torch.cuda.is_available():
+        return ()
+    return tuple(torch.cuda.get_device_properties(index).total_memory for index in range(torch.cuda.device_count()))
+
+
 def lacks(what: str, least: tuple[int, int], device: str) -> str | None:
     """Why `what`, which needs a compute capability of `least`, cannot run on a CUDA device; None where it can."""
     if not torch.cuda.is_available():

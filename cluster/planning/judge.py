@@ -34,13 +34,14 @@ class Objective:
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """score: less is better."""
+    """score: less is better. full: with "max_throughput", what the plans give when no latency is asked for."""
 
     plans: tuple[ModelPlan, ...]
     predictions: tuple[Prediction, ...]
     holds: bool
     score: tuple[float, ...]
     missing: str = ""
+    full: tuple[Prediction, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +75,11 @@ class Judge:
             for demand, prediction in zip(self.demands, predictions, strict=True)
         )
         if not held:
-            return self._most_in_time(plans, growth.rounds)
+            return replace(self._most_in_time(plans, growth.rounds), full=predictions)
         rounds = min(
             prediction.rate / demand.rate for demand, prediction in zip(self.demands, predictions, strict=True)
         )
-        return Tried(plans, predictions, True, (-rounds, sum(one.cpus for one in plans)))
+        return Tried(plans, predictions, True, (-rounds, sum(one.cpus for one in plans)), full=predictions)
 
     def _most_in_time(self, plans: tuple[ModelPlan, ...], rounds: float) -> Tried:
         """The most that these replicas bear with the latency that was asked for, by bisection."""
@@ -190,7 +191,7 @@ class Judge:
     def _simulated(
         self, demands: Sequence[Demand], plans: Sequence[ModelPlan], loads: Sequence[Load], nodes: Sequence[Node]
     ) -> tuple[Prediction, ...]:
-        slowest = max(_alone(demand, one) for demand, one in zip(demands, plans, strict=True))
+        slowest = max(alone_s(demand, one) for demand, one in zip(demands, plans, strict=True))
         warm_up = max(0.2, 5 * slowest)
         rates = [load.rate for load in loads if isinstance(load, Open)]
         enough = SIMULATED_REQUESTS / (1 if len(self.demands) <= CORE_REPLICAS else 4)
@@ -209,7 +210,8 @@ def _every(stage: StagePlan, parts: int) -> StagePlan:
     return replace(stage, nodes=stage.nodes[::parts])
 
 
-def _alone(demand: Demand, plan: ModelPlan) -> float:
+def alone_s(demand: Demand, plan: ModelPlan) -> float:
+    """Seconds that all stages compute on the longest request where nobody else is there."""
     return sum(
         demand.costs.seconds(
             stage.low, stage.high, demand.rows, demand.lengths[1], device=stage.device, threads=stage.threads

@@ -158,9 +158,9 @@ def _told(problem: dict[str, object]) -> str:
     return f"{where}: {problem['msg']}, got {got if len(got) <= 60 else got[:57] + '...'}"
 
 
-def this_machine(memory: int, cpus: int | None = None) -> tuple[Node, ...]:
-    """This machine as the only node. `memory`: its bytes."""
-    return (Node("this-machine", float(cpus or cores()), memory),)
+def this_machine(memory: int, cpus: int | None = None, gpus: Sequence[int] = ()) -> tuple[Node, ...]:
+    """This machine as the only node. `memory`: its bytes; `gpus`: those of each GPU, of which the smallest counts."""
+    return (Node("this-machine", float(cpus or cores()), memory, len(gpus), min(gpus, default=0)),)
 
 
 def total(nodes: Sequence[Node]) -> str:

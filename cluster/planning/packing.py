@@ -88,6 +88,10 @@ class Room:
         some = {(first + step) % count for step in range(_LOOKED_AT)}
         return some | set(list(close)[:_LOOKED_AT])
 
+    def take(self, name: str, need: Need) -> None:
+        """Takes off the room of a node what a replica that it has already needs."""
+        self._take(self._places[name], need)
+
     def _take(self, place: int, need: Need) -> None:
         self._cpus[place] -= need.cpus
         self._memory[place] -= need.memory

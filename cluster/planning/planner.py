@@ -15,6 +15,7 @@ from cluster.planning.balance import balanced, refined
 from cluster.planning.bound import most_rounds
 from cluster.planning.deployment import Demand, Plan, summary
 from cluster.planning.judge import Judge, Objective, Tried
+from cluster.planning.limit import limit
 from cluster.planning.machines import Node
 from cluster.planning.replicas import NoRoom
 from cluster.planning.road import Road
@@ -82,7 +83,7 @@ def plan(
         predictions=best.predictions,
         achieved=sum(prediction.rate for prediction in best.predictions),
         bound=bound * rates,
-        limit=_limit(best, demands, objective),
+        limit=limit(judge, best, tried),
         runner_up=_runner_up(best, ordered[1:], objective),
         considered=sum(len(shapes_of) for shapes_of in found.values()),
         nodes=tuple(nodes),
@@ -145,23 +146,6 @@ def _varied(ranked: Sequence[Shape]) -> list[Shape]:
         (late if kind in seen else early).append(shape)
         seen.add(kind)
     return early + late
-
-
-def _limit(best: Tried, demands: Sequence[Demand], objective: Objective) -> str:
-    """What keeps it from more, in a line."""
-    busiest = max(
-        (
-            (share, demand.model, place)
-            for demand, prediction in zip(demands, best.predictions, strict=True)
-            for place, share in enumerate(prediction.busy)
-        ),
-        default=(0.0, "", 0),
-    )
-    share, model, place = busiest
-    told = f"{model} stage {place} computes {100 * share:.0f} % of the time"
-    if objective.goal == "max_throughput":
-        return f"{told}; no node has room for one more replica of it"
-    return f"{told}; it is the first to need a replica when the rate grows"
 
 
 def _runner_up(best: Tried, others: Sequence[Tried], objective: Objective) -> str:

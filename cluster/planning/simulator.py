@@ -26,7 +26,8 @@ class Setting:
 
     road: what carrying a request costs; None: as on the machines that the models were profiled on.
     gateways: for each gateway process the node it runs on; None: on a machine of its own.
-    client: the node that the clients run on; None: each model's on a machine of its own.
+    client: the node that the clients run on, as one process; None: each model's on machines of their own, in as many
+      processes as there are gateways.
     seconds: simulated time that is counted, after `warm_up_s`.
     jitter: standard deviation of a batch's seconds, as a share of them (0.02 to 0.3 was measured). Without any, callers
       fall into step with the batches, which are then fuller than real ones.
@@ -52,7 +53,7 @@ class _Client:
         clock: Clock,
         demand: Demand,
         gateways: Sequence[tuple[Thread, Caller]],
-        thread: Thread,
+        threads: Sequence[Thread],
         *,
         setting: Setting,
         road: Road,
@@ -62,7 +63,7 @@ class _Client:
         self._clock = clock
         self._demand = demand
         self._gateways = gateways
-        self._thread = thread
+        self._threads = threads
         self._road = road
         self._chance = chance
         self._pads = pads
@@ -96,7 +97,7 @@ class _Client:
         thread, caller = self._gateways[self.sent % len(self._gateways)]
         nbytes = costs.travels(0, rows, length)
         given = costs.travels(costs.steps, rows, length)
-        road, here = self._road, self._thread
+        road, here = self._road, self._threads[self.sent % len(self._threads)]
 
         def sent() -> None:
             thread.do(road.gateway_in + nbytes * road.gateway_byte, lambda: caller.call(item, wait=False))
@@ -170,12 +171,12 @@ def simulate(
             clock, demand, plan, nodes, hosts, road=road, setting=setting, number=number, routing=routing
         )
         gateways = [(thread, Caller(clock, node, pipeline[0], MAX_INFLIGHT, routing)) for node, thread in processes]
-        thread = client_thread or Thread(clock, None)
+        threads = [client_thread] if client_thread else [Thread(clock, None) for _ in processes]
         client = _Client(
             clock,
             demand,
             gateways,
-            thread,
+            threads,
             setting=setting,
             road=road,
             chance=_stream(setting, f"requests {number}"),

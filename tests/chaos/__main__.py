@@ -1,4 +1,10 @@
-"""`make chaos`: steady load, one harm after the other, and what became of every request."""
+"""`make chaos`: steady load, one harm after the other, and what became of every request.
+
+Exit status: 0 where every case that was asked for ran and no request was lost or answered twice; 1 where one was, or a
+cluster did not recover; 2: a wrong command line; 3 where nothing was lost and this machine refused some cases.
+With --json the last line is a list of the cases, all with the same keys: what is not known of a case is null; `not_run`
+says why it was not run, and is null where it was.
+"""
 
 import argparse
 import contextlib
@@ -10,7 +16,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 from rich.console import Console
@@ -20,6 +26,10 @@ from tests.chaos import hosts, links, nodes, processes
 from tests.chaos.case import Fault, NotRun, Outcome, Refused, Sizes, run_case
 from tests.chaos.cluster import Cluster, one_machine
 from tests.chaos.seen import recorded
+
+PASSED: Final = 0
+FAILED: Final = 1
+REFUSED: Final = 3
 
 Bring = Callable[[Path], "contextlib.AbstractContextManager[Cluster]"]
 
@@ -72,10 +82,18 @@ class Report:
     def all(self) -> list[Outcome | NotRun]:
         return [*self.outcomes, *self.not_run]
 
-    def leave_out(self, cases: list[Case], why: str) -> None:
-        """Of `cases`, those that nothing is said of yet."""
+    def leave_out(self, cases: list[Case], why: str, *, refused: bool = True) -> None:
+        """Of `cases`, those that nothing is said of yet. refused: by this machine; else their cluster failed."""
         known = {one.case for one in self.all}
-        self.not_run += [NotRun(case.name, why) for case in cases if case.name not in known]
+        self.not_run += [NotRun(case.name, why, refused) for case in cases if case.name not in known]
+
+    @property
+    def status(self) -> int:
+        """The exit status. What failed counts more than what was refused; where nothing was tried, nothing passed."""
+        broken_off = any(not one.refused for one in self.not_run)
+        if not self.all or broken_off or not all(outcome.passed for outcome in self.outcomes):
+            return FAILED
+        return REFUSED if self.not_run else PASSED
 
     def as_json(self) -> list[dict[str, Any]]:
         return [one.as_json() for one in self.all]
@@ -138,7 +156,9 @@ def table(outcomes: list[Outcome]) -> Table:
 
 def main() -> int:
     names = [case.name for cases in GROUPS.values() for case in cases]
-    parser = argparse.ArgumentParser(prog="make chaos", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="make chaos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--cases", default="", metavar="A,B", help=f"of {', '.join(names)} (default: all)")
     parser.add_argument("--json", action="store_true", help="print one last line of JSON with a list of the cases")
     given = parser.parse_args()
@@ -147,7 +167,6 @@ def main() -> int:
         parser.error(f"no such case: {', '.join(sorted(unknown))}; there are {', '.join(names)}")
     console = Console(stderr=True)
     report = Report()
-    broken_off = False
     for bring, cases in GROUPS.items():
         if chosen := [case for case in cases if case.name in wanted]:
             try:
@@ -155,17 +174,15 @@ def main() -> int:
             except Refused as refusal:
                 report.leave_out(chosen, str(refusal))
             except (pytest.fail.Exception, Exception) as failure:  # noqa: BLE001 - the other groups still tell something
-                broken_off = True
                 console.print(traceback.format_exc(), markup=False, highlight=False)
-                report.leave_out(chosen, f"broken off: {failure!r:.300}")
+                report.leave_out(chosen, f"broken off: {failure!r:.300}", refused=False)
     shown = Console(width=140)
     shown.print(table(report.outcomes))
     for line in report.lines():
         shown.print(line, markup=False, highlight=False, soft_wrap=True)
     if given.json:
         print(json.dumps(report.as_json()))
-    passed = bool(report.outcomes) and all(outcome.passed for outcome in report.outcomes)
-    return 0 if passed and not broken_off else 1
+    return report.status
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from tests.chaos import seen
@@ -69,18 +69,24 @@ class Outcome:
         return not self.lost and not self.duplicated
 
     def as_json(self) -> dict[str, Any]:
-        return {key: value for key, value in asdict(self).items() if key != "problems"}
+        """Of a case in which nothing was answered no latency is known: null."""
+        known = {key: value for key, value in asdict(self).items() if key != "problems"}
+        silent = dict.fromkeys(("worst_ms", "p99_ms")) if self.lost >= self.sent else {}
+        return {**known, **silent, "not_run": None}
 
 
 @dataclass(frozen=True)
 class NotRun:
-    """A case that was not tried, and why."""
+    """A case that was not tried, and why: this machine refused it, or its group was broken off before its end."""
 
     case: str
     why: str
+    refused: bool = True
 
     def as_json(self) -> dict[str, Any]:
-        return {"case": self.case, "not_run": self.why}
+        """With the keys of an `Outcome`, all null."""
+        unknown = dict.fromkeys(one.name for one in fields(Outcome) if one.name != "problems")
+        return {**unknown, "case": self.case, "not_run": self.why}
 
 
 def run_case(name: str, fault: Fault, cluster: Cluster, sizes: Sizes, *, retry: bool = False) -> Outcome:

@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,11 @@ def test_what_was_not_run_is_in_the_report_with_its_reason() -> None:
     assert report.as_json()[0] == OUTCOME.as_json()
     cases = [Case(name, lambda one: one.is_whole) for name in ("kill_first", "partition", "slow_link", "full_disk")]
     report.leave_out(cases, "ip netns add: Operation not permitted")
-    assert json.loads(json.dumps(report.as_json()))[1:] == [
+    ran, *others = json.loads(json.dumps(report.as_json()))
+    assert ran["not_run"] is None
+    assert {"case", "sent", "lost", "duplicated", "worst_ms", "recovered_s"} < set(ran)
+    assert all(set(one) == set(ran) for one in others)
+    assert [{key: value for key, value in one.items() if value is not None} for one in others] == [
         {"case": "slow_link", "not_run": "there is no slow wire"},
         {"case": "partition", "not_run": "ip netns add: Operation not permitted"},
         {"case": "full_disk", "not_run": "ip netns add: Operation not permitted"},
@@ -112,6 +117,29 @@ def test_what_was_not_run_is_in_the_report_with_its_reason() -> None:
         "not run: partition, full_disk: ip netns add: Operation not permitted",
     ]
     assert Report([OUTCOME]).lines() == []
+
+
+def test_what_no_answer_tells_is_null() -> None:
+    assert replace(OUTCOME, lost=5000, worst_ms=0.0).as_json()["worst_ms"] is None
+    assert OUTCOME.as_json()["worst_ms"] == 812.4
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "not_run", "status"),
+    [
+        ([OUTCOME], [], 0),
+        ([OUTCOME], [NotRun("partition", "not permitted")], 3),
+        ([], [NotRun("partition", "not permitted")], 3),
+        ([replace(OUTCOME, lost=1)], [NotRun("partition", "not permitted")], 1),
+        ([replace(OUTCOME, duplicated=1)], [], 1),
+        ([OUTCOME], [NotRun("full_disk", "broken off", refused=False)], 1),
+        ([], [], 1),
+    ],
+)
+def test_the_exit_status_says_whether_all_passed_some_failed_or_some_were_refused(
+    outcomes: list[Outcome], not_run: list[NotRun], status: int
+) -> None:
+    assert Report(outcomes, not_run).status == status
 
 
 def test_the_table_says_what_was_computed_twice_and_whether_clients_retried() -> None:

@@ -1,7 +1,7 @@
 import asyncio
 from pathlib import Path
 
-from cluster.fleet import Bundle
+from cluster.fleet import Bundle, shown
 from cluster.simulated_fleet import SimulatedFleet
 from cluster.world import Pipeline
 from tests.cluster.simulation import Simulation
@@ -118,7 +118,33 @@ async def test_a_cluster_that_is_stopped_asks_for_no_nodes_any_more(tmp_path: Pa
     await asyncio.sleep(0)
     await simulation.turn()
     assert not simulation.fleet.asked_for
+    assert simulation.decided("ask for no more nodes") == ["asked to stop"]
     stopping.cancel()
+
+
+async def test_what_is_asked_of_ray_is_told_when_it_changes_and_why(tmp_path: Path) -> None:
+    simulation = Simulation(
+        tmp_path, SimulatedFleet(cpus=10), minilm="{autoscaling: {max: 20, up_delay_s: 0}, cpus: 2}"
+    )
+    for _ in range(12):
+        simulation.ask(ONE, rows=400, inflight=40)
+        await simulation.turn()
+    assert simulation.decided("ask for nodes with room for 15 x (CPU 2)") == [
+        "minilm/1 stage 0: 20 replicas are wanted, and there is room for 5"
+    ]
+    told = len(simulation.decided("ask for"))
+    for _ in range(4):
+        simulation.ask(ONE, rows=400, inflight=40)
+        await simulation.turn()
+    assert len(simulation.decided("ask for")) == told, "the same is asked again at each step, and not told again"
+    simulation.ask(ONE)
+    await simulation.until(lambda: not simulation.fleet.asked_for, turns=300)
+    assert simulation.decided("ask for no more nodes") == ["there is room for every replica that is wanted on 1 node"]
+
+
+def test_bundles_are_told_by_what_they_take_and_the_labels_of_their_node() -> None:
+    one, other = Bundle({"CPU": 1.0, "memory": 2.0**29}, {"kind": "gpu"}), Bundle({"CPU": 0.5})
+    assert shown((one, other, one)) == "2 x (CPU 1, memory 0.5 GiB, kind=gpu) and 1 x (CPU 0.5)"
 
 
 async def test_a_clock_that_jumps_scales_nothing(tmp_path: Path) -> None:

@@ -68,6 +68,8 @@ def test_every_command_has_help_with_an_example(command: str, capsys: pytest.Cap
         (["scale", "minilm"], "'minilm' is not MODEL=N or MODEL/STAGE=N, such as minilm=2 or minilm/1=3"),
         (["scale", "minilm/x=2"], "is not MODEL=N"),
         (["scale", "minilm=-2"], "is not MODEL=N"),
+        (["plan", "m", "--p99", "m=soon"], "'soon' is not a time such as 100ms or 0.5s"),
+        (["plan", "m", "--p99", "=1s"], "'=1s' is neither TIME nor NAME=TIME"),
         (["stop", "--within", "nan"], "'nan' is not a number of seconds"),
     ],
 )

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cluster.planning.machines import parse_nodes
+from cluster.planning.machines import Node, parse_nodes, this_machine
 from worker.errors import InvalidRequest
 
 
@@ -48,3 +48,12 @@ def test_what_is_wrong_is_named(text: str, told: str) -> None:
         parse_nodes(text.encode(), "nodes.yaml")
     assert told in str(error.value)
     assert "nodes.yaml" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "count", "each"), [((), 0, 0), ((80 * 2**30,), 1, 80 * 2**30), ((24 * 2**30, 16 * 2**30), 2, 16 * 2**30)]
+)
+def test_this_machine_is_a_node_with_its_gpus_each_with_what_all_of_them_have(
+    gpus: tuple[int, ...], count: int, each: int
+) -> None:
+    assert this_machine(2**34, 4, gpus) == (Node("this-machine", 4.0, 2**34, gpus=count, gpu_memory=each),)
