@@ -19,7 +19,7 @@ ROOMS = [
 BELOW_ROOMS = ["model", "step", "capture"]
 """The compressor's modules that every room may import; the search, its last one, may import all."""
 MAY_IMPORT_RAY = (
-    *("worker/actor.py", "worker/local_ray.py", "cluster/", "shardline/demo.py"),
+    *("worker/actor.py", "worker/joined_ray.py", "worker/local_ray.py", "cluster/", "shardline/demo.py"),
     *("compressor/search/fan_out.py", "compressor/training/train_ray.py"),
 )
 TORCH_FREE = ["worker.link", "worker.stream_server", "worker.model_yaml", "gateway.server", "shardline.cli"]
