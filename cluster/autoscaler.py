@@ -2,8 +2,9 @@
 
 A stage's need is offered load, in replicas' worth of computing (Erlang's measure: rows a second times seconds a row),
 over the utilisation that is aimed at, and what it takes to clear the backlog. So a burst is answered in one step, and
-the answer does not depend on how often it is asked. What is measured holds only for its window, so a request that was
-cancelled or refused leaves nothing behind.
+the answer does not depend on how often it is asked. A backlog goes on growing while the replicas load that it brought:
+until they are there it keeps what was asked for, and asks for no more. What is measured holds only for its window, so a
+request that was cancelled or refused leaves nothing behind.
 
 Windows are on a monotonic clock. One that jumps starts the windows anew; nothing is scaled meanwhile.
 """
@@ -56,13 +57,12 @@ class ScalingPolicy:
 
 @dataclass(frozen=True, slots=True)
 class StageLoad:
-    """ready, coming: replicas. queued_rows: waiting or in work. seconds_per_row: of computing, as last measured.
+    """ready: replicas. queued_rows: waiting or in work. seconds_per_row: of computing, as last measured.
 
     busy: replicas' worth of computing over the window.
     """
 
     ready: int = 0
-    coming: int = 0
     queued_rows: int = 0
     seconds_per_row: float = 0.0
     busy: float = 0.0
@@ -110,24 +110,31 @@ class Need:
 
 @dataclass(frozen=True, slots=True)
 class Scaling:
-    """What a pipeline needed at each look so far, as far back as the delays go. `after` gives the next one."""
+    """What a pipeline needed at each look so far, as far back as the delays go. `after` gives the next one.
+
+    asked: how many replicas it was said to want at the last of them, whether or not there was room.
+    """
 
     needs: tuple[tuple[float, tuple[int, ...]], ...] = field(default=())
+    asked: tuple[int, ...] = ()
 
     def after(
         self, demand: Demand, current: tuple[int, ...], policy: ScalingPolicy, now: float
     ) -> tuple["Scaling", tuple[int, ...], str]:
         """Also how many replicas each stage should have (`current`: should have had until now), and why."""
-        need = needed(demand, policy)
+        goes_on = bool(self.needs) and 0 <= now - self.needs[-1][0] <= GAP_S
+        past = self.needs if goes_on else ()
+        need = needed(demand, policy, tuple(map(max, current, self.asked)) if goes_on else current)
         bounded = policy.within(need.replicas)
-        past = self.needs if self.needs and 0 <= now - self.needs[-1][0] <= GAP_S else ()
         past = (*_since(past, now - max(policy.up_delay_s, policy.down_delay_s)), (now, bounded))
         from_zero = demand.any and not all(current)
-        wanted = tuple(
-            _one_stage(stage, current[stage], past, policy, now, at_once=need.urgent or from_zero)
-            for stage in range(len(current))
+        wanted = policy.within(
+            [
+                _one_stage(stage, current[stage], past, policy, now, at_once=need.urgent or from_zero)
+                for stage in range(len(current))
+            ]
         )
-        return Scaling(past), policy.within(wanted), need.why
+        return Scaling(past, wanted), wanted, need.why
 
 
 def _one_stage(
@@ -164,19 +171,27 @@ def _since(past: tuple[tuple[float, tuple[int, ...]], ...], start: float) -> tup
     return past[max(0, first - 1) :]
 
 
-def needed(demand: Demand, policy: ScalingPolicy) -> Need:
-    """What the demand needs now, without regard to bounds above or to what there is."""
+def needed(demand: Demand, policy: ScalingPolicy, asked: tuple[int, ...] = ()) -> Need:
+    """What the demand needs now, without regard to bounds above or to what there is.
+
+    asked: replicas of each stage that were asked for before; those not ready yet are on their way. Empty: none.
+    """
     if not demand.any:
         return Need(tuple(0 for _ in demand.stages), False, "nobody asks for anything")
     clear_s = min(policy.clear_backlog_s, policy.deadline_s / 2)
     counts: list[int] = []
     urgent = False
     backlog = demand.unplaced_rows
-    for stage in demand.stages:
+    on_their_way = False
+    for stage, before in zip(demand.stages, asked or (0,) * len(demand.stages), strict=True):
         backlog += stage.queued_rows
+        on_their_way = on_their_way or before > stage.ready
         offered = max(demand.rows_per_s * stage.seconds_per_row, min(stage.busy, stage.ready))
-        clearing = 0.0 if stage.coming else backlog * stage.seconds_per_row / clear_s
-        counts.append(max(1, math.ceil(offered / policy.target_utilisation + clearing - SLACK)))
+        steady = offered / policy.target_utilisation
+        clearing = backlog * stage.seconds_per_row / clear_s
+        if on_their_way:
+            clearing = min(clearing, max(0.0, before - steady))
+        counts.append(max(1, math.ceil(steady + clearing - SLACK)))
         urgent = urgent or backlog * stage.seconds_per_row > stage.ready * policy.deadline_s / 2
     if _more_would_be_in_time(demand, counts, policy):
         busiest = max(range(len(counts)), key=lambda index: _utilisation(demand.stages[index]))

@@ -23,7 +23,7 @@ class HealthLimits:
 class Heard:
     """What was heard of one worker; times on the controller's monotonic clock.
 
-    adopted: it was found by its name, not started by this controller.
+    adopted: its process was found by its name, not started by this controller. It may serve.
     first_answer: when it first answered anything; None: never.
     unanswered_since: when the oldest question was asked that it has not answered; None: no question is open.
     ready: it has told its address. draining, drained: since it was told to drain.
@@ -43,19 +43,19 @@ class Heard:
 def judge(heard: Heard, now: float, limits: HealthLimits) -> tuple[Phase, str]:  # noqa: PLR0911 -- one line a case
     """The phase, and for DEAD why."""
     silent = now - heard.unanswered_since if heard.unanswered_since is not None else 0.0
-    known = heard.first_answer is not None or heard.adopted
+    may_serve = heard.ready or (heard.adopted and heard.first_answer is None)
     if heard.failed:
         return Phase.DEAD, heard.failed
     if heard.drained:
         return Phase.DRAINED, ""
-    if (heard.ready or heard.adopted) and silent > limits.frozen_after_s:
+    if may_serve and silent > limits.frozen_after_s:
         return Phase.DEAD, f"it has not answered for {limits.frozen_after_s:g} s"
     if heard.draining:
         return Phase.DRAINING, ""
     if heard.ready:
         return Phase.READY, ""
     if heard.first_answer is None:
-        return Phase.UNKNOWN if known else Phase.PENDING, ""
+        return Phase.UNKNOWN if heard.adopted else Phase.PENDING, ""
     if now - heard.first_answer > limits.start_within_s:
         return Phase.DEAD, f"it was not ready within {limits.start_within_s:g} s"
     return Phase.STARTING, ""

@@ -39,6 +39,8 @@ NAMESPACE = "shardline"
 PREFIX = "worker"
 HEAD = "node:__internal_head__"
 """A resource that Ray gives to the head node alone."""
+NO_PROCESS_YET = ("DEPENDENCIES_UNREADY", "PENDING_CREATION")
+"""What Ray calls an actor that it has yet to start."""
 LOOK_S = 0.2
 """How long one look waits for answers; what comes later is seen by the next look."""
 NODES_EVERY_S = 2.0
@@ -241,8 +243,9 @@ class RayFleet:
                 logger.warning("ending %s, which an earlier run left behind", actor["name"])
                 await asyncio.to_thread(ray.kill, handle, no_restart=True)
                 continue
-            logger.info("found %s alive", replica)
-            worker = RayWorker(replica, stage, handle, served.config, epoch=self._epoch, adopted=True)
+            lives = await asyncio.to_thread(_has_process, handle)
+            logger.info("found %s %s", replica, "alive" if lives else "on its way")
+            worker = RayWorker(replica, stage, handle, served.config, epoch=self._epoch, adopted=lives)
             worker.group = await asyncio.to_thread(_group_named, actor["name"])
             self._workers[replica] = worker
             kept.add(actor["name"])
@@ -329,6 +332,11 @@ def _bundle(worker: RayWorker) -> Bundle:
 def _stage_of(replica: str) -> Stage:
     model, version, stage, number = replica.rsplit("/", 3)
     return Stage(model, int(version), int(stage), int(number.partition("-")[0].removeprefix("r")))
+
+
+def _has_process(handle: Any) -> bool:
+    """False where Ray has yet to start it: it waits for room, say."""
+    return ray._private.state.actors(handle._actor_id.hex()).get("State") not in NO_PROCESS_YET
 
 
 def _group_named(name: str) -> PlacementGroup | None:

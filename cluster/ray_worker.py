@@ -22,8 +22,9 @@ TELL_WITHIN_S = 5.0
 class RayWorker:
     """`handle` is the Ray actor handle of a `WorkerActor`, `group` the placement group that holds its resources.
 
-    epoch: of the controller that speaks to it. At most one question of each kind is open at a time. Belongs to one
-    event loop.
+    epoch: of the controller that speaks to it. adopted: its process lived already when it was found by its name; one
+    that Ray has yet to start is as new, whoever asked for it. At most one question of each kind is open at a time.
+    Belongs to one event loop.
     """
 
     def __init__(

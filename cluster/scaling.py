@@ -126,7 +126,6 @@ class Scaler:
         told = [stats.seconds_per_row for stats in figures if stats.seconds_per_row > 0]
         return StageLoad(
             ready=len(ready),
-            coming=sum(replica.coming for replica in replicas),
             queued_rows=sum(stats.queued_rows for stats in figures),
             seconds_per_row=self.meters.seconds_per_row(stage) or (sum(told) / len(told) if told else 0.0),
             busy=self.meters.busy(stage),

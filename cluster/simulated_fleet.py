@@ -78,9 +78,15 @@ class SimulatedFleet:
         self._change(replica, displaced=True)
 
     def forget(self) -> None:
-        """What a controller's death does: the workers live on, and what was known of them is gone."""
-        for replica in list(self.replicas):
-            self._change(replica, told=None, asked=None, leaving=False, phase=Phase.UNKNOWN)
+        """What a controller's death does: the workers live on, and what was known of them is gone.
+
+        Those that have no process yet are found as such.
+        """
+        for name, replica in list(self.replicas.items()):
+            if replica.phase is Phase.PENDING:
+                self._change(name, leaving=False)
+            else:
+                self._change(name, told=None, asked=None, leaving=False, phase=Phase.UNKNOWN)
 
     def _advance(self, replica: Replica) -> None:
         if not self._moves(replica):

@@ -17,6 +17,7 @@ import uvloop
 
 from gateway.descriptors import for_connections, raised
 from gateway.parent import die_with_parent
+from gateway.pulse import beat_forever
 from gateway.server import Gateway
 from gateway.settings import LISTENING, LOG_FORMAT, ProcessSettings
 from gateway.statistics import Statistics
@@ -36,19 +37,25 @@ async def serve(settings: ProcessSettings) -> None:
         logger.warning(
             "%d connections at most, not %d: there are %d file descriptors", connections, wanted, descriptors
         )
+    statistics = Statistics.shared(settings.statistics_file, settings.processes, settings.process)
     gateway = Gateway(
         settings.address,
         control_file=Path(settings.control_file),
-        statistics=Statistics.shared(settings.statistics_file, settings.processes, settings.process),
+        statistics=statistics,
         limits=replace(settings.limits, max_connections=connections),
         version=_version(),
     )
-    async with gateway:
-        sys.stdout.write(LISTENING)
-        sys.stdout.flush()
-        await terminated.wait()
-        logger.info("draining: not ready for %g s, then at most %g s", settings.notice_s, settings.finish_s)
-        await gateway.drain(settings.notice_s, settings.finish_s)
+    beating = asyncio.create_task(beat_forever(statistics.beat), name="beats")
+    try:
+        async with gateway:
+            sys.stdout.write(LISTENING)
+            sys.stdout.flush()
+            await terminated.wait()
+            logger.info("draining: not ready for %g s, then at most %g s", settings.notice_s, settings.finish_s)
+            await gateway.drain(settings.notice_s, settings.finish_s)
+    finally:
+        beating.cancel()
+        await asyncio.gather(beating, return_exceptions=True)
 
 
 def _terminate(terminated: asyncio.Event) -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Final, Self
 
 LISTENING: Final = "listening\n"
+FROZEN_S: Final = 10.0
+"""Seconds: as long as the controller waits for a worker."""
 LOG_FORMAT: Final = "%(asctime)s %(levelname)s gateway[%(process)d] %(message)s"
 
 
@@ -46,6 +48,7 @@ class GatewaySettings:
     """How to run a gateway. Times in seconds; `ready_file` None: none is written.
 
     notice_s, finish_s: see `ProcessSettings`.
+    frozen_s: a process whose event loop has not turned for so long is killed, and another is started.
     """
 
     listen: str
@@ -56,6 +59,7 @@ class GatewaySettings:
     finish_s: float
     log_level: str
     limits: ServerLimits
+    frozen_s: float = FROZEN_S
 
 
 @dataclass(frozen=True, slots=True)

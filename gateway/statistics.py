@@ -4,7 +4,8 @@ A region of shared memory holds one part for each process. A process writes its 
 reader sums over all of them. A process that is started again goes on with the part of the one before it.
 
 A part holds `RECORDS` records of sixteen 64-bit numbers. The first two are a digest of the model's name and version (0:
-the record is free), the rest are `FIELDS`.
+the record is free), the rest are `FIELDS`. Behind the parts there is one more number for each process: its beats
+(`gateway.pulse`).
 """
 
 import logging
@@ -33,6 +34,7 @@ FIELDS: Final = (
 RECORDS: Final = 1024
 _NUMBERS: Final = 16
 _PART_BYTES: Final = RECORDS * _NUMBERS * 8
+_BEATS_BYTES: Final = 8
 _PLACE: Final = {name: place for place, name in enumerate(FIELDS, start=2)}
 
 SUCCESS, SUCCESS_NS = _PLACE["success"], _PLACE["success_ns"]
@@ -101,6 +103,7 @@ class Statistics:
 
     def __init__(self, memory: mmap.mmap, processes: int, process: int) -> None:
         self._numbers = memoryview(memory).cast("Q")
+        self._beats = self._numbers[processes * RECORDS * _NUMBERS :]
         self._processes = processes
         self._process = process
 
@@ -113,6 +116,14 @@ class Statistics:
     def shared(cls, file: int, processes: int, process: int) -> Self:
         """`file`: descriptor of a file of `region_bytes(processes)` bytes."""
         return cls(mmap.mmap(file, region_bytes(processes)), processes, process)
+
+    def beat(self) -> None:
+        """This process's event loop has turned."""
+        self._beats[self._process] += 1
+
+    def beats(self, process: int) -> int:
+        """Of that process, and of those before it in its place."""
+        return self._beats[process]
 
     def counters(self, model: str, version: str) -> Counters:
         """The record of a model version, taken where it has none. Without a free record it is counted in vain."""
@@ -151,7 +162,7 @@ class Statistics:
 
 
 def region_bytes(processes: int) -> int:
-    return processes * _PART_BYTES
+    return processes * (_PART_BYTES + _BEATS_BYTES)
 
 
 def _key(model: str, version: str) -> tuple[int, int]:

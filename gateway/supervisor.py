@@ -16,8 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from gateway.pulse import LOOK_S, Vigil
 from gateway.settings import LISTENING, GatewaySettings, ProcessSettings
-from gateway.statistics import region_bytes
+from gateway.statistics import Statistics, region_bytes
 
 RESTART_MIN_S: Final = 0.1
 RESTART_MAX_S: Final = 10.0
@@ -36,6 +37,7 @@ class Supervisor:
         self._settings = settings
         self._address = address
         self._statistics_file = statistics_file
+        self._statistics = Statistics.shared(statistics_file, settings.processes, 0)
         self._children: dict[int, asyncio.subprocess.Process] = {}
         self._listening: set[int] = set()
         self._stopping = asyncio.Event()
@@ -113,10 +115,15 @@ class Supervisor:
         return True
 
     async def _keep(self, process: int) -> bool:
-        """Starts the process again when it dies, until `stop`; whether its last end was in order."""
+        """Starts the process again when it dies or stands still, until `stop`; whether its last end was in order."""
         pause = RESTART_MIN_S
         while True:
-            code = await self._wait(self._children[process])
+            watching = asyncio.create_task(self._watch(process))
+            try:
+                code = await self._wait(self._children[process])
+            finally:
+                watching.cancel()
+                await asyncio.gather(watching, return_exceptions=True)
             if self._stopping.is_set():
                 return code == 0 or process not in self._listening
             logger.error(
@@ -127,6 +134,16 @@ class Supervisor:
                 return True
             listens = await self._start(process)
             pause = RESTART_MIN_S if listens else min(2 * pause, RESTART_MAX_S)
+
+    async def _watch(self, process: int) -> None:
+        """Kills it where it stands still: it would keep its connections and be given new ones. Until `stop`."""
+        child, vigil = self._children[process], Vigil(self._settings.frozen_s)
+        while not self._stopping.is_set():
+            if vigil.stands_still(self._statistics.beats(process)) and child.returncode is None:
+                logger.error("process %d has not moved for %g s: killed", child.pid, self._settings.frozen_s)
+                child.kill()
+                return
+            await self._wait_for_stop(LOOK_S)
 
     async def _wait(self, child: asyncio.subprocess.Process) -> int:
         """The code that it ends with; it is killed where a drain takes too long."""

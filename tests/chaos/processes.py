@@ -47,16 +47,20 @@ def kill_the_controller(cluster: Cluster) -> Recovered:
     return lambda: {replica.pid for replica in cluster.replicas()} == workers and cluster.is_whole()
 
 
-def kill_a_gateway_process(cluster: Cluster) -> Recovered:
-    """One of several on the port. Whole again once there are as many again."""
-    before = cluster.processes("-m gateway.process")
-    before[0].kill()
+def signal_a_gateway_process(number: signal.Signals) -> Fault:
+    """To one of several on the port. Whole again once there are as many again, without it."""
 
-    def recovered() -> bool:
-        now = cluster.processes("-m gateway.process")
-        return len(now) == len(before) and before[0] not in now and listening(cluster.url) == len(before)
+    def fault(cluster: Cluster) -> Recovered:
+        before = cluster.processes("-m gateway.process")
+        before[0].send_signal(number)
 
-    return recovered
+        def recovered() -> bool:
+            now = cluster.processes("-m gateway.process")
+            return len(now) == len(before) and before[0] not in now and listening(cluster.url) == len(before)
+
+        return recovered
+
+    return fault
 
 
 def listening(url: str) -> int:

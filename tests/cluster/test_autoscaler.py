@@ -1,7 +1,8 @@
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from cluster.autoscaler import GAP_S, Demand, Scaling, ScalingPolicy, StageLoad, needed
@@ -12,7 +13,7 @@ POLICY = ScalingPolicy((1, 1), (10, 10), target_utilisation=0.5, up_delay_s=2.0,
 def demand(rows_per_s: float = 0.0, *, queued: int = 0, inflight: int = 0, ready: int = 1, **more: int) -> Demand:
     """Two stages, 10 ms and 20 ms a row."""
     stages = tuple(
-        StageLoad(ready, more.get("coming", 0), queued if not index else 0, cost, min(ready, rows_per_s * cost))
+        StageLoad(ready, queued if not index else 0, cost, min(ready, rows_per_s * cost))
         for index, cost in enumerate((0.01, 0.02))
     )
     return Demand(stages, rows_per_s, inflight, missed=more.get("missed", 0), unplaced_rows=more.get("unplaced", 0))
@@ -61,8 +62,34 @@ def test_what_waits_is_cleared_within_the_time_given_for_it() -> None:
     assert needed(demand(0, queued=400, inflight=400), POLICY).replicas == (2, 4)
 
 
-def test_what_waits_is_not_asked_for_twice_while_replicas_come() -> None:
-    assert needed(demand(50, queued=4000, inflight=400, coming=3), POLICY).replicas == (1, 2)
+def test_what_waits_keeps_the_replicas_that_come_for_it_and_asks_for_no_more() -> None:
+    waits = demand(50, queued=4000, inflight=400)
+    assert needed(waits, POLICY, (3, 4)).replicas == (3, 4)
+    assert needed(waits, POLICY, (3, 1)).replicas == (3, 2), "what is asked for all the time needs more than that"
+    assert needed(waits, POLICY, (1, 1)).replicas == (21, 42), "all are there, and it waits"
+    assert needed(demand(50, queued=1, inflight=400), POLICY, (8, 8)).replicas == (2, 3), "next to nothing waits"
+
+
+def test_replicas_that_load_for_longer_than_the_delay_are_kept_while_what_they_are_for_waits() -> None:
+    looks = [(float(now), demand(50, queued=200 + 10 * now, inflight=400)) for now in range(40)]
+    assert run(looks)[:2] == [(1, 1)] * 2
+    assert set(run(looks)[2:]) == {(3, 5)}, "asked for once, though more and more waits"
+    gone = [(40.0 + now, demand(50, inflight=1)) for now in range(12)]
+    assert run([*looks, *gone])[-3:] == [(3, 5), (1, 2), (1, 2)], "nothing waits any more"
+
+
+def test_a_stage_asks_for_no_more_while_replicas_come_to_the_stage_before_it() -> None:
+    first, second = StageLoad(1, 4000, 0.01), StageLoad(4, 0, 0.02)
+    assert needed(Demand((first, second), inflight=9), POLICY, (3, 4)).replicas == (3, 4)
+
+
+def test_what_is_asked_for_without_room_stays_asked_for_while_others_come() -> None:
+    scaling, asked = Scaling(), []
+    for now in range(40):
+        granted = (1, 1) if now < 3 else (2, 2)
+        scaling, wanted, _ = scaling.after(demand(0, queued=800 + now, inflight=9), granted, POLICY, float(now))
+        asked.append(wanted)
+    assert set(asked) == {(4, 8)}
 
 
 def test_deadlines_that_would_be_missed_are_not_made_to_wait_for_the_delay() -> None:
@@ -127,9 +154,7 @@ def test_no_look_grows_the_memory_without_bound() -> None:
     assert len(scaling.needs) <= 12
 
 
-loads = st.builds(
-    StageLoad, st.integers(0, 5), st.integers(0, 5), st.integers(0, 1000), st.floats(0, 1), st.floats(0, 5)
-)
+loads = st.builds(StageLoad, st.integers(0, 5), st.integers(0, 1000), st.floats(0, 1), st.floats(0, 5))
 demands = st.builds(
     Demand, st.tuples(loads, loads), st.floats(0, 1e4), st.integers(0, 100), st.integers(0, 100), st.integers(0, 10)
 )
@@ -152,3 +177,28 @@ def test_any_story_stays_within_the_bounds_and_ends_at_the_minimum_when_nobody_a
         now += 1
         scaling, counts, _ = scaling.after(Demand((StageLoad(), StageLoad())), counts, POLICY, now)
     assert counts == (1, 1)
+
+
+@given(
+    st.floats(0, 100),
+    st.integers(0, 2000),
+    st.lists(st.integers(0, 500), min_size=2, max_size=60),
+    st.floats(0.0, 3.0),
+    st.floats(0.5, 30.0),
+)
+def test_a_backlog_that_only_grows_gets_one_answer_until_that_is_there(
+    rows_per_s: float, queued: int, more: list[int], up_delay_s: float, down_delay_s: float
+) -> None:
+    policy = ScalingPolicy((1, 1), (10_000, 10_000), up_delay_s=up_delay_s, down_delay_s=down_delay_s)
+    scaling, now = Scaling(), 0.0
+    counts: tuple[int, ...] = (1, 1)
+    answers: list[tuple[int, ...]] = []
+    for rows in more:
+        queued += rows
+        scaling, counts, _ = scaling.after(demand(rows_per_s, queued=queued, inflight=1), counts, policy, now)
+        answers.append(counts)
+        now += 0.5
+    assume(counts != (1, 1))
+    of_both = [answer for answer in answers if min(answer) > 1]
+    assert len(set(of_both)) <= 1
+    assert all(after >= before for one, other in pairwise(answers) for before, after in zip(one, other, strict=True))

@@ -22,6 +22,7 @@ READY = Heard(asked_at=0.0, first_answer=5.0, ready=True)
         (replace(READY, unanswered_since=20.0), 29.0, Phase.READY, ""),
         (replace(READY, unanswered_since=20.0), 31.0, Phase.DEAD, "it has not answered for 10 s"),
         (replace(NEW, adopted=True, unanswered_since=0.0), 11.0, Phase.DEAD, "it has not answered for 10 s"),
+        (replace(NEW, adopted=True, first_answer=5.0, unanswered_since=5.0), 16.0, Phase.STARTING, ""),
         (replace(NEW, unanswered_since=0.0), 1000.0, Phase.PENDING, ""),
         (replace(READY, draining=True), 6.0, Phase.DRAINING, ""),
         (replace(READY, draining=True, unanswered_since=6.0), 17.0, Phase.DEAD, "it has not answered for 10 s"),

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 import pytest
 import ray.util
 
+from cluster.health import HealthLimits
 from cluster.launch import embedded_ray
 from cluster.ray_fleet import RayFleet
 from cluster.state import HistoryEntry, ServedModel, State
-from cluster.world import Stage
+from cluster.world import Phase, Stage
 from tests.cluster.simulation import TOKEN, served
 
 STAGE = Stage("minilm", 1, 0)
@@ -49,6 +50,20 @@ async def test_a_controller_that_comes_back_keeps_what_still_drains_and_ends_wha
     assert await seen(third) == []
     await third.close()
     assert rooms() == 0
+
+
+async def test_a_replica_that_waits_for_room_waits_on_after_its_controller_has_gone(in_ray: None) -> None:
+    model = served("{cpus: 2}")
+    first = RayFleet(state(model))
+    started = await first.start(STAGE, model)
+    await first.close()
+    second = RayFleet(state(model), limits=HealthLimits(frozen_after_s=0.0))
+    for _ in range(3):
+        (found,) = (await second.observe()).replicas
+        assert (found.id, found.phase, found.told) == (started, Phase.PENDING, {}), found.why
+    await second.stop(started)
+    assert (await seen(second), rooms()) == ([], 0)
+    await second.close()
 
 
 async def test_a_stop_that_does_not_get_through_can_be_done_again(in_ray: None) -> None:

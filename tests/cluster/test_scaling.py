@@ -52,6 +52,22 @@ async def test_replicas_that_only_start_are_dropped_before_those_that_work(tmp_p
     assert not simulation.decided("drain")
 
 
+async def test_replicas_that_load_for_long_are_kept_while_what_they_are_for_waits(tmp_path: Path) -> None:
+    held: set[str] = set()
+    fleet = SimulatedFleet(cpus=64, moves=lambda replica: replica.id not in held)
+    simulation = Simulation(tmp_path, fleet, minilm="{autoscaling: {max: 20, up_delay_s: 1, down_delay_s: 3}}")
+    await simulation.until(lambda: simulation.replicas("minilm") == 1)
+    working = set(fleet.replicas)
+    for look in range(40):
+        simulation.ask(ONE, rows=10, inflight=500, unplaced=500 + 10 * look)
+        await simulation.turn()
+        held.update(set(fleet.replicas) - working)
+    assert len(simulation.decided("want ")) == 1
+    assert not simulation.decided("stop ")
+    held.clear()
+    await simulation.until(lambda: simulation.replicas("minilm") == simulation.counts("minilm")[0])
+
+
 async def test_nothing_is_kept_while_nobody_asks_and_the_first_request_brings_every_stage_back(tmp_path: Path) -> None:
     simulation = Simulation(tmp_path, minilm=ASLEEP)
     await simulation.until(lambda: not simulation.fleet.replicas and simulation.counts("minilm") == (0, 0))

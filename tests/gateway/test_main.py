@@ -103,6 +103,27 @@ async def test_a_process_that_dies_is_started_again_and_the_other_serves_meanwhi
         assert await one.ended() == 0
 
 
+async def test_a_process_that_stands_still_is_replaced_and_its_clients_send_again(tmp_path: Path) -> None:
+    gate = Gate()
+    retry = [("grpc.service_config", json.dumps(RETRY))]
+    async with started(tmp_path, "--processes", "2", "--frozen-s", "4", serve=gate.serve) as one:
+        sender = client.InferenceServerClient(one.address, channel_args=retry)
+        held = asyncio.create_task(sender.infer("echo", [infer_input()]))
+        await gate.until(entered=1)
+        frozen, _, _ = (await one.controller.until_held()).partition("-")
+        os.kill(int(frozen), signal.SIGSTOP)
+        await gate.until(entered=2)
+        gate.open()
+        np.testing.assert_array_equal((await held).as_numpy("x"), ROWS)
+        await sender.close()
+        await one.controller.until_in_force(3)
+        assert int(frozen) not in {child.pid for child in one.children()}
+        one.process.send_signal(signal.SIGTERM)
+        assert await one.ended() == 0
+        assert one.process.stderr is not None
+        assert f"process {frozen} has not moved for 4 s: killed" in (await one.process.stderr.read()).decode()
+
+
 @pytest.mark.parametrize("again", [True, False])
 async def test_what_a_process_held_when_it_died_is_for_its_clients_to_send_again(tmp_path: Path, again: bool) -> None:
     gate = Gate()
@@ -270,6 +291,12 @@ def test_it_listens_on_loopback_unless_told_otherwise() -> None:
     assert settings.listen == "127.0.0.1:8001"
     assert not dies_with_parent
     assert parse(["--control", "c", "--listen", "[::]:0"])[0].listen == "[::]:0"
+
+
+def test_a_process_that_unpacks_the_largest_message_is_not_taken_for_frozen() -> None:
+    given = ["--control", "c", "--frozen-s", "5"]
+    assert parse(given)[0].frozen_s == 5
+    assert parse([*given, "--max-message-bytes", str(1 << 30)])[0].frozen_s == 32
 
 
 def test_a_connection_may_send_the_largest_message_that_is_allowed() -> None:
