@@ -99,6 +99,9 @@ class PruneHeads(Step):
             f"{', or '.join(' '.join(names) for names in _NAMES)}, an output projection, and a number of heads"
         )
 
+    def depends_on_values(self) -> bool:
+        return self.among == "all"
+
     def attentions(self, model: nn.Module) -> list[Attention]:
         return [one for one in attentions(model) if selected(one.path, self.layers)]
 

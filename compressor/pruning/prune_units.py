@@ -51,6 +51,9 @@ class PruneUnits(Step):
             else f"no layer has more than {self.multiple} units: they are too small; give a smaller multiple"
         )
 
+    def depends_on_values(self) -> bool:
+        return self.below is not None or self.among == "all"
+
     def apply_(self, model: nn.Module, context: Context) -> list[Change]:
         groups = self.groups(model, context)
         worst = self.worst(model, groups, context.seed)

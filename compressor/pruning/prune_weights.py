@@ -81,6 +81,9 @@ class PruneWeights(Step):
     def zeroed(self, model: nn.Module) -> frozenset[str]:
         return frozenset(self.fitting(model))
 
+    def depends_on_values(self) -> bool:
+        return self.below is not None or self.among == "all"
+
     def apply_(self, model: nn.Module, context: Context) -> list[Change]:
         layers = self.fitting(model)
         masks = self.masks(layers, context.seed)

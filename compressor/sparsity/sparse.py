@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from compressor.profiling.faster import fastest
 from compressor.pruning.masks import as_rows
-from compressor.pruning.prune_weights import PruneWeights, Side
+from compressor.pruning.prune_weights import Side
 from compressor.sparsity.block_linear import BlockLinear
 from compressor.sparsity.sparse_weight import BsrWeight, CsrWeight, NofMWeight
 from compressor.step import Change, Context, Phase, Replaced, Step, changes_of, none_gains, replace_layer_, seeded
@@ -112,11 +112,13 @@ class Sparse(Step):
         return int(n), int(m)
 
     def _too_dense(self, model: nn.Module, steps: Sequence[Step]) -> str | None:
-        """Nothing is known yet of layers that an earlier step makes sparse."""
+        """Nothing is known yet of layers that an earlier step prunes."""
         earlier = steps[: next((place for place, other in enumerate(steps) if other is self), 0)]
-        if any(isinstance(other, PruneWeights) or other.phase is Phase.TRAIN for other in earlier):
+        pruned = {name for other in earlier for name in other.zeroed(model)}
+        targets = self.targets(model)
+        if not pruned.isdisjoint(targets):
             return None
-        reasons = {name: self._loses(layer) for name, layer in self.targets(model).items()}
+        reasons = {name: self._loses(layer) for name, layer in targets.items()}
         return none_gains(reasons, (), "no layer gains by it")
 
     def _loses(self, layer: nn.Module) -> str | None:

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compressor.pruning.prune_weights import PruneWeights
 from compressor.sparsity.sparse_weight import NofMWeight
 from compressor.step import Change, Context, Phase, Step, replace_layer_, stored_bytes
 from compressor.weights.stored import taken_later, weight_of
@@ -40,8 +39,8 @@ class Sparse24(Step):
         if told is not None:
             return told
         earlier = steps[: next((place for place, other in enumerate(steps) if other is self), 0)]
-        coming = any(isinstance(other, PruneWeights) and other.n_of_m == "2:4" for other in earlier)
-        reasons = {name: _unfit(layer, pruned=not coming) for name, layer in self.targets(model).items()}
+        coming = {name for other in earlier for name in other.zeroed(model)}
+        reasons = {name: _unfit(layer, pruned=name not in coming) for name, layer in self.targets(model).items()}
         if all(reasons.values()):
             name, reason = next(iter(reasons.items()))
             return f"no layer can be so; {name}: {reason}"

@@ -1,6 +1,6 @@
 """Steps that prune while they train: little by little by a schedule, or by a penalty that drives weights to zero."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, model_validator
@@ -52,8 +52,18 @@ class PruneGradually(_Supervised):
     def problem(self, model: nn.Module, steps: Sequence[Step]) -> str | None:
         return super().problem(model, steps) or self._masks().problem(model, (self._masks(),))
 
+    def changes_weights(self, model: nn.Module) -> Mapping[str, str]:
+        return dict.fromkeys(self._masks().targets(model), "prune")
+
     def zeroed(self, model: nn.Module) -> frozenset[str]:
         return self._masks().zeroed(model)
+
+    def depends_on_values(self) -> bool:
+        return self._masks().depends_on_values()
+
+    def rehearse_(self, model: nn.Module, context: Context) -> None:
+        super().rehearse_(model, context)
+        self._masks().apply_(model, context)
 
     def hooks(self, model: nn.Module, context: Context) -> Sequence[Hook]:
         masks = self._masks()
@@ -96,6 +106,9 @@ class TrainSparse(_Supervised):
 
     def problem(self, model: nn.Module, steps: Sequence[Step]) -> str | None:
         return super().problem(model, steps) or self._removal().problem(model, (self._removal(),))
+
+    def changes_weights(self, model: nn.Module) -> Mapping[str, str]:
+        return dict.fromkeys(self._removal().targets(model), "sparse")
 
     def hooks(self, model: nn.Module, context: Context) -> Sequence[Hook]:
         removal = self._removal()

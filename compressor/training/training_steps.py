@@ -6,8 +6,8 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 from torch import nn
 
-from compressor.step import Change, Context, Phase, Step, selected, stored_bytes
-from compressor.training.distill import Distillation, DistillationNetwork, Match, NetworkDistillation, layers_of
+from compressor.step import Change, Context, Phase, Step, nearest, selected, stored_bytes
+from compressor.training.distill import Distillation, DistillationNetwork, Match, NetworkDistillation
 from compressor.training.prune_hooks import KeepZeros
 from compressor.training.train import Course, Fraction, Hook, NotNegative, Positive, Supervised, train_
 from compressor.training.training_data import first
@@ -48,6 +48,11 @@ class TrainingStep(Step, Course):
                 parameter.requires_grad_(required)
         size = stored_bytes(model)
         return [Change("", f"{found.steps} steps, loss {found.losses[0]:.4g} → {found.losses[-1]:.4g}", size, size)]
+
+    def rehearse_(self, model: nn.Module, context: Context) -> None:
+        """Sets the training up without doing it: what cannot be compared with the teacher is found out then."""
+        self.objective(model, context)
+        self.hooks(model, context)
 
     def trained(self, model: nn.Module) -> list[nn.Parameter]:
         """All in the targets, and what the patterns take of what the model itself holds, as a class token."""
@@ -102,16 +107,19 @@ class Distill(TrainingStep):
         return True
 
     def problem(self, model: nn.Module, steps: Sequence[Step]) -> str | None:
-        return super().problem(model, steps) or (
-            "hidden: hidden_share is 0, so that nothing is learned from these layers"
-            if self.hidden and not self.hidden_share
-            else None
-        )
+        told = super().problem(model, steps)
+        if told is None and self.hidden and not self.hidden_share:
+            told = "hidden: hidden_share is 0, so that nothing is learned from these layers"
+        if told is None and steps and steps[0] is self:  # else names may come to be by then; it is asked again
+            told = _missing(model, tuple(self.hidden), "the model")
+        return told
+
+    def teacher_problem(self, teacher: nn.Module) -> str | None:
+        return _missing(teacher, tuple(self.hidden.values()), "the teacher")
 
     def objective(self, model: nn.Module, context: Context) -> nn.Module:
         if context.training is None or context.teacher is None:
             raise InvalidRequest(f'"{self.kind}" needs training data and a teacher')
-        layers_of(context.teacher, tuple(self.hidden.values()))
         return Distillation(
             model,
             context.teacher,
@@ -159,6 +167,14 @@ class DistillNetwork(TrainingStep):
             match=self.match,
             absent=self.absent,
         )
+
+
+def _missing(module: nn.Module, names: Sequence[str], whose: str) -> str | None:
+    """Which of `hidden`'s layers `module` lacks, with the nearest that there is."""
+    known = [name for name, _ in module.named_modules() if name]
+    return next(
+        (f'hidden: {whose} has no layer "{name}"{nearest(name, known)}' for name in names if name not in known), None
+    )
 
 
 TRAINING: tuple[type[Step], ...] = (FineTune, Distill, DistillNetwork)

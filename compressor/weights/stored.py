@@ -12,7 +12,7 @@ from typing import Final
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compressor.step import Phase, Step
+from compressor.step import Step
 from worker.errors import InvalidRequest
 
 STORABLE: Final[tuple[type[nn.Module], ...]] = (nn.Linear, nn.Conv2d, nn.Embedding)
@@ -119,14 +119,12 @@ def taken_later(step: Step, model: nn.Module, steps: Sequence[Step]) -> str | No
     mine = set(step.targets(model))
     place = next((index for index, other in enumerate(steps) if other is step), len(steps))
     for other in steps[place + 1 :]:
-        if other.phase is Phase.TRAIN or not other.takes:
-            continue
-        both = [name for name in other.targets(model) if name in mine]
-        if both:
-            return (
-                f'"{other.kind}" comes later and takes {both[0]} too, whose weight is then in another form; give them '
-                f'different layers: layers: ["*", "!{both[0]}"]'
-            )
+        for name, key in other.changes_weights(model).items():
+            if name in mine:
+                return (
+                    f'"{other.kind}" comes later and takes {name} too, whose weight is then in another form; give them '
+                    f'different layers: {key}: ["*", "!{name}"]'
+                )
     return None
 
 
