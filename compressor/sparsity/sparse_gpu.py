@@ -21,12 +21,15 @@ SHORT: Final = frozenset({torch.bfloat16, torch.float16})
 class Sparse24(Step):
     """Linear layers with 2 of every 4 inputs zero, in 16 bits (fp32 becomes bfloat16), for the sparse units of GPUs.
 
-    Source: Mishra et al., "Accelerating Sparse Deep Neural Networks", 2021. Saves nearly half of the weight's storage
-    and resident memory, and time where the product is large. The artifact holds what is not zero and its places, as
-    `sparse` with the layout "n_of_m" does, so it is the same on every device. Where a stage is compiled for CUDA,
-    compute capability 8.0 and later, its weights are packed for cuSPARSELt's product
+    The artifact holds what is not zero and its places, as `sparse` with the layout "n_of_m" does, so it is the same on
+    every device. Where a stage is compiled for CUDA, its weights are packed for cuSPARSELt's product
     (`compressor.packaging.sparse_units`); it is measured with that and without, and the faster one is kept. Uncompiled,
     and on CPUs, the layer is dense.
+
+    Source: Mishra et al., "Accelerating Sparse Deep Neural Networks", 2021.
+    Saves: nearly half of the 16-bit weights' storage; in compiled stages also resident memory and time, where packaging
+    measures it to be so.
+    Device: CUDA from compute capability 8.0 on; refused elsewhere.
     """
 
     phase: ClassVar[Phase] = Phase.WEIGHTS

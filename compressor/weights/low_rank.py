@@ -21,13 +21,14 @@ class LowRank(Step):
     """Singular value decomposition: a linear layer becomes two, in → rank → out; a convolution becomes one with `rank`
     output channels and the same kernel, and one with a kernel of 1.
 
-    Source: Denton et al., 2014 (linear); Zhang et al., "Accelerating Very Deep CNNs", 2015 (output channels of
-    convolutions). With `aware`, the error in the layer's outputs on calibration data is made least instead of the error
-    in its weights, by whitening with the Cholesky factor of what the layer takes: SVD-LLM (Wang et al., 2024).
+    With `aware`, the error in the layer's outputs on calibration data is made least instead of the error in its
+    weights, by whitening with the Cholesky factor of what the layer takes. The layers are plain linears and
+    convolutions: quantize them as any. A layer that would not get smaller is left as it is, and said so.
 
-    Saves storage, resident memory and multiplications by the same factor, on any device; time by less, as two small
-    products are less efficient than one: measure. The layers are plain linears and convolutions: quantize them as any.
-    A layer that would not get smaller is left as it is, and said so.
+    Source: Denton et al., 2014 (linear); Zhang et al., "Accelerating Very Deep CNNs", 2015 (output channels of
+    convolutions); SVD-LLM (Wang et al., 2024) for `aware`.
+    Saves: storage and resident memory, by one factor; time by less, as two small products are less efficient than one.
+    Device: any.
 
     One of these says the ranks:
     energy: the least share of the sum of squared singular values that a layer keeps.

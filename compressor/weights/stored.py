@@ -1,9 +1,10 @@
 """Layers whose weight is held in another form, and decoded when the layer is used.
 
 Decoding is plain arithmetic on plain tensors, so such a layer is captured, cut and loaded like any other. Uncompiled,
-the dense weight lives only while its layer runs. A stage that is compiled with frozen weights decodes indices and codes
-once, when it is compiled, and then runs (and takes memory) as the dense layer does; sparse layouts are compiled both
-ways, and the faster one is kept (see `compressor.packaging.decoded`).
+the dense weight lives only while its layer runs. A stage is compiled with frozen weights, which decodes indices and
+codes once, while it is compiled, so that it runs (and takes memory) as the dense layer does, and with others, which are
+decoded at each run; the faster one is kept. Of embeddings only the rows that are asked for are decoded, at each run.
+Sparse layouts are compiled as they are and decoded (see `compressor.packaging.decoded`).
 """
 
 from collections.abc import Mapping, Sequence
