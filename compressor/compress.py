@@ -20,7 +20,7 @@ MOST_STEPS: Final = 1000
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A step that was done: what it changed, and the seconds that it took."""
+    """A step that was done, with what it found out meanwhile: what it changed, and the seconds that it took."""
 
     step: Step
     changes: tuple[Change, ...]
@@ -81,7 +81,7 @@ def compress_(model: nn.Module, *steps: Step, context: Context) -> Compression:
         if not names <= left:
             _check_what_comes(model, steps, index, context.say)
         names = left
-        done.append(Done(step, tuple(changes), time.perf_counter() - began))
+        done.append(Done(step.settled(model), tuple(changes), time.perf_counter() - began))
     _check_that_it_runs(module, steps, context)
     return Compression(module, tuple(done), before, stored_bytes(module))
 

@@ -12,7 +12,18 @@ from compressor.pruning.masks import as_rows
 from compressor.pruning.prune_weights import Side
 from compressor.sparsity.block_linear import BlockLinear
 from compressor.sparsity.sparse_weight import BsrWeight, CsrWeight, NofMWeight
-from compressor.step import Change, Context, Phase, Replaced, Step, changes_of, none_gains, replace_layer_, seeded
+from compressor.step import (
+    Change,
+    Context,
+    Phase,
+    Replaced,
+    Step,
+    changes_of,
+    none_gains,
+    replace_layer_,
+    seeded,
+    selected,
+)
 from compressor.weights.stored import Store, Stored, Ties, dense_bytes, stored, taken_later, unstorable, weight_of
 from worker.errors import InvalidRequest
 
@@ -35,8 +46,9 @@ class Sparse(Step):
     the manifest's figures): its time is then that of the dense layer, and so is its memory; storage stays saved.
 
     layout: "csr", "bsr" with `block` (rows, columns), or "n_of_m" with `n_of_m`.
-    run: uncompiled. "measured": whichever was faster. "dense", "blocks": that one; a recipe that is to give the same on
-        every machine names it.
+    run: uncompiled. "measured": whichever was faster. "dense", "blocks": that one.
+    as_blocks: with "measured", the layers that were faster as blocks: a manifest names them, and its recipe measures
+        nothing, and gives the same on every machine.
     rows: vectors that the layer takes at once while it is measured (a batch's tokens).
     """
 
@@ -47,6 +59,7 @@ class Sparse(Step):
     block: tuple[Side, Side] | None = None
     n_of_m: str | None = Field(default=None, pattern=r"^[1-9]\d?:[1-9]\d?$")
     run: Literal["measured", "dense", "blocks"] = "measured"
+    as_blocks: tuple[str, ...] | None = None
     rows: int = Field(default=128, ge=1, le=65_536)
 
     @model_validator(mode="after")
@@ -57,6 +70,8 @@ class Sparse(Step):
             raise ValueError('n_of_m, such as "2:4", goes with the layout "n_of_m", and only with it')
         if self.run == "blocks" and self.layout != "bsr":
             raise ValueError('only the layout "bsr" can be multiplied as blocks')
+        if self.as_blocks is not None and (self.layout != "bsr" or self.run != "measured"):
+            raise ValueError('as_blocks says what was measured: it goes with the layout "bsr" and run: measured')
         return self
 
     def problem(self, model: nn.Module, steps: Sequence[Step]) -> str | None:
@@ -77,6 +92,12 @@ class Sparse(Step):
             done.append(Replaced(name, f"{zeros:.1%} zeros; {what}", layer, new))
         return changes_of(model, done)
 
+    def settled(self, model: nn.Module) -> Step:
+        if self.block is None or self.run != "measured":
+            return self
+        blocks = (name for name, layer in model.named_modules() if isinstance(layer, BlockLinear))
+        return self.model_copy(update={"as_blocks": tuple(name for name in blocks if selected(name, self.layers))})
+
     def _made(self, name: str, layer: nn.Module, context: Context) -> tuple[nn.Module, str]:
         """The layer in its sparse form, and how it runs and why."""
         dense = stored(layer, self._store(weight_of(layer)))
@@ -85,6 +106,8 @@ class Sparse(Step):
         if self.run == "dense":
             return dense, "dense at run time, as asked for"
         blocks = BlockLinear(layer, self.block)
+        if self.as_blocks is not None:
+            return (blocks, "blocks at run time, as before") if name in self.as_blocks else (dense, "dense, as before")
         if self.run == "blocks":
             return blocks, "blocks at run time, as asked for"
         example = torch.randn(self.rows, layer.in_features, generator=seeded(context.seed, name)).to(layer.weight.dtype)
