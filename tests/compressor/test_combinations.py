@@ -190,8 +190,8 @@ def test_three_steps_work_or_are_refused_before_any_work() -> None:
     able = [
         ways for ways in itertools.product(WAYS, repeat=3) if not problems(Net(), steps_of(ways), context(Trainer()))
     ]
-    worked = sum(check(ways) for ways in random.Random(0).sample(able, 150))
-    assert worked > 50
+    worked = sum(check(ways) for ways in random.Random(0).sample(able, 100))
+    assert worked > 30
 
 
 @pytest.mark.parametrize(
