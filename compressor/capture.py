@@ -2,9 +2,12 @@
 
 import io
 import linecache
+import logging
+import re
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Final, cast
 
@@ -21,6 +24,7 @@ from worker.program import DATATYPES, Program
 from worker.pt2 import read_program
 
 _NOT_THE_MODULES: Final = (Path(torch.__file__).parent, Path(__file__).parent)
+_FRAME: Final = re.compile(r'File "([^"]+)", line (\d+), in')
 _NOISE: Final = ("For extended logs", "If you suspect", "The error above", "If you're using")
 
 
@@ -63,13 +67,34 @@ def export(model: Model, *, functional: bool) -> ExportedProgram:
     )
     examples = tuple(item.example for item in model.inputs)
     module = model.module.eval()
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
+    try:
+        with quietly():
             exported = torch.export.export(Flat(module), examples, dynamic_shapes=(shapes,), strict=False)
             return exported.run_decompositions({}) if functional else exported
-        except Exception as error:  # torch.export raises errors of many unrelated types
-            raise CaptureError(_explain(model, error)) from error
+    except Exception as error:  # torch.export raises errors of many unrelated types
+        raise CaptureError(explained(module, error)) from error
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """For an export: without gradients, warnings, torch's log, and the graphs that it prints to stderr where it fails.
+
+    What else is written to stderr meanwhile, as by the module itself, comes when it is over.
+    """
+    before, told, dump = logging.root.manager.disable, io.StringIO(), ""
+    logging.disable(logging.ERROR)
+    try:
+        with torch.no_grad(), warnings.catch_warnings(), redirect_stderr(told):
+            warnings.simplefilter("ignore")
+            yield
+    except Exception as error:
+        dump = str(getattr(error, "partial_fx_graph", ""))
+        raise
+    finally:
+        logging.disable(before)
+        rest = told.getvalue().replace(f"{dump}\n", "") if dump else told.getvalue()
+        if rest:
+            sys.stderr.write(rest)
 
 
 @contextmanager
@@ -147,47 +172,84 @@ def _check_input(item: Input) -> None:
             )
 
 
-def _explain(model: Model, error: Exception) -> str:
-    """What torch says, after the operator that it was in and the line of the module that called it."""
+def explained(module: torch.nn.Module, error: Exception) -> str:
+    """What torch says, after the operator that it was in, the layer, and the line of its code."""
     if isinstance(error, CaptureError):
         return str(error)
-    operator, line = _where(error)
-    place = " ".join(part for part in (f"operator {operator}" if operator else "", line) if part)
+    place = _where(module, error)
     lines = [part.strip() for part in str(error).splitlines() if part.strip()] or [type(error).__name__]
     told = " ".join(part.partition("For more information")[0] for part in lines[:6] if not part.startswith(_NOISE))
     if isinstance(error, GuardOnDataDependentSymNode):
         told = "a branch or a size depends on the data; compute both sides, and choose with torch.where"
-    return f"{type(model.module).__name__} cannot be captured: {place + ': ' if place else ''}{told[:900]}"
+    return f"{type(module).__name__} cannot be captured: {place + ': ' if place else ''}{told[:900]}"
 
 
-def _where(error: Exception) -> tuple[str, str]:
-    """The innermost operator, and the innermost line that is neither PyTorch's nor ours, that were running."""
-    operator, line = "", ""
+def _where(module: torch.nn.Module, error: Exception) -> str:
+    """What was running: the innermost operator, layer, and line that is neither PyTorch's nor ours."""
+    names = {id(part): name for name, part in module.named_modules()}
+    operator, layer, line = "", "", ""
+    graph: torch.fx.Graph | None = None
     trace = error.__traceback__
     while trace is not None:
         code, values = trace.tb_frame.f_code, trace.tb_frame.f_locals
         found = next((values[name] for name in ("func", "op") if isinstance(values.get(name), OpOverload)), None)
         operator = str(found) if found is not None else operator
-        path = Path(code.co_filename)
-        if path.is_file() and not any(path.is_relative_to(folder) for folder in _NOT_THE_MODULES):
-            text = linecache.getline(str(path), trace.tb_lineno).strip()
-            line = f"at {path.name}:{trace.tb_lineno} ({text})"
+        for value in values.values():
+            layer = names.get(id(value), layer) if isinstance(value, torch.nn.Module) else layer
+            graph = value.graph if isinstance(value, torch.fx.Tracer) and hasattr(value, "graph") else graph
+        line = _line(code.co_filename, trace.tb_lineno) or line
         trace = trace.tb_next
-    return operator, line
+    if isinstance(error, GuardOnDataDependentSymNode) and graph is not None:
+        operator = _read(graph) or operator
+    return _place(operator, layer, line)
+
+
+def _read(graph: torch.fx.Graph) -> str:
+    """The operator by which the last number came out of a tensor, and the one that had computed it."""
+    readers = [node for node in graph.nodes if node.meta.get("unbacked_bindings")]
+    if not readers:
+        return ""
+    maker = readers[-1].args[0] if readers[-1].args else None
+    while isinstance(maker, torch.fx.Node) and maker.target is torch.ops.aten.ne.Scalar and len(maker.all_input_nodes):
+        maker = maker.all_input_nodes[0]  # a tensor's truth: whether it is not 0
+    made = isinstance(maker, torch.fx.Node) and isinstance(maker.target, OpOverload)
+    return f"{readers[-1].target}{f' of what {maker.target} gave' if made else ''}"  # type: ignore[union-attr]
+
+
+def _line(file: str, number: int) -> str:
+    """A line of code that is neither PyTorch's nor ours; "" for others."""
+    path = Path(file)
+    if not path.is_file() or any(path.is_relative_to(folder) for folder in _NOT_THE_MODULES):
+        return ""
+    return f"at {path.name}:{number} ({linecache.getline(file, number).strip()})"
+
+
+def _place(operator: str, layer: str, line: str) -> str:
+    parts = (f"operator {operator}" if operator else "", f"in {layer}" if layer else "", line)
+    return " ".join(part for part in parts if part)
+
+
+def _place_of(node: torch.fx.Node) -> str:
+    """An operator of a captured graph, the layer that it is in, and the line of code that called it."""
+    layers = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
+    layer = layers[-1].partition(".")[2] if layers else ""
+    frames = _FRAME.findall(node.meta.get("stack_trace") or "")
+    lines = [line for line in (_line(file, int(number)) for file, number in frames) if line]
+    return _place(str(node.target), layer, lines[-1] if lines else "")
 
 
 def _check_operators(model: Model, exported: ExportedProgram) -> None:
     """Names the first operator whose result has a size that only the data tell, or that is a branch or a loop."""
+    kind = type(model.module).__name__
     for node in exported.graph.nodes:
-        kind = type(model.module).__name__
         if node.meta.get("unbacked_bindings"):
             raise CaptureError(
-                f"{kind} cannot be captured: the operator {node.target} gives a size that depends on the data; "
+                f"{kind} cannot be captured: {_place_of(node)}: it gives a size that depends on the data; "
                 "give it a fixed size (mask instead of select)"
             )
         if isinstance(node.target, HigherOrderOperator):
             raise CaptureError(
-                f"{kind} cannot be captured: the operator {node.target} branches or loops; compute both sides instead"
+                f"{kind} cannot be captured: {_place_of(node)}: it branches or loops; compute both sides instead"
             )
 
 

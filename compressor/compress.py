@@ -12,7 +12,7 @@ from torch import nn
 from compressor.capture import without_fast_path
 from compressor.sources.sources import weights_digest
 from compressor.step import Change, Context, GraphStep, Phase, Step, patterns_problem, stored_bytes
-from worker.errors import InvalidRequest, first_line
+from worker.errors import InvalidRequest, ShardlineError, first_line
 
 MOST_STEPS: Final = 1000
 """A recipe with more is not one that somebody wrote; a format for each layer of a large model is some hundreds."""
@@ -20,7 +20,7 @@ MOST_STEPS: Final = 1000
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A step that was done: what it changed, and the seconds that it took."""
+    """A step that was done, with what it found out meanwhile: what it changed, and the seconds that it took."""
 
     step: Step
     changes: tuple[Change, ...]
@@ -58,6 +58,7 @@ def compress_(model: nn.Module, *steps: Step, context: Context) -> Compression:
     model.eval()
     if context.teacher is None and any(step.needs_teacher() for step in steps):
         context = replace(context, teacher=copy.deepcopy(model))
+    _rehearse(model, steps, context)
     before = stored_bytes(model)
     digest = weights_digest(model)
     names = _names(model)
@@ -74,15 +75,50 @@ def compress_(model: nn.Module, *steps: Step, context: Context) -> Compression:
             changes = [*changes, *more]
         after = weights_digest(module)
         if not changes or after == digest:
-            raise InvalidRequest(f"{_name(index, step)} changed nothing; leave it out, or give it other layers")
+            raise InvalidRequest(_nothing(index, step))
         digest = after
         left = _names(model)
         if not names <= left:
             _check_what_comes(model, steps, index, context.say)
         names = left
-        done.append(Done(step, tuple(changes), time.perf_counter() - began))
+        done.append(Done(step.settled(model), tuple(changes), time.perf_counter() - began))
     _check_that_it_runs(module, steps, context)
     return Compression(module, tuple(done), before, stored_bytes(module))
+
+
+def _rehearse(model: nn.Module, steps: Sequence[Step], context: Context) -> None:
+    """Does the steps to a copy, but trains nothing: so what only shows when others are done is told before any work.
+
+    Formats are not tried: no later step takes what they made. Nor is a single step that leaves all layers in place, nor
+    what comes after a step that takes away as much as an earlier training decides.
+
+    Raises:
+        InvalidRequest: a step cannot work on what those before it leave, or would change nothing.
+    """
+    count = max((index + 1 for index, step in enumerate(steps) if step.phase < Phase.QUANTIZE), default=0)
+    if len(steps) < 2 or not (count > 1 or any(step.phase is Phase.STRUCTURE for step in steps)):
+        return
+    try:
+        trial = copy.deepcopy(model)
+    except RuntimeError:  # it holds what PyTorch does not copy, as results with a history: each step tells in its turn
+        return
+    context.say("trying the steps on a copy, without training")
+    quiet = replace(context, say=lambda _: None)
+    digest, trained = weights_digest(trial), False
+    for index, step in enumerate(steps[:count]):
+        trained = trained or step.phase is Phase.TRAIN
+        if trained and step.depends_on_values():
+            return
+        try:
+            step.rehearse_(trial, quiet)
+        except ShardlineError as error:
+            raise InvalidRequest(f"{_name(index, step)}: {error}") from error
+        trial.eval()
+        after = weights_digest(trial)
+        if after == digest and step.phase is not Phase.TRAIN:
+            raise InvalidRequest(_nothing(index, step))
+        digest = after
+        _check_what_comes(trial, steps, index, quiet.say)
 
 
 def _check_what_comes(model: nn.Module, steps: Sequence[Step], place: int, say: Callable[[str], None]) -> None:
@@ -94,23 +130,22 @@ def _check_what_comes(model: nn.Module, steps: Sequence[Step], place: int, say: 
     Raises:
         InvalidRequest: some cannot work any more.
     """
-    found = []
+    found, renamed = [], False
     for index, step in enumerate(steps):
         if index <= place:
             continue
         gone = [one for one in step.layers if not one.startswith("!") and patterns_problem(model, (one,))]
         rest = tuple(one for one in step.layers if one not in gone)
         left = step.model_copy(update={"layers": rest}) if gone and step.takes and rest else step
-        problem = left.problem(model, (*steps[:index], left, *steps[index + 1 :]))
+        problem = left.problem(model, (*steps[place + 1 : index], left, *steps[index + 1 :]))
         if problem is not None:
+            renamed = renamed or patterns_problem(model, step.layers) is not None
             found.append(f"{_name(index, step)}: {problem}")
         elif gone:
             say(f"{_name(index, step)}: {', '.join(gone)} went with {_name(place, steps[place])}")
     if found:
-        raise InvalidRequest(
-            f"{'; '.join(found)}; so it is after {_name(place, steps[place])}: later steps name the layers that are "
-            "left, by the names that they then have"
-        )
+        names = ": later steps name the layers that are left, by the names that they then have" if renamed else ""
+        raise InvalidRequest(f"{'; '.join(found)}; so it is after {_name(place, steps[place])}{names}")
 
 
 def _check_that_it_runs(module: nn.Module, steps: Sequence[Step], context: Context) -> None:
@@ -146,6 +181,7 @@ def problems(model: nn.Module, steps: Sequence[Step], context: Context) -> list[
         if problem is None and kind not in step.devices:
             problem = f"what it makes runs on {' or '.join(sorted(step.devices))}, not on {kind}"
         problem = problem or step.device_problem(context.target)
+        problem = problem or step.teacher_problem(context.teacher or model)
         if problem is None and step.needs_calibration() and not context.calibration:
             problem = "it looks at activations and there is no calibration data; give some"
         if problem is None and step.needs_training() and context.training is None:
@@ -180,6 +216,10 @@ def order_problems(steps: Sequence[Step]) -> list[str]:
 
 def _names(model: nn.Module) -> frozenset[str]:
     return frozenset(name for name, _ in model.named_modules())
+
+
+def _nothing(index: int, step: Step) -> str:
+    return f"{_name(index, step)} changed nothing; leave it out, or give it other layers"
 
 
 def _name(index: int, step: Step) -> str:

@@ -358,7 +358,7 @@ def _in_a_parent(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def _told(recipe: RecipeFile, done: Compression) -> CompressionEntry:
-    said = recipe.model_dump(mode="json")
+    said = recipe.model_copy(update={"steps": tuple(one.step for one in done.done)}).model_dump(mode="json")
     changes = tuple(
         tuple(ChangeEntry(layer=one.layer, what=one.what, before=one.before, after=one.after) for one in step.changes)
         for step in done.done

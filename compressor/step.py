@@ -171,10 +171,38 @@ class Step(BaseModel):
             if name and (not self.takes or type(module) in self.takes) and selected(name, self.layers)
         }
 
+    def changes_weights(self, model: nn.Module) -> Mapping[str, str]:
+        """The layers whose own weight it changes or puts into another form, which it must find as plain tensors, and
+        by which of its keys it finds each.
+        """
+        return dict.fromkeys(self.targets(model), "layers") if self.takes else {}
+
     def zeroed(self, model: nn.Module) -> frozenset[str]:
         """The layers in which it sets weights to zero that are to stay zero, whatever comes after it."""
         del model
         return frozenset()
+
+    def teacher_problem(self, teacher: nn.Module) -> str | None:
+        """Why this step cannot learn from `teacher`; None where it can, or learns from none."""
+        del teacher
+        return None
+
+    def settled(self, model: nn.Module) -> "Step":
+        """The step with what it found out when it was done to `model`: as a manifest has it, to be done alike again."""
+        del model
+        return self
+
+    def rehearse_(self, model: nn.Module, context: Context) -> None:
+        """Does to `model`, a copy, what later steps count on: names, sizes, zeros and forms.
+
+        Raises:
+            ShardlineError: it cannot be done.
+        """
+        self.apply_(model, context)
+
+    def depends_on_values(self) -> bool:
+        """Whether the values of weights decide how much goes from which layer, and not the step's keys alone."""
+        return False
 
     def needs_calibration(self) -> bool:
         """Whether the step looks at activations, so that it cannot work without calibration data."""

@@ -7,6 +7,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from inspect import cleandoc
 from pathlib import Path
 from typing import Any, Final, Literal, get_args, get_origin
 
@@ -46,6 +47,20 @@ def steps() -> Iterable[str]:
     yield f"| a training | {', '.join(shared)} | {_place(_first_with(trainings[0], 'epochs'))} |"
 
 
+def savings() -> Iterable[str]:
+    yield from ("| kind | what it saves | device |", "|---|---|---|")
+    for name, kind in KINDS.items():
+        yield f"| `{name}` | {said(kind, 'Saves')} | {said(kind, 'Device')} |"
+
+
+def said(kind: type[Step], heading: str) -> str:
+    """What a step's docstring says under a heading; "" where it has none."""
+    found = re.search(
+        rf"^{heading}: (.*?)(?=\n\n|\n[A-Z][a-z]+: |\Z)", cleandoc(kind.__doc__ or ""), re.DOTALL | re.MULTILINE
+    )
+    return " ".join(found[1].split()).removesuffix(".") if found else ""
+
+
 def evaluations() -> Iterable[str]:
     yield from ("| `--evaluate` | columns of `--data` |", "|---|---|")
     for name, kind in BUILT_IN.items():
@@ -55,6 +70,7 @@ def evaluations() -> Iterable[str]:
 
 TABLES: Final[Mapping[str, Callable[[], Iterable[str]]]] = {
     "model-yaml": model_yaml,
+    "savings": savings,
     "steps": steps,
     "evaluations": evaluations,
 }

@@ -7,7 +7,6 @@ al., 2023); here it is read from operators instead of modules.
 """
 
 import operator
-import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
 
-from compressor.capture import Flat
+from compressor.capture import Flat, explained, quietly
 from worker.errors import InvalidRequest
 from worker.operators import is_pointwise
 
@@ -95,13 +94,12 @@ class _Follower:
         self._made: set[Place] = set()
         self._taken: set[Place] = set()
         self._values: dict[fx.Node, Any] = {}
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
+        try:
+            with quietly():
                 exported = torch.export.export(Flat(module.eval()), tuple(examples), strict=False)
                 exported = exported.run_decompositions({})
-            except Exception as error:  # torch.export raises errors of many unrelated types
-                raise InvalidRequest(f"{type(module).__name__} cannot be traced: {str(error).strip()[:500]}") from error
+        except Exception as error:  # torch.export raises errors of many unrelated types
+            raise InvalidRequest(explained(module, error)) from error
         self._shapes = {
             name.removeprefix("module."): tensor.shape
             for name, tensor in (*exported.state_dict.items(), *exported.constants.items())

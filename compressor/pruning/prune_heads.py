@@ -63,10 +63,12 @@ class Attention:
 class PruneHeads(Step):
     """Removes whole attention heads: their rows of queries, keys and values, and their columns of the output.
 
-    Source: Michel et al., "Are Sixteen Heads Really Better than One?", 2019; with grouped queries, a key head goes with
-    all the query heads that share it. Attention layers are found by their names (query, key, value and the like, each
-    a linear layer) and by the number of heads that they hold. Saves storage, resident memory, multiplications and time,
-    on any device.
+    With grouped queries, a key head goes with all the query heads that share it. Attention layers are found by their
+    names (query, key, value and the like, each a linear layer) and by the number of heads that they hold.
+
+    Source: Michel et al., "Are Sixteen Heads Really Better than One?", 2019.
+    Saves: storage, resident memory and time: what is removed is gone.
+    Device: any.
 
     layers: the modules that hold queries, keys and values.
     share: of the heads (groups of heads) that go.
@@ -98,6 +100,9 @@ class PruneHeads(Step):
             f"{', '.join(self.layers)}: no attention found there; looked for modules with linear layers named "
             f"{', or '.join(' '.join(names) for names in _NAMES)}, an output projection, and a number of heads"
         )
+
+    def depends_on_values(self) -> bool:
+        return self.among == "all"
 
     def attentions(self, model: nn.Module) -> list[Attention]:
         return [one for one in attentions(model) if selected(one.path, self.layers)]

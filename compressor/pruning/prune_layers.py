@@ -18,9 +18,11 @@ from worker.errors import InvalidRequest
 class PruneLayers(Step):
     """Removes whole blocks from stacks of blocks (an nn.ModuleList or nn.Sequential of layers of one class).
 
-    Sources: Sajjad et al., "On the Effect of Dropping Layers", 2023; "influence" is that of ShortGPT (Men et al.,
-    2024). Saves storage, resident memory and time in proportion, on any device, and more surely than any other pruning;
-    it costs accuracy that distillation wins back in part.
+    It costs accuracy that distillation wins back in part.
+
+    Source: Sajjad et al., "On the Effect of Dropping Layers", 2023; "influence" is that of ShortGPT (Men et al., 2024).
+    Saves: storage, resident memory and time in proportion, and more surely than any other pruning.
+    Device: any.
 
     Names move: the blocks that stay are numbered anew, without gaps, and later steps must name them so.
 

@@ -51,6 +51,9 @@ class PruneUnits(Step):
             else f"no layer has more than {self.multiple} units: they are too small; give a smaller multiple"
         )
 
+    def depends_on_values(self) -> bool:
+        return self.below is not None or self.among == "all"
+
     def apply_(self, model: nn.Module, context: Context) -> list[Change]:
         groups = self.groups(model, context)
         worst = self.worst(model, groups, context.seed)
@@ -106,9 +109,12 @@ class PruneUnits(Step):
 class PruneChannels(PruneUnits):
     """Removes output channels of convolutions, with their norms' scales and the inputs of whatever takes them.
 
-    Sources: Li et al., "Pruning Filters for Efficient ConvNets", 2017 (norms); Fang et al., "DepGraph", 2023 (coupled
-    channels). Saves storage, resident memory, multiplications and time, on any device; it costs accuracy that
-    fine-tuning wins back in part.
+    It costs accuracy that fine-tuning wins back in part.
+
+    Source: Li et al., "Pruning Filters for Efficient ConvNets", 2017 (norms); Fang et al., "DepGraph", 2023 (coupled
+    channels).
+    Saves: storage, resident memory and time: what is removed is gone.
+    Device: any.
     """
 
     takes: ClassVar[tuple[type[nn.Module], ...]] = (nn.Conv2d,)
@@ -118,8 +124,11 @@ class PruneChannels(PruneUnits):
 class PruneNeurons(PruneUnits):
     """Removes neurons between linear layers (of feed-forward blocks, gated ones too).
 
-    Sources: as for channels; for transformers e.g. Kwon et al., 2022. Saves storage, resident memory, multiplications
-    and time, on any device; it costs accuracy that fine-tuning wins back in part.
+    It costs accuracy that fine-tuning wins back in part.
+
+    Source: as for channels (Li et al., 2017; Fang et al., 2023); for transformers e.g. Kwon et al., 2022.
+    Saves: storage, resident memory and time: what is removed is gone.
+    Device: any.
     """
 
     takes: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear,)

@@ -29,10 +29,14 @@ Side = Annotated[int, Field(ge=1, le=1024)]
 class PruneWeights(Step):
     """Sets the least important weights to zero.
 
-    Sources: magnitude pruning, Han et al., 2015; n of m, Mishra et al., "Accelerating Sparse Deep Neural Networks",
-    2021; blocks (group magnitude), Narang et al., 2017. Saves nothing by itself: dense kernels multiply zeros at the
-    same speed, on every device, and zeros take room. It makes way for the sparse steps, which store them in less, and
-    for `share_weights`, which keeps them. Whole blocks can run faster on CPUs; 2 of 4 is what GPUs run faster.
+    It makes way for the sparse steps, which store zeros in less, and for `share_weights`, which keeps them. Whole
+    blocks can run faster on CPUs; 2 of 4 is what GPUs have units for.
+
+    Source: magnitude pruning, Han et al., 2015; n of m, Mishra et al., "Accelerating Sparse Deep Neural Networks",
+    2021; blocks (group magnitude), Narang et al., 2017.
+    Saves: nothing by itself, neither storage nor resident memory nor time: dense kernels multiply zeros at the same
+    speed, and zeros take room. With `sparse`, storage.
+    Device: any.
 
     sparsity: the share of weights that go.
     below: instead, weights (blocks) go that score less than this part of their layer's mean: what training with a
@@ -80,6 +84,9 @@ class PruneWeights(Step):
 
     def zeroed(self, model: nn.Module) -> frozenset[str]:
         return frozenset(self.fitting(model))
+
+    def depends_on_values(self) -> bool:
+        return self.below is not None or self.among == "all"
 
     def apply_(self, model: nn.Module, context: Context) -> list[Change]:
         layers = self.fitting(model)

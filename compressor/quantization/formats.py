@@ -87,10 +87,10 @@ def claimed_twice(step: Step, model: nn.Module, steps: Sequence[Step]) -> str | 
 class Int8Dynamic(Format):
     """Linear layers in int8, weights scaled per output and activations per row at each call.
 
-    Method: `compressor.quantization.quantize`. Saves three quarters of the storage and of resident memory, and on
-    CPUs with VNNI more time than any other format of linear layers. CPU, and CUDA from compute capability 7.5 on, where
-    what is multiplied is filled up to sizes that the kernel takes: a model for CUDA runs on CPUs too, one for CPUs is
-    refused on CUDA.
+    Source: Jacob et al., 2018, with scales per output and per row; see `compressor.quantization.quantize`.
+    Saves: three quarters of these layers' storage and resident memory; time, most on processors with VNNI.
+    Device: CPU, and CUDA from compute capability 7.5 on, where what is multiplied is filled up to sizes that the kernel
+    takes: a model for CUDA runs on CPUs too, one for CPUs is refused on CUDA.
     """
 
     takes: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear,)
@@ -111,8 +111,10 @@ class Int8Dynamic(Format):
 class WeightOnly(Format):
     """A step that stores weights as codes and a scale, and computes in the layer's own float format.
 
-    Uncompiled, it saves resident memory, and costs the time of decoding at each call. A compiled stage with frozen
-    weights decodes them once: the time and the memory of the dense layer, and the storage of `program.pt2` saved.
+    Uncompiled, weights are decoded at each call: that saves resident memory, and costs time. A stage is compiled both
+    ways, with weights that are decoded once, while it is compiled (the time and the memory of the dense layer), and at
+    each run; packaging keeps what it measured to be faster. Of an embedding only the rows that are asked for are
+    decoded, at each run, in any case. `program.pt2` holds codes and scales.
     """
 
     takes: ClassVar[tuple[type[nn.Module], ...]] = STORABLE
@@ -139,15 +141,26 @@ class WeightOnly(Format):
 
 
 class Int8WeightOnly(WeightOnly):
-    """Weights rounded to 8 bits, symmetric. Storage a quarter of fp32's; accuracy as good as unchanged. Any device."""
+    """Weights rounded to 8 bits, symmetric; accuracy is as good as unchanged.
+
+    Source: Jacob et al., 2018, the weights' half of it: symmetric, a scale for each row or group of columns.
+    Saves: three quarters of the storage; resident memory of embeddings, and of all uncompiled; no time, and compiled
+    code that decodes at each run costs some.
+    Device: any.
+    """
 
     bits: ClassVar[Bits] = 8
     kind: Literal["int8_weight_only"] = "int8_weight_only"
 
 
 class Int4WeightOnly(WeightOnly):
-    """Weights rounded to 4 bits, symmetric, each group's range chosen for the least squared error. Storage about a
-    seventh of fp32's. Any device.
+    """Weights rounded to 4 bits, symmetric, each group's range chosen for the least squared error.
+
+    Source: Dettmers and Zettlemoyer, "The case for 4-bit precision", 2023 (small groups); each range is found by
+    search.
+    Saves: six sevenths of the storage; resident memory of embeddings, and of all uncompiled; no time, and compiled code
+    that decodes at each run costs some.
+    Device: any.
     """
 
     bits: ClassVar[Bits] = 4
@@ -156,10 +169,12 @@ class Int4WeightOnly(WeightOnly):
 
 
 class Ternary(WeightOnly):
-    """Weights that are -scale, 0 or scale: 2 bits each (Li et al., "Ternary weight networks", 2016).
+    """Weights that are -scale, 0 or scale: 2 bits each. Without training most models lose much by it.
 
-    Storage a sixteenth of fp32's. Without training most models lose much by it. No kernel computes with two bits here:
-    storage only, in compiled stages. Any device.
+    Source: Li et al., "Ternary weight networks", 2016.
+    Saves: fifteen sixteenths of the storage; resident memory of embeddings, and of all uncompiled; no time, as no
+    kernel computes with two bits here.
+    Device: any.
     """
 
     bits: ClassVar[Bits] = 2
@@ -167,10 +182,13 @@ class Ternary(WeightOnly):
 
 
 class Binary(WeightOnly):
-    """Weights that are -scale or scale: 1 bit each (Rastegari et al., "XNOR-Net", 2016, the weights' half of it).
+    """Weights that are -scale or scale: 1 bit each. Without training most models lose nearly all by it. Pruned layers
+    are refused: it has no zero.
 
-    Storage a thirty-second of fp32's. Without training most models lose nearly all by it. No kernel computes with one
-    bit here: storage only, in compiled stages. Any device. Pruned layers are refused: it has no zero.
+    Source: Rastegari et al., "XNOR-Net", 2016, the weights' half of it.
+    Saves: nearly all of the storage (1 bit of 32 stays); resident memory of embeddings, and of all uncompiled; no time,
+    as no kernel computes with one bit here.
+    Device: any.
     """
 
     bits: ClassVar[Bits] = 1
@@ -201,8 +219,12 @@ class ShortFloat(Format):
 
 
 class Bf16(ShortFloat):
-    """Half the storage and resident memory, with fp32's range and 8 bits of precision. Saves time on GPUs, and on CPUs
-    with AMX or AVX512-BF16. Any device.
+    """Layers that compute in bfloat16: fp32's range, and 8 bits of precision.
+
+    Source: Kalamkar et al., "A Study of BFLOAT16 for Deep Learning Training", 2019.
+    Saves: half of the storage and resident memory; time where the processor computes in it (GPUs, CPUs with AMX or
+    AVX512-BF16), and on others it costs time.
+    Device: any.
     """
 
     dtype: ClassVar[torch.dtype] = torch.bfloat16
@@ -210,8 +232,12 @@ class Bf16(ShortFloat):
 
 
 class Fp16(ShortFloat):
-    """Half the storage and resident memory, with 11 bits of precision and numbers up to 65504. Saves time on GPUs; on
-    CPUs without AVX512-FP16 it costs time. Any device.
+    """Layers that compute in IEEE half precision: 11 bits of precision, and numbers up to 65504.
+
+    Source: IEEE 754-2008, binary16.
+    Saves: half of the storage and resident memory; time where the processor computes in it (GPUs, CPUs with
+    AVX512-FP16), and on others it costs time.
+    Device: any.
     """
 
     dtype: ClassVar[torch.dtype] = torch.float16
@@ -219,8 +245,11 @@ class Fp16(ShortFloat):
 
 
 class Fp8(Format):
-    """Linear layers with e4m3 weights and activations: see `Fp8Linear`. A quarter of the storage and memory, and up to
-    twice bf16's speed. CUDA from compute capability 8.9 on; refused elsewhere.
+    """Linear layers with e4m3 weights scaled per output and e4m3 activations scaled per row, at each call: `Fp8Linear`.
+
+    Source: Micikevicius et al., "FP8 formats for deep learning", 2022.
+    Saves: three quarters of fp32's storage and resident memory; time from some hundred rows on, up to half of bf16's.
+    Device: CUDA from compute capability 8.9 on; refused elsewhere.
     """
 
     takes: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear,)

@@ -19,10 +19,14 @@ from worker.processor import saturates_int8_here
 class Int8Static(GraphStep):
     """Int8 weights scaled per output channel, and int8 activations with one scale each, from calibration data.
 
-    Sources: Jacob et al., "Quantization and training of neural networks for efficient integer-arithmetic-only
-    inference", 2018; for linear layers the range of least squared error is taken. Convolutions are done on the captured
-    graph, with batch norms folded in (see `compressor.quantization.static_graph`). Saves three quarters of the storage
-    and of resident memory; time in compiled stages only, most for convolutions. CPU.
+    Convolutions are done on the captured graph, with batch norms folded in (see
+    `compressor.quantization.static_graph`); for linear layers the range of least squared error is taken.
+
+    Source: Jacob et al., "Quantization and training of neural networks for efficient integer-arithmetic-only
+    inference", 2018.
+    Saves: three quarters of these layers' storage and resident memory; time in compiled stages only, most for
+    convolutions on processors with VNNI.
+    Device: CPU.
 
     activation_bits: of what convolutions take. 7 where a processor without VNNI computes them: oneDNN adds two products
     up in 16 bits there, which saturate with 8. By default what is right for this machine; a recipe keeps it.

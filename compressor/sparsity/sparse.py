@@ -9,10 +9,21 @@ from torch import Tensor, nn
 
 from compressor.profiling.faster import fastest
 from compressor.pruning.masks import as_rows
-from compressor.pruning.prune_weights import PruneWeights, Side
+from compressor.pruning.prune_weights import Side
 from compressor.sparsity.block_linear import BlockLinear
 from compressor.sparsity.sparse_weight import BsrWeight, CsrWeight, NofMWeight
-from compressor.step import Change, Context, Phase, Replaced, Step, changes_of, none_gains, replace_layer_, seeded
+from compressor.step import (
+    Change,
+    Context,
+    Phase,
+    Replaced,
+    Step,
+    changes_of,
+    none_gains,
+    replace_layer_,
+    seeded,
+    selected,
+)
 from compressor.weights.stored import Store, Stored, Ties, dense_bytes, stored, taken_later, unstorable, weight_of
 from worker.errors import InvalidRequest
 
@@ -20,9 +31,12 @@ from worker.errors import InvalidRequest
 class Sparse(Step):
     """Stores layers that were pruned without their zeros.
 
-    Sources: CSR and BSR as in Saad, "Iterative Methods for Sparse Linear Systems", section 3.4; ELLPACK for products of
-    blocks. Saves storage on any device: CSR from a third of zeros on (6 bytes a weight that is left), BSR in proportion
-    to the blocks that are gone, 2 of 4 by 47 %.
+    Source: CSR and BSR as in Saad, "Iterative Methods for Sparse Linear Systems", section 3.4; ELLPACK for products of
+    blocks.
+    Saves: storage: CSR from a third of zeros on (6 bytes a weight that is left), BSR in proportion to the blocks that
+    are gone, 2 of 4 by 47 %. With whole blocks of zeros also resident memory and time, where packaging measures it to
+    be so.
+    Device: any.
 
     At run time a layer is dense, its weight decoded at each call, which saves resident memory and costs time; or, with
     whole blocks of zeros in a linear layer, its blocks are multiplied as they are: time and memory go with what is
@@ -32,8 +46,9 @@ class Sparse(Step):
     the manifest's figures): its time is then that of the dense layer, and so is its memory; storage stays saved.
 
     layout: "csr", "bsr" with `block` (rows, columns), or "n_of_m" with `n_of_m`.
-    run: uncompiled. "measured": whichever was faster. "dense", "blocks": that one; a recipe that is to give the same on
-        every machine names it.
+    run: uncompiled. "measured": whichever was faster. "dense", "blocks": that one.
+    as_blocks: with "measured", the layers that were faster as blocks: a manifest names them, and its recipe measures
+        nothing, and gives the same on every machine.
     rows: vectors that the layer takes at once while it is measured (a batch's tokens).
     """
 
@@ -44,6 +59,7 @@ class Sparse(Step):
     block: tuple[Side, Side] | None = None
     n_of_m: str | None = Field(default=None, pattern=r"^[1-9]\d?:[1-9]\d?$")
     run: Literal["measured", "dense", "blocks"] = "measured"
+    as_blocks: tuple[str, ...] | None = None
     rows: int = Field(default=128, ge=1, le=65_536)
 
     @model_validator(mode="after")
@@ -54,6 +70,8 @@ class Sparse(Step):
             raise ValueError('n_of_m, such as "2:4", goes with the layout "n_of_m", and only with it')
         if self.run == "blocks" and self.layout != "bsr":
             raise ValueError('only the layout "bsr" can be multiplied as blocks')
+        if self.as_blocks is not None and (self.layout != "bsr" or self.run != "measured"):
+            raise ValueError('as_blocks says what was measured: it goes with the layout "bsr" and run: measured')
         return self
 
     def problem(self, model: nn.Module, steps: Sequence[Step]) -> str | None:
@@ -74,6 +92,12 @@ class Sparse(Step):
             done.append(Replaced(name, f"{zeros:.1%} zeros; {what}", layer, new))
         return changes_of(model, done)
 
+    def settled(self, model: nn.Module) -> Step:
+        if self.block is None or self.run != "measured":
+            return self
+        blocks = (name for name, layer in model.named_modules() if isinstance(layer, BlockLinear))
+        return self.model_copy(update={"as_blocks": tuple(name for name in blocks if selected(name, self.layers))})
+
     def _made(self, name: str, layer: nn.Module, context: Context) -> tuple[nn.Module, str]:
         """The layer in its sparse form, and how it runs and why."""
         dense = stored(layer, self._store(weight_of(layer)))
@@ -82,6 +106,8 @@ class Sparse(Step):
         if self.run == "dense":
             return dense, "dense at run time, as asked for"
         blocks = BlockLinear(layer, self.block)
+        if self.as_blocks is not None:
+            return (blocks, "blocks at run time, as before") if name in self.as_blocks else (dense, "dense, as before")
         if self.run == "blocks":
             return blocks, "blocks at run time, as asked for"
         example = torch.randn(self.rows, layer.in_features, generator=seeded(context.seed, name)).to(layer.weight.dtype)
@@ -112,11 +138,13 @@ class Sparse(Step):
         return int(n), int(m)
 
     def _too_dense(self, model: nn.Module, steps: Sequence[Step]) -> str | None:
-        """Nothing is known yet of layers that an earlier step makes sparse."""
+        """Nothing is known yet of layers that an earlier step prunes."""
         earlier = steps[: next((place for place, other in enumerate(steps) if other is self), 0)]
-        if any(isinstance(other, PruneWeights) or other.phase is Phase.TRAIN for other in earlier):
+        pruned = {name for other in earlier for name in other.zeroed(model)}
+        targets = self.targets(model)
+        if not pruned.isdisjoint(targets):
             return None
-        reasons = {name: self._loses(layer) for name, layer in self.targets(model).items()}
+        reasons = {name: self._loses(layer) for name, layer in targets.items()}
         return none_gains(reasons, (), "no layer gains by it")
 
     def _loses(self, layer: nn.Module) -> str | None:

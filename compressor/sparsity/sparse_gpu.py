@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compressor.pruning.prune_weights import PruneWeights
 from compressor.sparsity.sparse_weight import NofMWeight
 from compressor.step import Change, Context, Phase, Step, replace_layer_, stored_bytes
 from compressor.weights.stored import taken_later, weight_of
@@ -22,12 +21,15 @@ SHORT: Final = frozenset({torch.bfloat16, torch.float16})
 class Sparse24(Step):
     """Linear layers with 2 of every 4 inputs zero, in 16 bits (fp32 becomes bfloat16), for the sparse units of GPUs.
 
-    Source: Mishra et al., "Accelerating Sparse Deep Neural Networks", 2021. Saves nearly half of the weight's storage
-    and resident memory, and time where the product is large. The artifact holds what is not zero and its places, as
-    `sparse` with the layout "n_of_m" does, so it is the same on every device. Where a stage is compiled for CUDA,
-    compute capability 8.0 and later, its weights are packed for cuSPARSELt's product
+    The artifact holds what is not zero and its places, as `sparse` with the layout "n_of_m" does, so it is the same on
+    every device. Where a stage is compiled for CUDA, its weights are packed for cuSPARSELt's product
     (`compressor.packaging.sparse_units`); it is measured with that and without, and the faster one is kept. Uncompiled,
     and on CPUs, the layer is dense.
+
+    Source: Mishra et al., "Accelerating Sparse Deep Neural Networks", 2021.
+    Saves: nearly half of the 16-bit weights' storage; in compiled stages also resident memory and time, where packaging
+    measures it to be so.
+    Device: CUDA from compute capability 8.0 on; refused elsewhere.
     """
 
     phase: ClassVar[Phase] = Phase.WEIGHTS
@@ -40,8 +42,8 @@ class Sparse24(Step):
         if told is not None:
             return told
         earlier = steps[: next((place for place, other in enumerate(steps) if other is self), 0)]
-        coming = any(isinstance(other, PruneWeights) and other.n_of_m == "2:4" for other in earlier)
-        reasons = {name: _unfit(layer, pruned=not coming) for name, layer in self.targets(model).items()}
+        coming = {name for other in earlier for name in other.zeroed(model)}
+        reasons = {name: _unfit(layer, pruned=name not in coming) for name, layer in self.targets(model).items()}
         if all(reasons.values()):
             name, reason = next(iter(reasons.items()))
             return f"no layer can be so; {name}: {reason}"

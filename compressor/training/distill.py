@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.capture import without_fast_path
+from compressor.training.peers import BatchMean
 from compressor.training.train import put_
 from compressor.training.training_data import first
 from worker.errors import InvalidRequest
@@ -90,11 +91,14 @@ def soft_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return per_row.mean() * temperature**2
 
 
-def value_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """The mean square of what is between them, in units of the teacher's own mean square: 1 is as bad as zeros."""
+def value_loss(student: Tensor, teacher: Tensor, mean: Callable[[Tensor], Tensor] = torch.mean) -> Tensor:
+    """The mean square of what is between them, in units of the teacher's own mean square: 1 is as bad as zeros.
+
+    mean: of the teacher's squares, over the whole batch where several processes share one.
+    """
     if student.shape != teacher.shape:
         raise InvalidRequest(f"the student returns {tuple(student.shape)} and the teacher {tuple(teacher.shape)}")
-    size = teacher.float().square().mean().clamp(min=1e-12)
+    size = mean(teacher.float().square()).clamp(min=1e-12)
     return nn.functional.mse_loss(student.float(), teacher.float()) / size
 
 
@@ -134,6 +138,7 @@ class Distillation(nn.Module):
         self._teacher = Teacher(teacher, tuple(self._pairs.values()))
         self._loss, self._temperature, self._share, self._match = loss, temperature, share, match
         self._hidden_share = hidden_share
+        self._mean = BatchMean()
         self.projections = nn.ModuleList()
         self._fit(example, seed)
 
@@ -146,14 +151,16 @@ class Distillation(nn.Module):
             total = total + (1 - self._share) * self._loss(outputs, targets)
         if self._pairs:
             losses = [
-                value_loss(projection(last(found[mine]).float()), last(inside[theirs]))
+                value_loss(projection(last(found[mine]).float()), last(inside[theirs]), self._mean)
                 for projection, (mine, theirs) in zip(self.projections, self._pairs.items(), strict=True)
             ]
             total = total + self._hidden_share * torch.stack(losses).mean()
         return total
 
     def _compare(self, found: Tensor, wanted: Tensor) -> Tensor:
-        return soft_loss(found, wanted, self._temperature) if self._match == "classes" else value_loss(found, wanted)
+        if self._match == "classes":
+            return soft_loss(found, wanted, self._temperature)
+        return value_loss(found, wanted, self._mean)
 
     def _fit(self, example: tuple[Tensor, ...], seed: int) -> None:
         """Makes the projections, and finds out whether everything can be compared."""
@@ -238,11 +245,13 @@ class NetworkDistillation(nn.Module):
         self._teacher = Teacher(teacher)
         self._loss, self._temperature, self._share, self._match = loss, temperature, share, match
         self._absent = absent
+        self._mean = BatchMean()
 
     def forward(self, inputs: tuple[Tensor, ...], targets: Tensor) -> Tensor:
         told, _ = self._teacher.asked(inputs)
         alone = first(self.network.student(*inputs))
         together = alone + self.network.corrected(alone, told)
-        soft = soft_loss(alone, told, self._temperature) if self._match == "classes" else value_loss(alone, told)
+        classes = self._match == "classes"
+        soft = soft_loss(alone, told, self._temperature) if classes else value_loss(alone, told, self._mean)
         without = self._share * soft + (1 - self._share) * self._loss(alone, targets)
         return self._absent * without + (1 - self._absent) * self._loss(together, targets)

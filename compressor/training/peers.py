@@ -2,7 +2,7 @@
 
 Each takes its rows of every batch, gradients are averaged by PyTorch's DistributedDataParallel (Li et al., 2020), and
 what depends on the whole batch is computed over the whole batch: batch normalisation shares its means and variances
-(as in PyTorch's SyncBatchNorm, which is for GPUs alone).
+(as in PyTorch's SyncBatchNorm, which is for GPUs alone), and so does a loss that asks a `BatchMean`.
 """
 
 from collections.abc import Iterator
@@ -70,14 +70,17 @@ class Group:
     @contextmanager
     def joined(self, objective: nn.Module) -> Iterator[nn.Module]:
         self._device = next(objective.parameters()).device
-        norms = {module: type(module) for module in objective.modules() if isinstance(module, _BatchNorm)}
+        depends = (_BatchNorm, BatchMean)
+        apart: dict[nn.Module, type[nn.Module]] = {
+            module: type(module) for module in objective.modules() if isinstance(module, depends)
+        }
         try:
-            for norm, kind in norms.items():
-                norm.__class__ = _shared(kind)
+            for module, kind in apart.items():
+                module.__class__ = _shared(kind)
             yield DistributedDataParallel(objective, forward_sync_buffers=False, find_unused_parameters=True)
         finally:
-            for norm, kind in norms.items():
-                norm.__class__ = kind
+            for module, kind in apart.items():
+                module.__class__ = kind
 
     def mean(self, value: Tensor) -> float:
         total = value.detach().clone()
@@ -88,6 +91,22 @@ class Group:
         told = torch.tensor(float(flag), device=self._device)
         distributed.all_reduce(told, distributed.ReduceOp.MAX)
         return bool(told)
+
+
+class BatchMean(nn.Module):
+    """The mean over all of a tensor, a constant: no gradient comes through it. Of a batch, whoever has its rows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.detach().mean()
+
+
+class SharedMean(BatchMean):
+    """The same over what all processes have."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        told = torch.stack([x.detach().sum(), x.new_tensor(float(x.numel()))])
+        distributed.all_reduce(told)
+        return told[0] / told[1]
 
 
 class SharedBatchNorm(_BatchNorm):
@@ -148,8 +167,10 @@ def _summed(tensor: Tensor) -> Tensor:
     return total
 
 
-def _shared(kind: type[_BatchNorm]) -> type[_BatchNorm]:
+def _shared(kind: type[nn.Module]) -> type[nn.Module]:
     """What takes the class's place; its tensors and their names stay."""
+    if kind is BatchMean:
+        return SharedMean
     if kind in {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d}:
         return SharedBatchNorm
     raise Unsupported(f"{kind.__name__} cannot be trained by several workers; use one worker")

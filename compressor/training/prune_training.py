@@ -1,6 +1,6 @@
 """Steps that prune while they train: little by little by a schedule, or by a penalty that drives weights to zero."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, model_validator
@@ -26,8 +26,11 @@ class _Supervised(TrainingStep):
 class PruneGradually(_Supervised):
     """Fine-tunes, and prunes weights meanwhile: fast first, then slowly, so that what is left can make up for it.
 
-    Source: Zhu and Gupta, "To prune, or not to prune", 2017 (the cubic schedule). Saves what `prune_weights` saves, and
-    costs less accuracy than pruning at once. Any device.
+    It costs less accuracy than pruning at once.
+
+    Source: Zhu and Gupta, "To prune, or not to prune", 2017 (the cubic schedule).
+    Saves: nothing by itself, neither storage nor resident memory nor time. With `sparse`, storage.
+    Device: any.
 
     sparsity, score, block, among: as of `prune_weights`. prune: the layers that are pruned, by patterns.
     begin, end: the parts of the training at which pruning begins and is done. every: steps between two masks.
@@ -52,8 +55,18 @@ class PruneGradually(_Supervised):
     def problem(self, model: nn.Module, steps: Sequence[Step]) -> str | None:
         return super().problem(model, steps) or self._masks().problem(model, (self._masks(),))
 
+    def changes_weights(self, model: nn.Module) -> Mapping[str, str]:
+        return dict.fromkeys(self._masks().targets(model), "prune")
+
     def zeroed(self, model: nn.Module) -> frozenset[str]:
         return self._masks().zeroed(model)
+
+    def depends_on_values(self) -> bool:
+        return self._masks().depends_on_values()
+
+    def rehearse_(self, model: nn.Module, context: Context) -> None:
+        super().rehearse_(model, context)
+        self._masks().apply_(model, context)
 
     def hooks(self, model: nn.Module, context: Context) -> Sequence[Hook]:
         masks = self._masks()
@@ -72,8 +85,12 @@ class TrainSparse(_Supervised):
     """Fine-tunes with a penalty that drives weights, or whole channels or neurons, towards zero.
 
     Afterwards `prune_weights`, `prune_channels` or `prune_neurons` with `below` removes what came near to zero, and
-    little is lost. Sources: Tibshirani, 1996 (l1); Yuan and Lin, 2006, and Wen et al., "Learning Structured Sparsity",
-    2016 (groups). Saves nothing by itself. Any device.
+    little is lost.
+
+    Source: Tibshirani, 1996 (l1); Yuan and Lin, 2006, and Wen et al., "Learning Structured Sparsity", 2016 (groups).
+    Saves: nothing by itself, neither storage nor resident memory nor time: what removes weights or units afterwards
+    does.
+    Device: any.
 
     of: what goes to zero: single "weights", or "channels" or "neurons" with all their weights, scales of norms and
         inputs of later layers.
@@ -96,6 +113,9 @@ class TrainSparse(_Supervised):
 
     def problem(self, model: nn.Module, steps: Sequence[Step]) -> str | None:
         return super().problem(model, steps) or self._removal().problem(model, (self._removal(),))
+
+    def changes_weights(self, model: nn.Module) -> Mapping[str, str]:
+        return dict.fromkeys(self._removal().targets(model), "sparse")
 
     def hooks(self, model: nn.Module, context: Context) -> Sequence[Hook]:
         removal = self._removal()

@@ -6,8 +6,8 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 from torch import nn
 
-from compressor.step import Change, Context, Phase, Step, selected, stored_bytes
-from compressor.training.distill import Distillation, DistillationNetwork, Match, NetworkDistillation, layers_of
+from compressor.step import Change, Context, Phase, Step, nearest, selected, stored_bytes
+from compressor.training.distill import Distillation, DistillationNetwork, Match, NetworkDistillation
 from compressor.training.prune_hooks import KeepZeros
 from compressor.training.train import Course, Fraction, Hook, NotNegative, Positive, Supervised, train_
 from compressor.training.training_data import first
@@ -49,6 +49,11 @@ class TrainingStep(Step, Course):
         size = stored_bytes(model)
         return [Change("", f"{found.steps} steps, loss {found.losses[0]:.4g} → {found.losses[-1]:.4g}", size, size)]
 
+    def rehearse_(self, model: nn.Module, context: Context) -> None:
+        """Sets the training up without doing it: what cannot be compared with the teacher is found out then."""
+        self.objective(model, context)
+        self.hooks(model, context)
+
     def trained(self, model: nn.Module) -> list[nn.Parameter]:
         """All in the targets, and what the patterns take of what the model itself holds, as a class token."""
         own = [parameter for name, parameter in model.named_parameters(recurse=False) if selected(name, self.layers)]
@@ -72,7 +77,13 @@ class TrainingStep(Step, Course):
 
 
 class FineTune(TrainingStep):
-    """Trains on the targets alone."""
+    """Trains on the targets alone: wins back accuracy that other steps cost. Weights that are zero stay so.
+
+    Source: Han et al., "Learning both Weights and Connections for Efficient Neural Networks", 2015 (training what
+    pruning left).
+    Saves: nothing by itself, neither storage nor resident memory nor time.
+    Device: any; the training itself on the context's.
+    """
 
     kind: Literal["fine_tune"] = "fine_tune"
 
@@ -88,6 +99,11 @@ class Distill(TrainingStep):
     The teacher is the context's, or the model as it was before the first step; so a student is made by what stands
     before this step (dropped layers, fewer channels, thin factors), or by hand with a teacher in the context.
 
+    Source: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015; `hidden`: Romero et al.,
+    "FitNets", 2015, and Jiao et al., "TinyBERT", 2020.
+    Saves: nothing by itself, neither storage nor resident memory nor time: it wins back accuracy of what is smaller.
+    Device: any; the training itself on the context's.
+
     share: of the teacher in the loss; 1: targets are not looked at.
     """
 
@@ -102,16 +118,19 @@ class Distill(TrainingStep):
         return True
 
     def problem(self, model: nn.Module, steps: Sequence[Step]) -> str | None:
-        return super().problem(model, steps) or (
-            "hidden: hidden_share is 0, so that nothing is learned from these layers"
-            if self.hidden and not self.hidden_share
-            else None
-        )
+        told = super().problem(model, steps)
+        if told is None and self.hidden and not self.hidden_share:
+            told = "hidden: hidden_share is 0, so that nothing is learned from these layers"
+        if told is None and steps and steps[0] is self:  # else names may come to be by then; it is asked again
+            told = _missing(model, tuple(self.hidden), "the model")
+        return told
+
+    def teacher_problem(self, teacher: nn.Module) -> str | None:
+        return _missing(teacher, tuple(self.hidden.values()), "the teacher")
 
     def objective(self, model: nn.Module, context: Context) -> nn.Module:
         if context.training is None or context.teacher is None:
             raise InvalidRequest(f'"{self.kind}" needs training data and a teacher')
-        layers_of(context.teacher, tuple(self.hidden.values()))
         return Distillation(
             model,
             context.teacher,
@@ -131,6 +150,10 @@ class DistillNetwork(TrainingStep):
 
     See `compressor.training.distill.DistillationNetwork`. The network itself, with the teacher's output as one more
     input, is made and trained by that module's classes: a step cannot give a model another input.
+
+    Source: Vapnik and Vashist, "Learning using privileged information", 2009; Lopez-Paz et al., 2016.
+    Saves: nothing by itself, neither storage nor resident memory nor time: it wins back accuracy of what is smaller.
+    Device: any; the training itself on the context's.
 
     absent: of the student without the teacher's output in the loss. width: of the network's hidden layer.
     """
@@ -159,6 +182,14 @@ class DistillNetwork(TrainingStep):
             match=self.match,
             absent=self.absent,
         )
+
+
+def _missing(module: nn.Module, names: Sequence[str], whose: str) -> str | None:
+    """Which of `hidden`'s layers `module` lacks, with the nearest that there is."""
+    known = [name for name, _ in module.named_modules() if name]
+    return next(
+        (f'hidden: {whose} has no layer "{name}"{nearest(name, known)}' for name in names if name not in known), None
+    )
 
 
 TRAINING: tuple[type[Step], ...] = (FineTune, Distill, DistillNetwork)

@@ -21,13 +21,14 @@ class LowRank(Step):
     """Singular value decomposition: a linear layer becomes two, in → rank → out; a convolution becomes one with `rank`
     output channels and the same kernel, and one with a kernel of 1.
 
-    Source: Denton et al., 2014 (linear); Zhang et al., "Accelerating Very Deep CNNs", 2015 (output channels of
-    convolutions). With `aware`, the error in the layer's outputs on calibration data is made least instead of the error
-    in its weights, by whitening with the Cholesky factor of what the layer takes: SVD-LLM (Wang et al., 2024).
+    With `aware`, the error in the layer's outputs on calibration data is made least instead of the error in its
+    weights, by whitening with the Cholesky factor of what the layer takes. The layers are plain linears and
+    convolutions: quantize them as any. A layer that would not get smaller is left as it is, and said so.
 
-    Saves storage, resident memory and multiplications by the same factor, on any device; time by less, as two small
-    products are less efficient than one: measure. The layers are plain linears and convolutions: quantize them as any.
-    A layer that would not get smaller is left as it is, and said so.
+    Source: Denton et al., 2014 (linear); Zhang et al., "Accelerating Very Deep CNNs", 2015 (output channels of
+    convolutions); SVD-LLM (Wang et al., 2024) for `aware`.
+    Saves: storage and resident memory, by one factor; time by less, as two small products are less efficient than one.
+    Device: any.
 
     One of these says the ranks:
     energy: the least share of the sum of squared singular values that a layer keeps.
@@ -55,11 +56,14 @@ class LowRank(Step):
             raise ValueError(f"give one of energy, rank and budget, not {' and '.join(given) or 'none'}")
         return self
 
+    def depends_on_values(self) -> bool:
+        return self.rank is None
+
     def needs_calibration(self) -> bool:
         return self.aware
 
     def problem(self, model: nn.Module, steps: Sequence[Step]) -> str | None:
-        return super().problem(model, steps) or self._too_small(model)
+        return super().problem(model, steps) or self._too_small(model) or self._loses_zeros(model, steps)
 
     def apply_(self, model: nn.Module, context: Context) -> list[Change]:
         layers = self.targets(model)
@@ -109,6 +113,18 @@ class LowRank(Step):
     def _too_small(self, model: nn.Module) -> str | None:
         reasons = {name: self._loses(layer) for name, layer in self.targets(model).items()}
         return none_gains(reasons, self.layers, "no layer can get smaller")
+
+    def _loses_zeros(self, model: nn.Module, steps: Sequence[Step]) -> str | None:
+        """Which earlier step prunes a layer whose factors would have none of its zeros."""
+        targets = self.targets(model)
+        for other in steps[: next((place for place, one in enumerate(steps) if one is self), 0)]:
+            both = [name for name in targets if name in other.zeroed(model) and self._loses(targets[name]) is None]
+            if both:
+                return (
+                    f'"{other.kind}" sets weights of {both[0]} to zero before, and its two factors would have none of '
+                    f'those zeros; prune after it, or leave the layer out: layers: ["*", "!{both[0]}"]'
+                )
+        return None
 
     def _loses(self, layer: nn.Module) -> str | None:
         if isinstance(layer, nn.Conv2d) and layer.groups != 1:

@@ -30,10 +30,13 @@ _ROUNDS: Final = 60
 class ShareWeights(Step):
     """k-means codebooks: every weight becomes one of 2^bits values of its layer, or of its group of rows.
 
-    Source: Han, Mao, Dally, "Deep Compression", 2016, section 3, with linearly spaced first centroids; fine-tuning
-    moves the values and keeps the indices, as there. Saves storage (`bits` instead of 32 a weight, and the codebook),
-    on any device. Uncompiled, it saves resident memory too, and costs time: weights are looked up at each call (of an
-    embedding, only the rows that are used). A compiled stage holds the weights dense: the time of fp32, and its memory.
+    Fine-tuning moves the values and keeps the indices. Weights are looked up when they are used, as those of
+    `compressor.quantization.formats.WeightOnly` are decoded.
+
+    Source: Han, Mao, Dally, "Deep Compression", 2016, section 3, with linearly spaced first centroids.
+    Saves: storage (`bits` instead of 32 a weight, and the codebook); resident memory of embeddings, and of all
+    uncompiled; no time, and compiled code that looks up at each run costs some.
+    Device: any.
 
     bits: of an index: 1, 2, 4 or 8. Where many weights are zero, zero is one of the values, and a pruned layer stays
         pruned; two values cannot do that, so 1 bit is refused there.

@@ -1,9 +1,10 @@
 """Layers whose weight is held in another form, and decoded when the layer is used.
 
 Decoding is plain arithmetic on plain tensors, so such a layer is captured, cut and loaded like any other. Uncompiled,
-the dense weight lives only while its layer runs. A stage that is compiled with frozen weights decodes indices and codes
-once, when it is compiled, and then runs (and takes memory) as the dense layer does; sparse layouts are compiled both
-ways, and the faster one is kept (see `compressor.packaging.decoded`).
+the dense weight lives only while its layer runs. A stage is compiled with frozen weights, which decodes indices and
+codes once, while it is compiled, so that it runs (and takes memory) as the dense layer does, and with others, which are
+decoded at each run; the faster one is kept. Of embeddings only the rows that are asked for are decoded, at each run.
+Sparse layouts are compiled as they are and decoded (see `compressor.packaging.decoded`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Final
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compressor.step import Phase, Step
+from compressor.step import Step
 from worker.errors import InvalidRequest
 
 STORABLE: Final[tuple[type[nn.Module], ...]] = (nn.Linear, nn.Conv2d, nn.Embedding)
@@ -119,14 +120,12 @@ def taken_later(step: Step, model: nn.Module, steps: Sequence[Step]) -> str | No
     mine = set(step.targets(model))
     place = next((index for index, other in enumerate(steps) if other is step), len(steps))
     for other in steps[place + 1 :]:
-        if other.phase is Phase.TRAIN or not other.takes:
-            continue
-        both = [name for name in other.targets(model) if name in mine]
-        if both:
-            return (
-                f'"{other.kind}" comes later and takes {both[0]} too, whose weight is then in another form; give them '
-                f'different layers: layers: ["*", "!{both[0]}"]'
-            )
+        for name, key in other.changes_weights(model).items():
+            if name in mine:
+                return (
+                    f'"{other.kind}" comes later and takes {name} too, whose weight is then in another form; give them '
+                    f'different layers: {key}: ["*", "!{name}"]'
+                )
     return None
 
 

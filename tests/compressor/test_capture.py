@@ -1,3 +1,6 @@
+import subprocess
+import sys
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -100,20 +103,58 @@ class Broken(nn.Module):
         return x @ torch.ones(5, 5)
 
 
+def inside(module: nn.Module) -> nn.Module:
+    """A model with the module as a layer in it, "block.1"."""
+    return nn.Sequential(OrderedDict(block=nn.Sequential(nn.Linear(3, 3), module)))
+
+
 @pytest.mark.parametrize(
     ("module", "problem"),
     [
-        (BranchesOnData(), r"at test_capture.py:\d+ \(return x \+ 1 if x.sum\(\) > 0 else x - 1\): a branch"),
+        (
+            BranchesOnData(),
+            r"operator aten.item.default of what aten.gt.Scalar gave at test_capture.py:\d+ "
+            r"\(return x \+ 1 if x.sum\(\) > 0 else x - 1\): a branch",
+        ),
         (ReturnsText(), "a tuple of Tensor, str; expected a tensor"),
         (FixedBatch(), "batch"),
         (Broken(), r"Broken cannot be captured: operator aten.mm.default at test_capture.py:\d+"),
-        (SizeOfData(), "operator aten.index.Tensor gives a size that depends on the data"),
-        (Cond(), "operator cond branches or loops"),
+        (
+            SizeOfData(),
+            r"operator aten.index.Tensor at test_capture.py:\d+ \(return x\[x > 0\]\): it gives a size that depends on",
+        ),
+        (Cond(), r"operator cond at test_capture.py:\d+ \(return torch.cond\(.*\): it branches or loops"),
+        (inside(BranchesOnData()), r"Sequential cannot .* gave in block.1 at test_capture.py:\d+ \(return x \+ 1 if"),
+        (inside(SizeOfData()), r"operator aten.index.Tensor in block.1 at test_capture.py:\d+"),
+        (inside(Cond()), r"operator cond in block.1 at test_capture.py:\d+"),
+        (inside(Broken()), r"operator aten.mm.default in block.1 at test_capture.py:\d+"),
     ],
 )
 def test_what_cannot_be_captured_says_why(tmp_path: Path, module: nn.Module, problem: str) -> None:
     with pytest.raises(ShardlineError, match=problem):
         capture(model_of(module), tmp_path / "program.pt2")
+
+
+class Speaks(nn.Module):
+    """Writes to stderr itself before it branches."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        sys.stderr.write("a word of its own\n")
+        return x + 1 if x.sum() > 0 else x - 1
+
+
+def test_a_failing_capture_leaves_the_message_alone_on_stderr(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from tests.compressor import test_capture as t\n"
+        "try: t.capture(t.model_of(t.inside(t.Speaks())), Path(sys.argv[1]))\n"
+        "except t.CaptureError as error: sys.stderr.write(f'{error}\\n')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "p.pt2")], capture_output=True, text=True, check=True, timeout=120
+    )
+    own, told = done.stderr.strip().splitlines()
+    assert own == "a word of its own"
+    assert told.startswith("Sequential cannot be captured: operator aten.item.default of what aten.gt.Scalar gave in")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from compressor.model import Input, Model
 from compressor.package import package
 from compressor.quantization.formats import Binary, Int8Dynamic
 from compressor.quantization.int8_static import Int8Static
@@ -117,6 +119,69 @@ def test_a_recipe_is_replayed_from_its_manifest_to_the_same_bytes(tmp_path: Path
         ["embedding"],
         ["out", "up", "down"],
     ]
+
+
+def blocks_of_zeros() -> Model:
+    """Two linear layers, of which one gains by being multiplied as blocks and the other does not."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 512))
+    for place, high, wide, left in ((0, 64, 16, 8), (2, 2, 2, 2)):
+        kept = (torch.rand(512 // high, 512 // wide) < 1 / left).repeat_interleave(high, 0).repeat_interleave(wide, 1)
+        module.get_parameter(f"{place}.weight").data *= kept
+    return Model(module, (Input("x", torch.randn(2, 512), ("batch", None)),))
+
+
+def test_what_was_measured_is_in_the_manifest_so_that_its_replay_measures_nothing(tmp_path: Path) -> None:
+    first = {"kind": "sparse", "layout": "bsr", "block": [64, 16], "layers": ["0"]}
+    second = {"kind": "sparse", "layout": "bsr", "block": [2, 2], "layers": ["2"], "rows": 256}
+    recipe = recipe_of({"steps": [first, second]})
+    folder = package(blocks_of_zeros(), tmp_path / "a", runtime="eager", compression=recipe)
+    again = read_recipe(folder / "manifest.json")
+    assert [step.model_dump()["as_blocks"] for step in again.steps] == [("0",), ()]
+    turned = [
+        again.steps[0].model_copy(update={"as_blocks": ()}),
+        again.steps[1].model_copy(update={"as_blocks": ("2",)}),
+    ]
+    for name, steps in {"b": again.steps, "c": turned}.items():
+        package(blocks_of_zeros(), tmp_path / name, runtime="eager", compression=RecipeFile(steps=tuple(steps)))
+    programs = [(tmp_path / name / "1" / "program.pt2").read_bytes() for name in "abc"]
+    assert programs[0] == programs[1] != programs[2]
+    replayed = read_recipe(tmp_path / "c" / "1" / "manifest.json").steps
+    assert [step.model_dump()["as_blocks"] for step in replayed] == [(), ("2",)]
+
+
+def test_a_replay_of_int8_with_scales_gives_the_same_files(tmp_path: Path) -> None:
+    data = tmp_path / "images.npz"
+    np.savez(data, image=np.random.default_rng(0).standard_normal((24, 3, 8, 8)).astype(np.float32))
+
+    def net() -> Model:
+        torch.manual_seed(0)
+        module = nn.Sequential(
+            nn.Conv2d(3, 8, 3),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.Conv2d(8, 8, 3),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(128, 4),
+        )
+        return Model(module, (Input("image", torch.randn(2, 3, 8, 8), ("batch", None, None, None)),))
+
+    recipe = recipe_of({"steps": [{"kind": "int8_static"}], "calibration": str(data)})
+    folders = [package(net(), tmp_path / "a", runtime="eager", compression=recipe)]
+    folders.append(
+        package(net(), tmp_path / "b", runtime="eager", compression=read_recipe(folders[0] / "manifest.json"))
+    )
+    names = [
+        sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()) for folder in folders
+    ]
+    assert names[0] == names[1]
+    manifests = [json.loads((folder / "manifest.json").read_text()) for folder in folders]
+    for manifest in manifests:
+        del manifest["profile"], manifest["cuts"]  # measured, and decided by what was
+    assert manifests[0] == manifests[1]
+    for name in set(names[0]) - {"manifest.json"}:
+        assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes(), name
 
 
 def test_a_manifest_of_before_activation_bits_is_replayed_with_eight(tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
+import re
 from typing import Any
 
 import pytest
 
 from compressor.steps import KINDS, described, read_steps
+from tests.docs_tables import said
 from worker.errors import InvalidRequest
 
 NEEDED: dict[str, dict[str, Any]] = {
@@ -18,11 +20,20 @@ NEEDED: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_says_what_it_does_and_is_read_back_as_it_was(kind: str) -> None:
-    assert (KINDS[kind].__doc__ or "").strip()
+def test_every_kind_is_read_back_as_it_was(kind: str) -> None:
     steps = read_steps([{"kind": kind, "layers": ["a.*", "!a.b"], **NEEDED.get(kind, {})}])
     assert type(steps[0]) is KINDS[kind]
     assert read_steps(described(steps)) == steps
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_says_what_it_does_its_source_what_it_saves_and_where_it_runs(kind: str) -> None:
+    text = KINDS[kind].__dict__["__doc__"] or ""
+    assert len(text.partition("Source:")[0].strip()) > 20
+    assert re.search(r"\d{4}|section", said(KINDS[kind], "Source")), "no paper, and no place in one"
+    saves = said(KINDS[kind], "Saves")
+    assert all(thing in saves for thing in ("storage", "resident memory", "time")), saves
+    assert re.match("any|CPU|CUDA", said(KINDS[kind], "Device"))
 
 
 @pytest.mark.parametrize(

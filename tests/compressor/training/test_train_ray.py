@@ -74,6 +74,30 @@ def test_two_workers_of_which_one_is_killed_give_what_one_gives(ray: None, tmp_p
     assert said[-1].startswith("epoch 3 of 3: loss ")
 
 
+@pytest.mark.parametrize(
+    "keys", [{"match": "values", "hidden": {"0": "0"}}, {"temperature": 2.0}], ids=["hidden", "classes"]
+)
+def test_distillation_on_two_workers_gives_what_one_gives_at_the_same_batch(
+    ray: None, tmp_path: Path, keys: dict[str, Any]
+) -> None:
+    """A layer's results are compared through a projection that is trained along, of which each worker has a copy."""
+    teacher = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 2)).eval()
+    steps = read_steps([{"kind": "distill", "epochs": 3, "rate": 0.05, "share": 0.7, **keys}])
+    students = []
+    for trainer in (None, RayTrainer(workers=2, storage=str(tmp_path / "storage"))):
+        model = Model(net(), (Input("x", torch.randn(2, 4), ("batch", None)),))
+        before = {name: weight.clone() for name, weight in model.module.state_dict().items()}
+        done = compress_(
+            model.module, *steps, context=Context.of(model, training=data(), trainer=trainer, teacher=teacher)
+        )
+        assert done.changes[0].what.startswith("12 steps, loss ")
+        assert not torch.equal(before["0.weight"], model.module.get_parameter("0.weight"))
+        students.append(model.module)
+    alone, together = students
+    for name, weight in alone.state_dict().items():
+        torch.testing.assert_close(together.state_dict()[name], weight, rtol=1e-3, atol=1e-4)
+
+
 def test_the_trainings_of_a_recipe_are_each_their_own(ray: None, tmp_path: Path) -> None:
     model = Model(net(), (Input("x", torch.zeros(2, 4), ("batch", None)),))
     rows = data()
