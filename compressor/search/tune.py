@@ -27,7 +27,7 @@ from compressor.evaluation.evaluation import Evaluation, find_evaluation, make_i
 from compressor.evaluation.records import Records, read_records, sample, split, without_overlap
 from compressor.model import Model
 from compressor.recipe import Recipe as Packaging
-from compressor.recipe_file import read_calibration, read_training
+from compressor.recipe_file import read_calibration, read_recipe, read_training
 from compressor.search.budget import Budget, check_provable
 from compressor.search.builder import Builder, adopted
 from compressor.search.calibration import MOST_ROWS, remove_unnamed, write_calibration
@@ -48,6 +48,7 @@ from compressor.search.whole_only import try_whole_only, whole_only, why_not
 from compressor.search.written import Asked, report_of, rivals_of, write_report
 from compressor.sources.sources import code_of, read_source
 from worker.errors import InvalidRequest, Overloaded
+from worker.manifest import MANIFEST
 from worker.runtime import check_device
 from worker.seal import DEFAULT_KEY
 
@@ -310,7 +311,8 @@ class _Search:
         with self._phase("held-out data"):
             verdict = choose(bench, mixing, self.say)
         with self._phase("report"):
-            recipe = builder.recipe(verdict.point.recipe) if verdict.point else None
+            # As the artifact tells it: what was measured while it was made is in it, and is not measured again.
+            recipe = read_recipe(verdict.folder / MANIFEST) if verdict.point else None
             asked_for = Asked(
                 source=str(request.source)
                 if not isinstance(request.source, Model)
