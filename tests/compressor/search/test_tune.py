@@ -164,7 +164,9 @@ def test_what_learns_and_what_only_the_whole_model_takes_is_tried_made_once_and_
         {"kind": "prune_neurons", "share": 0.75}, {"kind": "distill", "epochs": 3, "rate": 0.001, "optimiser": "adamw"}
     )
     tiles = {"block": [16, 16]}
-    sparse = treatment({"kind": "prune_weights", "sparsity": 0.5, **tiles}, {"kind": "sparse", "layout": "bsr", **tiles})
+    sparse = treatment(
+        {"kind": "prune_weights", "sparsity": 0.5, **tiles}, {"kind": "sparse", "layout": "bsr", **tiles}
+    )
     said: list[str] = []
     request = request_of(treatments=(MOST, taught, sparse), training=str(training), max_drop=Budget(90))
     report = tune(request, said.append)
