@@ -30,7 +30,7 @@ def planned(
     return plan(demands, nodes, objective, limits=QUICK, setting=Setting(nodes, seconds=1.0, gateways=gateways))
 
 
-def ten_ms(**more: float) -> Demand:
+def ten_ms(**more: float | None) -> Demand:
     return replace(Demand("m", Costs(chain([5.0, 5.0], per_batch_ms=10.0))), **more)  # type: ignore[arg-type]
 
 
@@ -76,6 +76,20 @@ def test_a_network_that_is_too_slow_is_told_with_the_hop_that_takes_most_of_it()
     assert some.limit.startswith("the network of ")
     fast = [replace(one, network=1e9) for one in nodes]
     assert planned([Demand("m", costs)], fast, MOST, ("a",)).limit.startswith("m stage")
+
+
+@pytest.mark.parametrize("p99_s", [None, 0.05])
+def test_a_model_that_is_asked_for_seldom_has_the_latency_of_requests_alone_and_a_limit_of_its_own(
+    p99_s: float | None,
+) -> None:
+    found = planned([ten_ms(rate=0.001, p99_s=p99_s)], [node("a")], RATE)
+    (prediction,) = found.predictions
+    assert prediction.rate == 0.001
+    assert 0.01 <= prediction.p50_s <= prediction.p99_s <= 0.05
+    assert 0 < prediction.busy[0] < 1e-4
+    assert "m stage 0 computes 0 % of the time" in found.limit
+    seldom = Demand("n", Costs(chain([5.0])), 0.001, p99_s)
+    assert planned([ten_ms(rate=50.0), seldom], [node("a", 4)], RATE).predictions[1].rate == 0.001
 
 
 def test_callers_that_are_too_few_are_told() -> None:
