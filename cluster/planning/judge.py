@@ -199,10 +199,11 @@ class Judge:
         rates = [load.rate for load in loads if isinstance(load, Open)]
         enough = SIMULATED_REQUESTS / (1 if len(self.demands) <= CORE_REPLICAS else 4)
         seconds = max(10 * slowest, enough / max(rates)) if rates else max(4.0, 40 * slowest)
+        most = max(self.setting.seconds, min(10 * slowest, enough / max(rates)) if rates else 10 * slowest)
         setting = replace(
             self.setting,
             nodes=nodes,
-            seconds=min(seconds, self.setting.seconds),
+            seconds=min(seconds, most),
             warm_up_s=min(warm_up, max(2.0, self.setting.warm_up_s)),
         )
         predictions = [outcome.prediction for outcome in simulate(demands, plans, loads, setting)]

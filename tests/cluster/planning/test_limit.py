@@ -92,6 +92,13 @@ def test_a_model_that_is_asked_for_seldom_has_the_latency_of_requests_alone_and_
     assert planned([ten_ms(rate=50.0), seldom], [node("a", 4)], RATE).predictions[1].rate == 0.001
 
 
+def test_what_nodes_give_at_most_of_a_model_that_computes_for_longer_than_a_simulation_is_known() -> None:
+    found = planned([Demand("m", Costs(chain([4000.0])))], [node("a")], MOST)
+    assert found.achieved == pytest.approx(found.bound, rel=0.25)
+    assert found.predictions[0].p99_s > 4.0
+    assert found.limit.startswith("m stage 0 computes 9")
+
+
 def test_callers_that_are_too_few_are_told() -> None:
     assert planned([ten_ms()], [node("a")], Objective("max_throughput", 1)).limit.startswith("the callers")
 
