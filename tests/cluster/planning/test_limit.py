@@ -47,6 +47,16 @@ def test_a_latency_that_stops_nothing_is_not_told() -> None:
     assert found.limit.startswith("m stage 0 computes")
 
 
+@pytest.mark.parametrize(("p99_s", "told"), [(0.04, "m stage 0 computes"), (0.06, "the latency asked for")])
+def test_a_latency_that_another_plan_keeps_with_more_is_not_what_limits(p99_s: float, told: str) -> None:
+    nodes, demand = [node("a")], ten_ms(p99_s=0.05)
+    plans = (ModelPlan("m", (StagePlan(0, 2, "cpu", 1, 1.0, 0, GIB, ("a",)),), 1),)
+    kept, other = Prediction(20.0, 0.02, 0.03, 0.04, busy=(0.9,)), Prediction(30.0, 0.02, 0.03, p99_s, busy=(0.9,))
+    best = Tried(plans, (kept,), True, (-21.0,), full=(kept,))
+    tried = [best, Tried(plans, (other,), True, (-20.0,), full=(other,))]
+    assert limit(Judge([demand], nodes, MOST, Setting(nodes)), best, tried).startswith(told)
+
+
 @pytest.mark.parametrize(
     ("host", "lacks"),
     [
