@@ -1,5 +1,6 @@
 """Tries a choice of shapes: gives them replicas and nodes, serves them in the simulator, scores the result. Pure."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal
@@ -15,6 +16,8 @@ Goal = Literal["rate", "max_throughput", "min_nodes"]
 
 SIMULATED_REQUESTS: Final = 3_000
 """Of each model, in one simulation; longer ones change a p99 by less than runs of the real system differ."""
+ALONE_REQUESTS: Final = 100
+"""Of a model that is asked for seldom, one after the other."""
 CORE_REPLICAS: Final = 24
 """A model with more replicas is simulated as a slice of so many, with its share of the load."""
 
@@ -196,13 +199,32 @@ class Judge:
         rates = [load.rate for load in loads if isinstance(load, Open)]
         enough = SIMULATED_REQUESTS / (1 if len(self.demands) <= CORE_REPLICAS else 4)
         seconds = max(10 * slowest, enough / max(rates)) if rates else max(4.0, 40 * slowest)
+        most = max(self.setting.seconds, min(10 * slowest, enough / max(rates)) if rates else 10 * slowest)
         setting = replace(
             self.setting,
             nodes=nodes,
-            seconds=min(seconds, self.setting.seconds),
+            seconds=min(seconds, most),
             warm_up_s=min(warm_up, max(2.0, self.setting.warm_up_s)),
         )
-        return tuple(outcome.prediction for outcome in simulate(demands, plans, loads, setting))
+        predictions = [outcome.prediction for outcome in simulate(demands, plans, loads, setting)]
+        return tuple(
+            self._seldom(demand, one, load, nodes)
+            if isinstance(load, Open) and _nobody_came(prediction)
+            else prediction
+            for demand, one, load, prediction in zip(demands, plans, loads, predictions, strict=True)
+        )
+
+    def _seldom(self, demand: Demand, plan: ModelPlan, load: Open, nodes: Sequence[Node]) -> Prediction:
+        """Of a model that is asked for so seldom that a simulation sees no request: each finds the model idle."""
+        seconds = ALONE_REQUESTS * alone_s(demand, plan)
+        setting = replace(self.setting, nodes=nodes, seconds=seconds, warm_up_s=seconds / ALONE_REQUESTS)
+        found = simulate([demand], [plan], [Closed(1)], setting)[0].prediction
+        share = load.rate / found.rate if found.rate else 0.0
+        return replace(found, rate=load.rate, busy=tuple(share * busy for busy in found.busy))
+
+
+def _nobody_came(prediction: Prediction) -> bool:
+    return math.isnan(prediction.p99_s) and prediction.kept == 1.0
 
 
 def _every(stage: StagePlan, parts: int) -> StagePlan:

@@ -55,6 +55,8 @@ def _late(best: Tried, tried: Sequence[Tried], demands: Sequence[Demand]) -> str
         return ""
     place = max(asking, key=lambda place: free.full[place].p99_s / (demands[place].p99_s or 1.0))
     given, bound = free.full[place], demands[place].p99_s or 0.0
+    if given.p99_s <= bound:
+        return ""
     now, most = (sum(one.rate for one in some) for some in (best.predictions, free.full))
     return (
         f"the latency asked for (--p99): 99 of 100 answers of {demands[place].model} within {1e3 * bound:g} ms; "

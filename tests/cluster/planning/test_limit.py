@@ -30,7 +30,7 @@ def planned(
     return plan(demands, nodes, objective, limits=QUICK, setting=Setting(nodes, seconds=1.0, gateways=gateways))
 
 
-def ten_ms(**more: float) -> Demand:
+def ten_ms(**more: float | None) -> Demand:
     return replace(Demand("m", Costs(chain([5.0, 5.0], per_batch_ms=10.0))), **more)  # type: ignore[arg-type]
 
 
@@ -45,6 +45,16 @@ def test_a_latency_that_stops_a_higher_rate_is_told_with_what_would_be_possible(
 def test_a_latency_that_stops_nothing_is_not_told() -> None:
     found = planned([ten_ms(p99_s=5.0)], [node("a")], MOST)
     assert found.limit.startswith("m stage 0 computes")
+
+
+@pytest.mark.parametrize(("p99_s", "told"), [(0.04, "m stage 0 computes"), (0.06, "the latency asked for")])
+def test_a_latency_that_another_plan_keeps_with_more_is_not_what_limits(p99_s: float, told: str) -> None:
+    nodes, demand = [node("a")], ten_ms(p99_s=0.05)
+    plans = (ModelPlan("m", (StagePlan(0, 2, "cpu", 1, 1.0, 0, GIB, ("a",)),), 1),)
+    kept, other = Prediction(20.0, 0.02, 0.03, 0.04, busy=(0.9,)), Prediction(30.0, 0.02, 0.03, p99_s, busy=(0.9,))
+    best = Tried(plans, (kept,), True, (-21.0,), full=(kept,))
+    tried = [best, Tried(plans, (other,), True, (-20.0,), full=(other,))]
+    assert limit(Judge([demand], nodes, MOST, Setting(nodes)), best, tried).startswith(told)
 
 
 @pytest.mark.parametrize(
@@ -76,6 +86,27 @@ def test_a_network_that_is_too_slow_is_told_with_the_hop_that_takes_most_of_it()
     assert some.limit.startswith("the network of ")
     fast = [replace(one, network=1e9) for one in nodes]
     assert planned([Demand("m", costs)], fast, MOST, ("a",)).limit.startswith("m stage")
+
+
+@pytest.mark.parametrize("p99_s", [None, 0.05])
+def test_a_model_that_is_asked_for_seldom_has_the_latency_of_requests_alone_and_a_limit_of_its_own(
+    p99_s: float | None,
+) -> None:
+    found = planned([ten_ms(rate=0.001, p99_s=p99_s)], [node("a")], RATE)
+    (prediction,) = found.predictions
+    assert prediction.rate == 0.001
+    assert 0.01 <= prediction.p50_s <= prediction.p99_s <= 0.05
+    assert 0 < prediction.busy[0] < 1e-4
+    assert "m stage 0 computes 0 % of the time" in found.limit
+    seldom = Demand("n", Costs(chain([5.0])), 0.001, p99_s)
+    assert planned([ten_ms(rate=50.0), seldom], [node("a", 4)], RATE).predictions[1].rate == 0.001
+
+
+def test_what_nodes_give_at_most_of_a_model_that_computes_for_longer_than_a_simulation_is_known() -> None:
+    found = planned([Demand("m", Costs(chain([4000.0])))], [node("a")], MOST)
+    assert found.achieved == pytest.approx(found.bound, rel=0.25)
+    assert found.predictions[0].p99_s > 4.0
+    assert found.limit.startswith("m stage 0 computes 9")
 
 
 def test_callers_that_are_too_few_are_told() -> None:
