@@ -110,7 +110,7 @@ class Controller:
 
     async def step(self) -> bool:
         """Looks, decides and acts once. True where it did something, so that another step may find more to do."""
-        self._store.check()
+        await self._check()
         self.sighting = await self._fleet.observe()
         now = self._monotonic()
         self._deaths.look(self.sighting.replicas, now)
@@ -198,7 +198,7 @@ class Controller:
 
     async def _ask_for(self, bundles: tuple[Bundle, ...], why: str) -> None:
         """Asks at each step, since what runs changes what it takes to have room; told when what is lacking changes."""
-        self._store.check()
+        await self._check()
         await self._fleet.ask_for(bundles)
         if bundles != self._asked_for:
             self._asked_for = bundles
@@ -255,10 +255,12 @@ class Controller:
 
     async def _act(self, action: Action) -> None:
         """Raises Superseded, also where another controller took over since the step began: a step may be frozen."""
-        self._store.check()
+        await self._check()
         match action:
             case Start(stage, why):
-                self._decide(f"start {await self._start(stage)}", why)
+                replica = await self._fleet.start(stage, self.state.served[stage.model, stage.revision])
+                self._decide(f"start {replica}", why)
+                await self._check_started(replica)
             case Leave(replica, why):
                 await self._fleet.leave(replica)
                 self._decide(f"take {replica} out of the tables", why)
@@ -275,14 +277,20 @@ class Controller:
                 await self._fleet.stop(replica)
                 self._decide(f"stop {replica}", why)
 
-    async def _start(self, stage: Stage) -> str:
-        replica = await self._fleet.start(stage, self.state.served[stage.model, stage.revision])
+    async def _check(self) -> None:
+        """In a thread: a store that is out of reach keeps no gateway waiting for its tables. Raises Superseded."""
+        await asyncio.to_thread(self._store.check)
+
+    async def _check_started(self, replica: str) -> None:
+        """Raises Superseded: another controller took over, which may not know of the replica. It is stopped again."""
         try:
-            self._store.check()
+            await self._check()
         except Superseded:
-            await self._fleet.stop(replica)  # whoever took over meanwhile may not know of it
+            try:
+                await self._fleet.stop(replica)
+            except Exception:
+                logger.exception("%s was started too late and cannot be stopped; end it by hand", replica)
             raise
-        return replica
 
     def _publish(self, table: tuple[Route, ...]) -> None:
         self._keep(self.state.model_copy(update={"generation": self.state.generation + 1}))
