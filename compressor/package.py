@@ -149,9 +149,11 @@ def package(
 
 
 def _trainer(trainings: KeptTrainings, workers: int | None, *, lasting: bool) -> Trainer | None:
-    """What runs the recipe's trainings; None: this process, and nothing is kept, since nothing could go on with it."""
+    """What runs the recipe's trainings; None: this process, for as long as it takes, and nothing is kept, since nothing
+    could go on with it.
+    """
     if workers is None:
-        return trainings if lasting else None
+        return trainings if lasting or trainings.seconds_left() is not None else None
     from compressor.training.train_ray import RayTrainer  # noqa: PLC0415 -- Ray takes a second
 
     return RayTrainer(workers, str(trainings.folder.resolve()), seconds=trainings.seconds_left())
