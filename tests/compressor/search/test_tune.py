@@ -212,6 +212,8 @@ def test_what_no_treatment_can_do_is_told_and_data_to_learn_from_belong_to_one_t
         tune(request_of(training=str(data)))
     with pytest.raises(InvalidRequest, match=r"no-data\.npz"):
         tune(request_of(treatments=(taught,), training="no-data.npz"))
+    with pytest.raises(InvalidRequest, match=r"are held out .*; what teaches must not judge: take them out"):
+        tune(request_of(treatments=(taught,), training=str(data)))
     heads = treatment({"kind": "prune_heads", "share": 0.5})
     with pytest.raises(InvalidRequest, match=r"no treatment can be done \(prune_heads"):
         tune(request_of(treatments=(heads,)))
