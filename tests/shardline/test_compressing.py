@@ -168,6 +168,18 @@ def test_a_training_on_ray_workers_that_ctrl_c_stopped_is_kept(
     assert [path.name for path in (tmp_path / "m").iterdir()] == [".training"]
 
 
+@pytest.mark.slow
+def test_a_training_on_ray_workers_that_fails_at_its_first_steps_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("pyarrow", reason='the extra "train" is not installed')
+    steps = "steps:\n- {kind: distill, rate: 1.0e+30, epochs: 10}\n"
+    arguments = _arguments(tmp_path, _recipe(tmp_path, f"training: {_rows(tmp_path)}\n{steps}"))
+    assert main([*arguments, "--workers", "1"]) == exits.FAILED
+    assert "lower the rate (1e+30)" in capsys.readouterr().err
+    assert not (tmp_path / "m").exists()
+
+
 class Branches(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + 1 if x.sum() > 0 else x - 1
