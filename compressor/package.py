@@ -114,7 +114,11 @@ def package(
             whole = replace(model, module=_in_a_parent(model.module))
             used = replace((context or steps.context)(whole), target=device, say=progress)
             used = replace(used, trainer=used.trainer or trainer, device=device if context is None else used.device)
-            done = compress_(whole.module, *steps.steps, context=used)
+            try:
+                done = compress_(whole.module, *steps.steps, context=used)
+            finally:
+                if not lasting or not trainings.any_kept():
+                    trainings.forget()
             changed = replace(model, module=done.module)
         progress("capturing the program")
         program = capture(changed, folder / PROGRAM)
@@ -138,20 +142,17 @@ def package(
         builder = _Builder(program, manifest, examples, folder, device, progress)
         return builder.build(stages, compiled=runtime == "fastest", key=key)
 
-    try:
-        folder = write_artifact(out, fill)
-    except BaseException:
-        if not lasting:
-            trainings.forget()
-        raise
+    folder = write_artifact(out, fill)
     trainings.forget()
     return folder
 
 
 def _trainer(trainings: KeptTrainings, workers: int | None, *, lasting: bool) -> Trainer | None:
-    """What runs the recipe's trainings; None: this process, and nothing is kept, since nothing could go on with it."""
+    """What runs the recipe's trainings; None: this process, for as long as it takes, and nothing is kept, since nothing
+    could go on with it.
+    """
     if workers is None:
-        return trainings if lasting else None
+        return trainings if lasting or trainings.seconds_left() is not None else None
     from compressor.training.train_ray import RayTrainer  # noqa: PLC0415 -- Ray takes a second
 
     return RayTrainer(workers, str(trainings.folder.resolve()), seconds=trainings.seconds_left())

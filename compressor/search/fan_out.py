@@ -80,7 +80,12 @@ class Here:
 
     def alone(self, job: Job) -> Any:
         function, given = job
-        return function(self._setting, *given)
+        try:
+            return function(self._setting, *given)
+        except (ShardlineError, OSError):
+            raise
+        except Exception as error:
+            raise Internal(_told(error)) from error
 
 
 class RayTasks:

@@ -24,7 +24,7 @@ import torch
 
 from compressor.evaluation.bootstrap import Interval
 from compressor.evaluation.evaluation import Evaluation, find_evaluation, make_importable
-from compressor.evaluation.records import Records, read_records, sample, split, without_overlap
+from compressor.evaluation.records import Records, keys_of, read_records, sample, split, without_overlap
 from compressor.model import Model
 from compressor.recipe import Recipe as Packaging
 from compressor.recipe_file import read_calibration, read_recipe, read_training
@@ -123,7 +123,7 @@ def tune(request: Request, say: Say = lambda _: None) -> Report:
     check_provable(evaluation, held_out, request.max_drop.amount)
     with _work_folder(request.out) as work:
         treatments = request.treatments or usual_treatments(request.device, timed=request.objective.timed)
-        check_training(request, treatments, model)
+        check_training(request, treatments, model, held_out)
         setting = _setting(request, model, evaluation, calibration, treatments)
         store = Store(work)
         limit = began + request.time_limit_s if request.time_limit_s is not None else float("inf")
@@ -143,8 +143,10 @@ def tune(request: Request, say: Say = lambda _: None) -> Report:
     return report
 
 
-def check_training(request: Request, treatments: Sequence[Treatment], model: Model) -> None:
-    """Raises InvalidRequest: a treatment trains and there are no data for it, or not the model's; or none trains."""
+def check_training(request: Request, treatments: Sequence[Treatment], model: Model, held_out: Records) -> None:
+    """Raises InvalidRequest: a treatment trains and there are no data for it, or not the model's, or some of those in
+    the file are held out to judge by; or none trains.
+    """
     learning = [item.name for item in treatments if trains(item)]
     if learning and request.training is None:
         raise InvalidRequest(f"treatment {learning[0]!r} trains: give it data to learn from with --training")
@@ -153,6 +155,22 @@ def check_training(request: Request, treatments: Sequence[Treatment], model: Mod
     if not learning:
         raise InvalidRequest(f"training {request.training!r}: no treatment trains; name one that does in --treatments")
     read_training(request.training, model, request.seed)
+    if Path(request.training).is_file():
+        check_apart(read_records(Path(request.training)), held_out, model)
+
+
+def check_apart(training: Records, held_out: Records, model: Model) -> None:
+    """Raises InvalidRequest: the same inputs are in both. Not seen: where the two have other columns for them."""
+    both = training.columns.keys() & held_out.columns.keys()
+    columns = next((names for names in ([item.name for item in model.inputs], ["text"]) if both.issuperset(names)), [])
+    theirs = set(keys_of(held_out, columns))
+    places = [place for place, key in enumerate(keys_of(training, columns)) if key in theirs]
+    if places:
+        raise InvalidRequest(
+            f"training {training.source}: {len(places)} of {len(training)} records are also among those of "
+            f"{held_out.source} that are held out (the first is record {places[0]}); what teaches must not judge: take "
+            "them out"
+        )
 
 
 def read_data(request: Request, evaluation: Evaluation) -> tuple[Records, Records]:

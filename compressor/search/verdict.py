@@ -172,7 +172,11 @@ def _asked(bench: Bench, point: Point, say: Callable[[str], None]) -> Verdict | 
     if folder is None or not (timed or _is_smaller(bench, point, folder, say)):
         return None
     say(f"timing the artifact of {point.name}")
-    found = bench.lab.alone((artifact_seconds, ([folder, bench.baseline], _batches(bench))))
+    try:
+        found = bench.lab.alone((artifact_seconds, ([folder, bench.baseline], _batches(bench))))
+    except ShardlineError as error:
+        point.verdict = f"its artifact cannot be timed: {error}"
+        return None
     slower = slower_batch(found, 1.0 if timed else STEADY)
     if slower is not None:
         ours, theirs = found[slower]

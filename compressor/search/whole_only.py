@@ -67,11 +67,19 @@ def try_whole_only(
             lab.say(f"{item.name} is left out: {problem}")
             mixing.left_out[item.name] = problem
         else:
-            _try(lab, mixing, item, made, baseline)
+            try:
+                _try(lab, mixing, item, made, baseline)
+            except ShardlineError as error:
+                lab.say(f"{item.name} is left out: {error}")
+                mixing.left_out[item.name] = str(error)
 
 
 def _try(lab: Laboratory, mixing: Mixing, item: Treatment, made: Path, baseline: Path) -> None:
-    """Times the artifact beside the uncompressed one, and where it is faster, or time does not count, judges it."""
+    """Times the artifact beside the uncompressed one, and where it is faster, or time does not count, judges it.
+
+    Raises:
+        ShardlineError: it cannot be timed or judged.
+    """
     base = mixing.points[()]
     seconds = None
     if mixing.timed:
@@ -87,11 +95,7 @@ def _try(lab: Laboratory, mixing: Mixing, item: Treatment, made: Path, baseline:
             mixing.left_out[item.name] = f"it takes {told}"
             return
     lab.say(f"asking the calibration data about {item.name}")
-    try:
-        answers = lab.alone((artifact_answers, (made,)))
-    except ShardlineError as error:
-        mixing.left_out[item.name] = str(error)
-        return
+    answers = lab.alone((artifact_answers, (made,)))
     recipe: Recipe = everywhere(item)
     drop = mixing.drop(Judged(np.array(answers)))
     smaller = disk_bytes(baseline, program_only=True) - disk_bytes(made, program_only=True)

@@ -62,8 +62,12 @@ class KeptTrainings:
         """Until the deadline; None: there is none."""
         return None if math.isinf(self._deadline) else max(0.0, self._deadline - time.monotonic())
 
+    def any_kept(self) -> bool:
+        """Whether there is a checkpoint to go on from."""
+        return any(self.folder.rglob("*.pt"))
+
     def forget(self) -> None:
-        """Removes what was kept: the artifact is written."""
+        """Removes what was kept: the artifact is written, or nothing can go on from here."""
         shutil.rmtree(self.folder, ignore_errors=True)
         if self.folder.parent.is_dir() and not any(self.folder.parent.iterdir()):
             self.folder.parent.rmdir()

@@ -5,9 +5,12 @@ batch, up to rounding. When a worker dies, all of them start again from the last
 """
 
 import math
+import signal
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -62,6 +65,7 @@ class RayTrainer:
         Raises:
             InvalidRequest: no Ray, or too small a cluster; and as `train_`.
             DeadlineExceeded: it ran out of time; what is in `storage` goes on.
+            KeyboardInterrupt: Ctrl-C; what is in `storage` goes on.
             Internal: the workers died more often than they may.
         """
         gpu = device.startswith("cuda")
@@ -90,7 +94,8 @@ class RayTrainer:
             ),
         )
         try:
-            result = trainer.fit()
+            with _interruptible():
+                result = trainer.fit()
         except train.TrainingFailedError as error:
             raise Internal(f"the training's workers failed more than {self.restarts} times: {error}") from error
         told: tuple[int, str] | None = result.return_value  # type: ignore[attr-defined]  # of Ray Train's second API
@@ -122,6 +127,22 @@ class RayTrainer:
                     f"{self.workers} workers need {self.workers} {kind}s and the Ray cluster has "
                     f"{there.get(kind, 0):g}; take fewer workers or add nodes"
                 )
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ray Train handles Ctrl-C itself, ends the workers, then this process by SystemExit, and its handler stays. Here
+    that is a KeyboardInterrupt, as everywhere, and the handler is again what it was.
+    """
+    main = threading.current_thread() is threading.main_thread()  # signals are nobody else's
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        raise KeyboardInterrupt from error
+    finally:
+        if main and before is not None:
+            signal.signal(signal.SIGINT, before)
 
 
 _TOGETHER_S: Final = 600

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -89,8 +90,8 @@ def test_a_full_disk_is_told_and_leaves_nothing(room: int, tmp_path: Path) -> No
     assert not (tmp_path / "m").exists()
 
 
-def _stopped(arguments: list[str], at: str) -> str:
-    """What a command says that gets a Ctrl-C when it says `at`."""
+def _stopped(arguments: list[str], at: str, kept: Path | None = None) -> str:
+    """What a command says that gets a Ctrl-C when it says `at`, and has then kept something of a training in `kept`."""
     script = (  # a shell that starts something in the background has it ignore Ctrl-C, and children inherit that
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from shardline.cli import main; sys.exit(main(sys.argv[1:]))\n"
@@ -107,6 +108,8 @@ def _stopped(arguments: list[str], at: str) -> str:
             told += line
             if line.startswith(at):
                 break
+        while kept is not None and process.poll() is None and not any(kept.rglob("*.pt")):
+            time.sleep(0.1)
         process.send_signal(signal.SIGINT)
         told += process.stderr.read()
         assert process.wait(60) == exits.FORCED, told
@@ -151,6 +154,30 @@ def test_a_training_that_ctrl_c_stopped_goes_on_to_the_very_same_bytes(
         assert main(_arguments(tmp_path / "at-once", recipe)) == exits.OK
     at_once = load_artifact(tmp_path / "at-once" / "m" / "1")
     assert stopped.manifest.files["program.pt2"] == at_once.manifest.files["program.pt2"]
+
+
+@pytest.mark.slow
+def test_a_training_on_ray_workers_that_ctrl_c_stopped_is_kept(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("pyarrow", reason='the extra "train" is not installed')
+    steps = "steps:\n- {kind: prune_neurons, share: 0.5}\n- {kind: distill, epochs: 2000}\n"
+    arguments = [*_arguments(tmp_path, _recipe(tmp_path, f"training: {_rows(tmp_path)}\n{steps}")), "--workers", "1"]
+    told = _stopped(arguments, "training on 1 workers", kept=tmp_path / "m" / ".training")
+    assert "shardline: stopped; no artifact was written; what was trained stays in" in told
+    assert [path.name for path in (tmp_path / "m").iterdir()] == [".training"]
+
+
+@pytest.mark.slow
+def test_a_training_on_ray_workers_that_fails_at_its_first_steps_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("pyarrow", reason='the extra "train" is not installed')
+    steps = "steps:\n- {kind: distill, rate: 1.0e+30, epochs: 10}\n"
+    arguments = _arguments(tmp_path, _recipe(tmp_path, f"training: {_rows(tmp_path)}\n{steps}"))
+    assert main([*arguments, "--workers", "1"]) == exits.FAILED
+    assert "lower the rate (1e+30)" in capsys.readouterr().err
+    assert not (tmp_path / "m").exists()
 
 
 class Branches(nn.Module):

@@ -8,8 +8,10 @@ import pytest
 from compressor.evaluation.bootstrap import Interval
 from compressor.evaluation.evaluation import find_evaluation
 from compressor.evaluation.records import read_records
+from compressor.search.builder import Builder
 from compressor.search.explore import explore
 from compressor.search.fan_out import Here
+from compressor.search.finals import HeldOut
 from compressor.search.groups import find_groups
 from compressor.search.laboratory import Judged, Laboratory
 from compressor.search.mixing import Mixing, times_of
@@ -18,11 +20,14 @@ from compressor.search.pace import Pace
 from compressor.search.store import Store
 from compressor.search.treatments import Treatment, treatment
 from compressor.search.trial import Setting, context_of, fresh_model
+from compressor.search.verdict import Bench, choose
+from compressor.search.whole_only import try_whole_only
 from tests.compressor.search.tiny import classifier, small_classifier, write_data
 
 HALF = treatment({"kind": "prune_neurons", "share": 0.5})
 MOST = treatment({"kind": "prune_neurons", "share": 0.75})
 INT8 = treatment({"kind": "int8_dynamic"})
+SPARSE = treatment({"kind": "prune_weights", "sparsity": 0.5}, {"kind": "sparse"})
 HOUR = 3600.0
 
 
@@ -114,3 +119,18 @@ def test_what_makes_the_whole_model_slower_is_not_judged_nor_are_layers_in_which
     assert "ms for the whole model, and" in mixing.left_out[INT8.name]
     assert {row.problem for row in mixing.rows} == {"saves no time"}
     assert not any(step.startswith(("sensitivity", "one treatment everywhere")) for step in said)
+
+
+def test_an_artifact_that_cannot_be_timed_takes_no_other_with_it(
+    explored: Callable[..., tuple[Mixing, Told, Laboratory]], tmp_path: Path
+) -> None:
+    mixing, _, lab = explored(HALF)
+    builder = Builder(lab.setting, tmp_path, tmp_path / "calibration.npz", (1,), lambda _: None, key=tmp_path / "key")
+    broken = tmp_path / "no-artifact"
+    try_whole_only(lab, mixing, builder, broken, [SPARSE])
+    assert str(broken) in mixing.left_out[SPARSE.name]
+    held_out = HeldOut(find_evaluation("accuracy"), lab.model, lab.setting.calibration, 0)
+    bench = Bench(lab, builder, held_out, broken, Interval(90.0, 85.0, 95.0, 0.95), 10.0)
+    verdict = choose(bench, mixing, lambda _: None)
+    assert verdict.point is None
+    assert f"{HALF.name} everywhere: its artifact cannot be timed: " in verdict.reason

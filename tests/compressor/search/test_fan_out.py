@@ -80,3 +80,5 @@ def test_here_one_follows_the_other_until_the_time_is_up(tmp_path: Path) -> None
     assert dict(here.each({"bug": (break_down, ())}, time.monotonic() + 60)) == {
         "bug": Failed("a trial failed: RuntimeError: a bug")
     }
+    with pytest.raises(Internal, match="a trial failed: RuntimeError: a bug"):
+        here.alone((break_down, ()))

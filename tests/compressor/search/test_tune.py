@@ -16,6 +16,7 @@ from compressor.search.objective import read_objective
 from compressor.search.report import Report
 from compressor.search.treatments import treatment
 from compressor.search.tune import WORK, Request, read_data, search_key, tune
+from compressor.training.training_data import Rows
 from tests.compressor.search.tiny import WIDTH, broad, classifier, single, small_classifier, write_data
 from worker.artifact import load_artifact, versions
 from worker.errors import InvalidRequest, Overloaded
@@ -186,11 +187,20 @@ def test_what_learns_and_what_only_the_whole_model_takes_is_tried_made_once_and_
     assert (again / "program.pt2").read_bytes() == (Path(best.artifact) / "program.pt2").read_bytes()
 
 
+def rows() -> Rows:
+    """What a function gives to learn from."""
+    x = torch.randn(64, WIDTH, generator=torch.Generator().manual_seed(3))
+    return Rows((x,), torch.zeros(64, dtype=torch.int64), seed=0)
+
+
+@pytest.mark.parametrize("from_file", [True, False])
 def test_a_treatment_that_learns_ends_with_the_time_that_there_is_for_it(
-    request_of: Callable[..., Request], data: Path
+    request_of: Callable[..., Request], tmp_path: Path, from_file: bool
 ) -> None:
+    file = write_data(tmp_path / "training.npz", classifier(), 600, seed=7)
+    training = str(file) if from_file else f"{__name__}:rows"
     taught = treatment({"kind": "fine_tune", "epochs": 10_000})
-    report = tune(request_of(treatments=(HALF, taught), training=str(data), time_limit_s=30))
+    report = tune(request_of(treatments=(HALF, taught), training=training, time_limit_s=30))
     assert "its training takes longer than half of the time that was left" in report.left_out[taught.name]
     assert report.found, report.reason
 
@@ -205,6 +215,8 @@ def test_what_no_treatment_can_do_is_told_and_data_to_learn_from_belong_to_one_t
         tune(request_of(training=str(data)))
     with pytest.raises(InvalidRequest, match=r"no-data\.npz"):
         tune(request_of(treatments=(taught,), training="no-data.npz"))
+    with pytest.raises(InvalidRequest, match=r"are held out .*; what teaches must not judge: take them out"):
+        tune(request_of(treatments=(taught,), training=str(data)))
     heads = treatment({"kind": "prune_heads", "share": 0.5})
     with pytest.raises(InvalidRequest, match=r"no treatment can be done \(prune_heads"):
         tune(request_of(treatments=(heads,)))
