@@ -20,6 +20,7 @@ from cluster.ray_store import RayStore, store_name
 from cluster.state import State
 from worker.errors import ShardlineError
 from worker.local_ray import local_ray
+from worker.niceness import WORKER
 
 CONTROLLER = "controller"
 CONTROLLER_WITHIN_S = 60.0
@@ -40,7 +41,7 @@ def embedded_ray(state_folder: Path, cpus: int | None = None) -> Iterator[None]:
     paths must be short. Raises RayNotStarted.
     """
     scratch = _scratch(state_folder)
-    with local_ray(scratch, cpus=cpus, object_store_bytes=OBJECT_STORE_BYTES, namespace=NAMESPACE):
+    with local_ray(scratch, cpus=cpus, object_store_bytes=OBJECT_STORE_BYTES, namespace=NAMESPACE, niceness=WORKER):
         yield
 
 

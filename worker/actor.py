@@ -14,6 +14,7 @@ from worker.batcher import Batching
 from worker.errors import Unavailable
 from worker.fetch import ArtifactSource, LocalArtifact, local_artifact
 from worker.link import STAGE_LINK, Link, LinkLimits
+from worker.niceness import stand_behind
 from worker.nouns import WorkerStats
 from worker.stream_server import StreamServer
 
@@ -180,6 +181,7 @@ class WorkerActor:
             sheds=spec.sheds,
         )
         await worker.warm_up(warm_up_shapes(shard.signature, spec.batching.max_rows))
+        stand_behind()
         self._running = asyncio.create_task(worker.run_forever())
         self._running.add_done_callback(self._stopped)
         server = StreamServer(spec.token, worker.serve, worker.load)

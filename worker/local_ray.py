@@ -30,18 +30,25 @@ class RayNotStarted(ShardlineError):
 
 @contextlib.contextmanager
 def local_ray(
-    scratch: Path, *, cpus: int | None, object_store_bytes: int, namespace: str | None = None
+    scratch: Path,
+    *,
+    cpus: int | None,
+    object_store_bytes: int,
+    namespace: str | None = None,
+    niceness: int | None = None,
 ) -> Iterator[None]:
     """A Ray cluster with `cpus` CPUs (None: all of the machine's), of which this process is the driver.
 
     Its processes listen on the machine's address; its token authentication keeps others out. `scratch`: an empty folder
-    for what they write, with a short path (their sockets lie there); it is removed in the end.
+    for what they write, with a short path (their sockets lie there); it is removed in the end. `niceness`: of its
+    workers; None: Ray's usual, 15.
 
     Raises:
         RayNotStarted: it did not come up, although it was tried `TRIES` times, or this process has a Ray already.
     """
     try:
-        with ray_environment({"RAY_AUTH_TOKEN": ray_token()}):
+        nice = {} if niceness is None else {"RAY_worker_niceness": str(niceness)}
+        with ray_environment({"RAY_AUTH_TOKEN": ray_token(), **nice}):
             _start(scratch, cpus, object_store_bytes, namespace)
             try:
                 yield

@@ -19,12 +19,13 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from cluster.planning.clock import Action, Clock
+from worker.niceness import WORKER
 
 _LEAST_S: Final = 1e-9
 _FORGETS_S: Final = 0.004
 """A thread that rested for so long finds nothing of its own in the caches; roads were measured with rests like that."""
-_URGENT: Final = 28.0
-"""How much more of a core a thread without niceness gets than one with 15, which Ray gives its workers."""
+_A_STEP: Final = 1.25
+"""So many times as much of a core a thread gets for every step of niceness that it has less, in Linux."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +148,10 @@ class Host:
         self._expected = -1
 
     def compute(
-        self, seconds: float, width: int, done: Action, *, urgent: bool = False, seats: Sequence[Seat] = ()
+        self, seconds: float, width: int, done: Action, *, niceness: int = WORKER, seats: Sequence[Seat] = ()
     ) -> None:
         """Calls `done` after `seconds` of work on each of `width` cores. seats: of these threads, if they are known."""
+        weight = _A_STEP ** (WORKER - niceness)
         left = width
         seats = seats or [Seat() for _ in range(width)]
 
@@ -161,7 +163,6 @@ class Host:
 
         self._advance()
         for own in seats:
-            weight = _URGENT if urgent else 1.0
             self._put(_Task(max(seconds, _LEAST_S), part_done if width > 1 else done, own, weight))
         self._expect()
 
@@ -274,18 +275,18 @@ class Thread:
     """Does one thing after the other on its host; `host` None: on a core of its own that nobody else uses.
 
     wake: seconds that it takes to begin again after it had nothing to do for `_FORGETS_S`, less after a shorter time.
-    urgent: as in `Host.compute`.
+    niceness: as in Linux; of what computes, where nothing is said.
     """
 
-    __slots__ = ("_busy", "_clock", "_host", "_rests_since", "_seats", "_tasks", "_urgent", "_wake", "busy_s")
+    __slots__ = ("_busy", "_clock", "_host", "_niceness", "_rests_since", "_seats", "_tasks", "_wake", "busy_s")
 
     def __init__(
-        self, clock: Clock, host: Host | None, width: int = 1, wake: float = 0.0, *, urgent: bool = False
+        self, clock: Clock, host: Host | None, width: int = 1, wake: float = 0.0, *, niceness: int = WORKER
     ) -> None:
         self._clock = clock
         self._host = host
         self._wake = wake
-        self._urgent = urgent
+        self._niceness = niceness
         self._seats = [Seat() for _ in range(width)]
         self._tasks: deque[tuple[float, Action]] = deque()
         self._busy = False
@@ -320,4 +321,4 @@ class Thread:
         if self._host is None:
             self._clock.after(max(seconds, _LEAST_S), finished)
         else:
-            self._host.compute(seconds, len(self._seats), finished, urgent=self._urgent, seats=self._seats)
+            self._host.compute(seconds, len(self._seats), finished, niceness=self._niceness, seats=self._seats)

@@ -17,6 +17,7 @@ from cluster.planning.host import Host, Thread
 from cluster.planning.machines import Node
 from cluster.planning.road import Road
 from worker.batcher import Batching, form_batch
+from worker.niceness import BEHIND, WORKER
 from worker.nouns import Load as Said
 from worker.routing import choose
 from worker.standing import Standing
@@ -135,7 +136,7 @@ class Replica:
         self._seconds = seconds
         self._out_bytes = out_bytes
         self._road = road
-        self._loop = Thread(clock, host, wake=road.worker_wake)
+        self._loop = Thread(clock, host, wake=road.worker_wake, niceness=WORKER + BEHIND)
         self.compute = Thread(clock, None if stage.gpus else host, stage.threads)
         self._queue: list[Item] = []
         self._rows = 0

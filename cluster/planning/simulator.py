@@ -164,7 +164,7 @@ def simulate(
         for node in setting.nodes
     }
     processes = [(nodes[name] if name else None, _gateway(clock, hosts, name, road)) for name in setting.gateways]
-    client_thread = Thread(clock, hosts[setting.client], wake=road.client_wake, urgent=True) if setting.client else None
+    client_thread = Thread(clock, hosts[setting.client], wake=road.client_wake, niceness=0) if setting.client else None
     clients, pipelines = [], []
     for number, (demand, plan, load) in enumerate(zip(demands, plans, loads, strict=True)):
         pipeline = _pipeline(
@@ -212,7 +212,7 @@ def _cores(node: Node, setting: Setting, road: Road, replicas: int) -> float:
 
 
 def _gateway(clock: Clock, hosts: Mapping[str, Host], name: str | None, road: Road) -> Thread:
-    return Thread(clock, hosts[name] if name else None, wake=road.gateway_wake, urgent=True)
+    return Thread(clock, hosts[name] if name else None, wake=road.gateway_wake, niceness=0)
 
 
 def _crowded(demands: Sequence[Demand]) -> Mapping[str, float]:

@@ -42,7 +42,7 @@ def test_what_is_urgent_has_nearly_all_of_its_core() -> None:
     host = Host(clock, 1, scheduler=FINE)
     ends: list[tuple[str, float]] = []
     host.compute(3.0, 1, lambda: ends.append(("worker", clock.now)))
-    clock.at(1.0, lambda: host.compute(0.5, 1, lambda: ends.append(("gateway", clock.now)), urgent=True))
+    clock.at(1.0, lambda: host.compute(0.5, 1, lambda: ends.append(("gateway", clock.now)), niceness=-10))
     clock.run(float("inf"))
     assert [name for name, _ in ends] == ["gateway", "worker"]
     assert [when for _, when in ends] == pytest.approx([1.5, 3.5], abs=0.05)
