@@ -19,6 +19,7 @@ from cluster.ray_fleet import NAMESPACE
 from cluster.ray_store import RayStore, store_name
 from cluster.state import State
 from worker.errors import ShardlineError
+from worker.joined_ray import RayNotJoined, check_reachable
 from worker.local_ray import local_ray
 from worker.niceness import WORKER
 
@@ -61,7 +62,10 @@ def _scratch(state_folder: Path) -> Path:
 def joined_ray(address: str) -> Iterator[None]:
     """This process as a driver of the Ray cluster at `address` ("auto": the one on this machine)."""
     try:
+        check_reachable(address)
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, configure_logging=False)
+    except RayNotJoined as error:
+        raise LaunchError(str(error)) from error
     except (ConnectionError, ValueError, RuntimeError, RayError) as error:
         raise LaunchError(f"cannot join the Ray cluster at {address}: {error}") from error
     try:

@@ -136,7 +136,7 @@ def read_calibration(source: str, model: Model, rows: int) -> tuple[tuple[Tensor
     """
     found = _called("calibration", source)
     if found is not None:
-        made = [batch if isinstance(batch, tuple) else (batch,) for batch in found()]
+        made = [batch if isinstance(batch, tuple) else (batch,) for batch in _made("calibration", source, found)]
     else:
         records = read_records(Path(source))
         made = [tensors for _, tensors in batches(model, records[range(min(rows, len(records)))])]
@@ -155,7 +155,7 @@ def read_training(source: str, model: Model, seed: int) -> Training:
     """
     found = _called("training", source)
     if found is not None:
-        made = found()
+        made = _made("training", source, found)
         if not callable(getattr(made, "batches", None)) or not callable(getattr(made, "loss", None)):
             raise InvalidRequest(f"training {source!r} returned {_kind(made)}; expected a compressor.step.Training")
         return made  # type: ignore[no-any-return]
@@ -187,6 +187,14 @@ def _joined(parts: Sequence[Tensor], model: Model, index: int) -> Tensor:
         return torch.nn.functional.pad(part, missing, value=item.pad) if any(missing) else part
 
     return torch.cat([filled(part) for part in parts])
+
+
+def _made(what: str, source: str, function: Callable[[], Any]) -> Any:
+    """What the user's function gives. Raises InvalidRequest: it fails."""
+    try:
+        return function()
+    except Exception as error:
+        raise InvalidRequest(f"{what} {source!r} failed: {type(error).__name__}: {error}") from error
 
 
 def _called(what: str, source: str) -> Callable[[], Any] | None:

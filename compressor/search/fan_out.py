@@ -21,6 +21,7 @@ ALONE_WITHIN_S: Final = 1800.0
 
 _OBJECT_STORE_BYTES: Final = 512 * 2**20
 _POLL_S: Final = 1.0
+_FETCH_S: Final = 60.0
 _TRIES: Final = 2
 _ALL_GPUS: Final = "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"
 """Ray then hides no GPU from a task."""
@@ -132,7 +133,7 @@ class RayTasks:
     def alone(self, job: Job) -> Any:
         reference = self._started(job, self.width)
         try:
-            return _result(reference, ALONE_WITHIN_S)
+            return _result(reference, ALONE_WITHIN_S, "does something else hold this node's CPUs?")
         except BaseException:
             ray.cancel(reference, force=True)
             raise
@@ -161,7 +162,7 @@ def _call(function: Callable[..., Any], setting: Any, *given: Any) -> Any:
 
 def _result_or_why(reference: Any) -> Any:
     try:
-        return _result(reference, _POLL_S)
+        return _result(reference, _FETCH_S, "it ended, and its result does not come")
     except ShardlineError as error:
         return Failed(str(error))
 
@@ -170,7 +171,7 @@ def _told(error: BaseException) -> str:
     return f"a trial failed: {type(error).__name__}: {error}"
 
 
-def _result(reference: Any, within_s: float) -> Any:
+def _result(reference: Any, within_s: float, why: str) -> Any:
     try:
         return ray.get(reference, timeout=within_s)
     except RayTaskError as error:
@@ -179,10 +180,7 @@ def _result(reference: Any, within_s: float) -> Any:
             raise cause from error
         raise Internal(_told(cause)) from error
     except GetTimeoutError as error:
-        raise Internal(
-            f"a trial that needs every core to itself has not ended within {within_s:g} s; does something else hold "
-            "this node's CPUs?"
-        ) from error
+        raise Internal(f"a trial has not ended within {within_s:g} s: {why}") from error
     except RayError as error:
         raise Internal(f"a trial's process ended: {error}; is there memory for that many at once?") from error
 

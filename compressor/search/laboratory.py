@@ -227,7 +227,8 @@ class Laboratory:
                 self.say(f"{what}: {len(found)} of {len(jobs)}")
         if kind is not None:
             for result in found.values():
-                self.pace.note(kind, result.get("took_s", 0.0))
+                if "took_s" in result:  # what broke down tells nothing of how long such work takes
+                    self.pace.note(kind, result["took_s"])
         return found
 
     def _seconds(

@@ -121,9 +121,9 @@ def tune(request: Request, say: Say = lambda _: None) -> Report:
     calibration, held_out = read_data(request, evaluation)
     # A share of an accuracy is never more than so many points.
     check_provable(evaluation, held_out, request.max_drop.amount)
+    treatments = request.treatments or usual_treatments(request.device, timed=request.objective.timed)
+    check_training(request, treatments, model, held_out)
     with _work_folder(request.out) as work:
-        treatments = request.treatments or usual_treatments(request.device, timed=request.objective.timed)
-        check_training(request, treatments, model, held_out)
         setting = _setting(request, model, evaluation, calibration, treatments)
         store = Store(work)
         limit = began + request.time_limit_s if request.time_limit_s is not None else float("inf")

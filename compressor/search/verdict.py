@@ -177,7 +177,7 @@ def _asked(bench: Bench, point: Point, say: Callable[[str], None]) -> Verdict | 
     except ShardlineError as error:
         point.verdict = f"its artifact cannot be timed: {error}"
         return None
-    slower = slower_batch(found, 1.0 if timed else STEADY)
+    slower = slower_batch(found, 1 / LEAD if timed else STEADY)
     if slower is not None:
         ours, theirs = found[slower]
         point.verdict = (

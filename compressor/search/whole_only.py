@@ -20,6 +20,7 @@ from compressor.search.laboratory import Judged, Laboratory, Recipe
 from compressor.search.mixing import Mixing, Point, times_of
 from compressor.search.treatments import Treatment, everywhere, trains
 from compressor.search.trial import timed_inputs
+from compressor.search.verdict import LEAD
 from compressor.search.wholes import NO_TIME
 from worker.errors import DeadlineExceeded, ShardlineError
 
@@ -90,7 +91,7 @@ def _try(lab: Laboratory, mixing: Mixing, item: Treatment, made: Path, baseline:
         base.seconds = base.seconds or theirs
         seconds = ours * base.seconds / theirs
         mixing.wholes[item.name] = seconds
-        if ours >= theirs:
+        if ours * LEAD >= theirs:
             told = f"{ours * 1e3:.3g} ms for the whole model, and {theirs * 1e3:.3g} ms uncompressed"
             mixing.left_out[item.name] = f"it takes {told}"
             return

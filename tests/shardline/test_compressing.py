@@ -56,12 +56,20 @@ def test_a_recipe_makes_an_artifact_and_says_what_changed(tmp_path: Path, capsys
     assert (tmp_path / "m" / "model.yaml").is_file()
 
 
+def broken() -> None:
+    raise KeyError("no such column")
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
         ("steps: [{kind: int8_dinamic}]", 'the nearest is "int8_dynamic"'),
         ("steps: [{kind: int8_dynamic, layers: [qvk]}]", 'layers: "qvk" matches nothing; the nearest is "qkv"'),
         ("steps: [{kind: int8_static}]", "there is no calibration data"),
+        (
+            "calibration: tests.shardline.test_compressing:broken\nsteps: [{kind: int8_static}]",
+            "calibration 'tests.shardline.test_compressing:broken' failed: KeyError: 'no such column'",
+        ),
         ("steps: [{kind: prune_channels, share: 0.5}]", "the model has no Conv2d"),
     ],
 )
@@ -282,3 +290,5 @@ def test_an_address_without_workers_and_a_cluster_that_is_not_there_are_refused(
     recipe = _recipe(tmp_path)
     assert main([*_arguments(tmp_path, recipe), "--address", "127.0.0.1:1"]) == exits.FAILED
     assert "trainings run there on --workers; give their number" in capsys.readouterr().err
+    assert main([*_arguments(tmp_path, recipe), "--address", "127.0.0.1:1", "--workers", "2"]) == exits.FAILED
+    assert "cannot join the Ray cluster at 127.0.0.1:1: [Errno 111] Connection refused" in capsys.readouterr().err
