@@ -42,7 +42,7 @@ class Scheduler:
     """
 
     slice_s: float = 0.003
-    switch_s: float = 0.00008
+    switch_s: float = 0.0001
     refill_s: float = 0.0002
     lag_s: float = 0.0003
 

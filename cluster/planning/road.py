@@ -29,7 +29,7 @@ class Road:
     worker_wake: float = 2.3e-4
     worker_byte: float = 7e-10
     batch: float = 1.4e-4
-    turn: float = 4e-4
+    turn: float = 4.5e-4
     hop: float = 1.5e-4
     gateway_in: float = 7.3e-5
     gateway_out: float = 5e-5
