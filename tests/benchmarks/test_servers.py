@@ -5,8 +5,11 @@ import socket
 import subprocess
 import sys
 
+import pytest
+
 BENCHMARK = """
 import signal
+{before}
 from benchmarks.servers import raw_echo
 
 with raw_echo() as address:
@@ -15,8 +18,10 @@ with raw_echo() as address:
 """
 
 
-def test_a_killed_benchmark_leaves_no_rival_behind() -> None:
-    with subprocess.Popen([sys.executable, "-c", BENCHMARK], stdout=subprocess.PIPE, text=True) as benchmark:
+@pytest.mark.parametrize("before", ["", "signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup has it"])
+def test_a_killed_benchmark_leaves_no_rival_behind(before: str) -> None:
+    code = BENCHMARK.format(before=before)
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as benchmark:
         try:
             assert benchmark.stdout is not None
             host, _, port = benchmark.stdout.readline().strip().rpartition(":")

@@ -169,10 +169,12 @@ async def _send_all(messages: list[bytes]) -> None:
     made = [lambda address: model(replicas=[address], inputs=TENSORS, outputs=TENSORS, axes=AXES)]
     async with running(*made, serve=checked_echo) as one, channel(one.address) as raw:
         await _send_in_turn(raw, messages)
-        before = resident_bytes()
-        for _ in range(3):
+        grown = []
+        for _ in range(4):
+            before = resident_bytes()
             await _send_in_turn(raw, messages)
-        assert resident_bytes() - before < 4 << 20
+            grown.append(resident_bytes() - before)
+        assert min(grown) < 1 << 20, grown  # what leaks grows each time; other tests' remains in this process do not
         assert one.inflight == 0
         good = valid(typed=False).SerializeToString()
         check_answer(good, await infer(raw, good, timeout=10))
