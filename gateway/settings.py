@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Final, Self
 
 LISTENING: Final = "listening\n"
-FROZEN_S: Final = 10.0
-"""Seconds: as long as the controller waits for a worker."""
+FROZEN_S: Final = 5.0
+"""Seconds. What a frozen process held is asked anew all at once: after 10 s it met a model's bound of requests in flight."""
 LOG_FORMAT: Final = "%(asctime)s %(levelname)s gateway[%(process)d] %(message)s"
 
 
