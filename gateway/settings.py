@@ -7,7 +7,7 @@ from typing import Final, Self
 
 LISTENING: Final = "listening\n"
 FROZEN_S: Final = 5.0
-"""Seconds. What a frozen process held is asked anew all at once: after 10 s it met a model's bound of requests in flight."""
+"""Seconds. What it held is asked anew all at once: after 10 s that met a model's bound of requests in flight."""
 LOG_FORMAT: Final = "%(asctime)s %(levelname)s gateway[%(process)d] %(message)s"
 
 
