@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.controller_actor import ControllerActor
@@ -19,7 +19,7 @@ from cluster.ray_fleet import NAMESPACE
 from cluster.ray_store import RayStore, store_name
 from cluster.state import State
 from worker.errors import ShardlineError
-from worker.joined_ray import RayNotJoined, check_reachable
+from worker.joined_ray import joined_ray as joined_ray_in
 from worker.local_ray import local_ray
 from worker.niceness import WORKER
 
@@ -58,20 +58,12 @@ def _scratch(state_folder: Path) -> Path:
     return folder
 
 
-@contextlib.contextmanager
-def joined_ray(address: str) -> Iterator[None]:
-    """This process as a driver of the Ray cluster at `address` ("auto": the one on this machine)."""
-    try:
-        check_reachable(address)
-        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, configure_logging=False)
-    except RayNotJoined as error:
-        raise LaunchError(str(error)) from error
-    except (ConnectionError, ValueError, RuntimeError, RayError) as error:
-        raise LaunchError(f"cannot join the Ray cluster at {address}: {error}") from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
+def joined_ray(address: str) -> contextlib.AbstractContextManager[None]:
+    """This process as a driver of the Ray cluster at `address`, where the controller is found by its name.
+
+    Raises RayNotJoined.
+    """
+    return joined_ray_in(address, namespace=NAMESPACE)
 
 
 class Found(Enum):

@@ -39,7 +39,7 @@ def check_reachable(address: str) -> None:
 
 
 @contextlib.contextmanager
-def joined_ray(address: str) -> Iterator[None]:
+def joined_ray(address: str, *, namespace: str | None = None) -> Iterator[None]:
     """The cluster at `address` ("auto": the one of this machine), of which this process is a driver.
 
     Raises:
@@ -48,7 +48,7 @@ def joined_ray(address: str) -> Iterator[None]:
     check_reachable(address)
     with ray_environment({}):
         try:
-            ray.init(address=address, log_to_driver=False, configure_logging=False)
+            ray.init(address=address, namespace=namespace, log_to_driver=False, configure_logging=False)
         except (ConnectionError, ValueError, RuntimeError, RayError) as error:
             raise RayNotJoined(f"cannot join the Ray cluster at {address}: {error}") from error
         try:

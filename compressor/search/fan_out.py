@@ -67,17 +67,14 @@ class Here:
         self._setting = setting
 
     def each(self, jobs: Mapping[str, Job], until: float) -> Iterator[tuple[str, Any]]:
-        for key, (function, given) in jobs.items():
+        for key, job in jobs.items():
             if time.monotonic() >= until:
                 return
             try:
-                result = function(self._setting, *given)
-            except OSError:
-                raise
-            except Exception as error:  # noqa: BLE001 (a model's own code, and torch, raise errors of any type)
-                yield key, Failed(_told(error))
-            else:
-                yield key, result
+                result = self.alone(job)
+            except ShardlineError as error:
+                result = Failed(str(error))
+            yield key, result
 
     def alone(self, job: Job) -> Any:
         function, given = job
@@ -85,7 +82,7 @@ class Here:
             return function(self._setting, *given)
         except (ShardlineError, OSError):
             raise
-        except Exception as error:
+        except Exception as error:  # a model's own code, and torch, raise errors of any type
             raise Internal(_told(error)) from error
 
 

@@ -21,7 +21,7 @@ from compressor.search.mixing import Mixing, Point, times_of
 from compressor.search.treatments import Treatment, everywhere, trains
 from compressor.search.trial import timed_inputs
 from compressor.search.verdict import LEAD
-from compressor.search.wholes import NO_TIME
+from compressor.search.wholes import NO_TIME, no_faster
 from worker.errors import DeadlineExceeded, ShardlineError
 
 SHARE: Final = 0.5
@@ -58,25 +58,22 @@ def try_whole_only(
             continue
         deadline = time.monotonic() + SHARE * left if trains(item) else None
         try:
-            problem = why_not(builder, lab, item)
-            made = None if problem else builder.built(everywhere(item), deadline=deadline)
+            made = builder.built(everywhere(item), deadline=deadline)
+            problem = _try(lab, mixing, item, made, baseline)
         except DeadlineExceeded:
-            problem, made = "its training takes longer than half of the time that was left", None
+            problem = "its training takes longer than half of the time that was left"
         except ShardlineError as error:
-            problem, made = str(error), None
-        if made is None:
+            problem = str(error)
+        if problem:
             lab.say(f"{item.name} is left out: {problem}")
             mixing.left_out[item.name] = problem
-        else:
-            try:
-                _try(lab, mixing, item, made, baseline)
-            except ShardlineError as error:
-                lab.say(f"{item.name} is left out: {error}")
-                mixing.left_out[item.name] = str(error)
 
 
-def _try(lab: Laboratory, mixing: Mixing, item: Treatment, made: Path, baseline: Path) -> None:
+def _try(lab: Laboratory, mixing: Mixing, item: Treatment, made: Path, baseline: Path) -> str:
     """Times the artifact beside the uncompressed one, and where it is faster, or time does not count, judges it.
+
+    Returns:
+        Why it has no point; empty where it has one.
 
     Raises:
         ShardlineError: it cannot be timed or judged.
@@ -92,9 +89,7 @@ def _try(lab: Laboratory, mixing: Mixing, item: Treatment, made: Path, baseline:
         seconds = ours * base.seconds / theirs
         mixing.wholes[item.name] = seconds
         if ours * LEAD >= theirs:
-            told = f"{ours * 1e3:.3g} ms for the whole model, and {theirs * 1e3:.3g} ms uncompressed"
-            mixing.left_out[item.name] = f"it takes {told}"
-            return
+            return no_faster(ours, theirs)
     lab.say(f"asking the calibration data about {item.name}")
     answers = lab.alone((artifact_answers, (made,)))
     recipe: Recipe = everywhere(item)
@@ -103,3 +98,4 @@ def _try(lab: Laboratory, mixing: Mixing, item: Treatment, made: Path, baseline:
     mixing.points[recipe] = Point(
         f"{item.name} everywhere", recipe, {}, drop, 0.0, base.bytes - smaller, seconds, whole=item.name
     )
+    return ""
