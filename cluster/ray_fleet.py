@@ -242,7 +242,7 @@ class RayFleet:
             worker = RayWorker(
                 found.replica, stage, found.handle, served.config, epoch=self._epoch, adopted=found.lives
             )
-            worker.group = found.group
+            worker.group, worker.aimed_at = found.group, found.node
             self._workers[found.replica] = worker
 
     async def _look_at_nodes(self) -> None:

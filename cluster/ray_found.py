@@ -21,12 +21,16 @@ NO_PROCESS_YET: Final = ("DEPENDENCIES_UNREADY", "PENDING_CREATION")
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """name: of the actor and of its group. lives: it has a process; else it waits for room, say."""
+    """name: of the actor and of its group. lives: it has a process; else it waits for room, say.
+
+    node: Ray's id of the one where its room is; empty: it has none yet.
+    """
 
     name: str
     handle: Any
     lives: bool
     group: PlacementGroup | None
+    node: str
 
     @property
     def run(self) -> str:
@@ -51,7 +55,8 @@ def found_workers(namespace: str) -> list[Found]:
         if state is None:
             unknown.add(name)
             continue
-        found.append(Found(name, handle, state not in NO_PROCESS_YET, _group_named(name)))
+        group = _group_named(name)
+        found.append(Found(name, handle, state not in NO_PROCESS_YET, group, _node_of(group) if group else ""))
     if unknown and (listed := unknown.intersection(_names(namespace))):
         raise Unavailable(f"Ray lists {', '.join(sorted(listed))}, and does not tell more of it")
     return found
@@ -79,3 +84,8 @@ def _group_named(name: str) -> PlacementGroup | None:
     except ValueError:
         return None
     return group
+
+
+def _node_of(group: PlacementGroup) -> str:
+    described = ray.util.placement_group_table(group)
+    return next(iter(described["bundles_to_node_id"].values()), "") if described.get("state") == "CREATED" else ""
