@@ -3,8 +3,9 @@
 A stage's need is offered load, in replicas' worth of computing (Erlang's measure: rows a second times seconds a row),
 over the utilisation that is aimed at, and what it takes to clear the backlog. So a burst is answered in one step, and
 the answer does not depend on how often it is asked. A backlog goes on growing while the replicas load that it brought:
-until they are there it keeps what was asked for, and asks for no more. What is measured holds only for its window, so a
-request that was cancelled or refused leaves nothing behind.
+until they are there it keeps what was asked for, and asks for no more; a later stage that has all of its own asks for
+what its own queue takes. What is measured holds only for its window, so a request that was cancelled or refused leaves
+nothing behind.
 
 Windows are on a monotonic clock. One that jumps starts the windows anew; nothing is scaled meanwhile.
 """
@@ -190,7 +191,8 @@ def needed(demand: Demand, policy: ScalingPolicy, asked: tuple[int, ...] = ()) -
         steady = offered / policy.target_utilisation
         clearing = backlog * stage.seconds_per_row / clear_s
         if on_their_way:
-            clearing = min(clearing, max(0.0, before - steady))
+            own = stage.queued_rows * stage.seconds_per_row / clear_s if before <= stage.ready else 0.0
+            clearing = min(clearing, max(own, before - steady))
         counts.append(max(1, math.ceil(steady + clearing - SLACK)))
         urgent = urgent or backlog * stage.seconds_per_row > stage.ready * policy.deadline_s / 2
     if _more_would_be_in_time(demand, counts, policy):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.backoff import Deaths
-from cluster.fleet import Bundle, Fleet, Sighting, shown
+from cluster.fleet import Bundle, Fleet, Sighting, alike, shown
 from cluster.plan import Action, Drain, Leave, Publish, Start, Stop, Tell, plan, routes
 from cluster.repository import changes
 from cluster.rolling import Evidence, Rolling, begun, earlier, taken_back
@@ -81,6 +81,7 @@ class Controller:
         self._deaths = Deaths()
         self._looked_at_files = monotonic()
         self._asked_for: tuple[Bundle, ...] = ()
+        """When it was last told."""
         self._known_changes: frozenset[str] = frozenset()
         self._known_notes: frozenset[tuple[Stage, str]] = frozenset()
         self._wake = asyncio.Event()
@@ -197,10 +198,12 @@ class Controller:
         await self._ask_for(self.scaler.lacking, "; ".join(self.scaler.short) or enough)
 
     async def _ask_for(self, bundles: tuple[Bundle, ...], why: str) -> None:
-        """Asks at each step, since what runs changes what it takes to have room; told when what is lacking changes."""
+        """Asks at each step, since what runs changes what it takes to have room. Told when it is something else that is
+        lacking, or twice or half as much: under a load that goes up and down a little it is never quite the same.
+        """
         await self._check()
         await self._fleet.ask_for(bundles)
-        if bundles != self._asked_for:
+        if not alike(bundles, self._asked_for):
             self._asked_for = bundles
             self._decide(f"ask for nodes with room for {shown(bundles)}" if bundles else "ask for no more nodes", why)
 

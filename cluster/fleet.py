@@ -38,14 +38,23 @@ class Bundle:
 
 def shown(bundles: Sequence[Bundle]) -> str:
     """What so many replicas take, alike ones together: "2 x (CPU 1, memory 0.5 GiB)"."""
-    alike = Counter(
+    return " and ".join(f"{count} x ({what})" for what, count in _kinds(bundles).items())
+
+
+def alike(some: Sequence[Bundle], others: Sequence[Bundle]) -> bool:
+    """Whether they are of the same kinds, of each less than twice and more than half as many."""
+    one, other = _kinds(some), _kinds(others)
+    return one.keys() == other.keys() and all(other[kind] / 2 < one[kind] < other[kind] * 2 for kind in one)
+
+
+def _kinds(bundles: Sequence[Bundle]) -> Counter[str]:
+    return Counter(
         ", ".join(
             [*(f"{kind} {_amount(kind, amount)}" for kind, amount in sorted(one.resources.items()))]
             + [f"{name}={value}" for name, value in sorted(one.labels.items())]
         )
         for one in bundles
     )
-    return " and ".join(f"{count} x ({what})" for what, count in alike.items())
 
 
 def _amount(kind: str, amount: float) -> str:

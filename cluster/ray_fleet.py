@@ -23,6 +23,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from cluster.fleet import Bundle, Node, Sighting
 from cluster.health import HealthLimits
 from cluster.placement import Placed, choose_node, seat, why_no_room, why_nowhere
+from cluster.ray_found import PREFIX, Found, found_workers, free_left_groups
 from cluster.ray_worker import RayWorker
 from cluster.repository import artifact_folder
 from cluster.room import Room, why_pending
@@ -36,11 +37,8 @@ from worker.per_stage import MEMORY, StageSettings
 logger = logging.getLogger(__name__)
 
 NAMESPACE = "shardline"
-PREFIX = "worker"
 HEAD = "node:__internal_head__"
 """A resource that Ray gives to the head node alone."""
-NO_PROCESS_YET = ("DEPENDENCIES_UNREADY", "PENDING_CREATION")
-"""What Ray calls an actor that it has yet to start."""
 LOOK_S = 0.2
 """How long one look waits for answers; what comes later is seen by the next look."""
 NODES_EVERY_S = 2.0
@@ -223,44 +221,29 @@ class RayFleet:
         return f"{PREFIX}/{self._state.run}/{replica}"
 
     async def _adopt(self) -> None:
-        """Finds this run's living workers by their names; ends those that an earlier run left behind.
+        """Takes over this run's living workers; ends those that an earlier run left behind.
 
         Workers of a revision that serves no longer are found too: they answer what they owe, and `plan` drains them.
+        All or none: where Ray fails meanwhile, none is taken over, nothing of theirs is ended, and the next look tries
+        again.
         """
-        kept: set[str] = set()
-        for actor in await asyncio.to_thread(ray.util.list_named_actors, all_namespaces=True):
-            prefix, _, rest = actor["name"].partition("/")
-            run, _, replica = rest.partition("/")
-            if actor["namespace"] != self._namespace or prefix != PREFIX:
-                continue
-            try:
-                handle: Any = await asyncio.to_thread(ray.get_actor, actor["name"], self._namespace)
-            except ValueError:
-                continue  # it died between the two calls
-            stage = _stage_of(replica)
+        adopted: list[tuple[Found, Stage, ServedModel]] = []
+        for found in await asyncio.to_thread(found_workers, self._namespace):
+            stage = _stage_of(found.replica)
             served = self._state.known(stage.model, stage.revision)
-            if run != self._state.run or served is None:
-                logger.warning("ending %s, which an earlier run left behind", actor["name"])
-                await asyncio.to_thread(ray.kill, handle, no_restart=True)
-                continue
-            lives = await asyncio.to_thread(_has_process, handle)
-            logger.info("found %s %s", replica, "alive" if lives else "on its way")
-            worker = RayWorker(replica, stage, handle, served.config, epoch=self._epoch, adopted=lives)
-            worker.group = await asyncio.to_thread(_group_named, actor["name"])
-            self._workers[replica] = worker
-            kept.add(actor["name"])
-        await self._free_left_groups(kept)
-
-    async def _free_left_groups(self, kept: set[str]) -> None:
-        """Groups whose worker never came to be, or is gone, hold room for nobody."""
-        groups: Any = await asyncio.to_thread(ray.util.placement_group_table)
-        for described in groups.values():
-            name = described["name"]
-            if name.startswith(f"{PREFIX}/") and name not in kept and described["state"] != "REMOVED":
-                group = await asyncio.to_thread(_group_named, name)
-                if group is not None:
-                    logger.warning("freeing the room of %s, which is gone", name)
-                    await asyncio.to_thread(ray.util.remove_placement_group, group)
+            if found.run == self._state.run and served is not None:
+                adopted.append((found, stage, served))
+            else:
+                logger.warning("ending %s, which an earlier run left behind", found.name)
+                await asyncio.to_thread(ray.kill, found.handle, no_restart=True)
+        await asyncio.to_thread(free_left_groups, {found.name for found, _, _ in adopted})
+        for found, stage, served in adopted:
+            logger.info("found %s %s", found.replica, "alive" if found.lives else "on its way")
+            worker = RayWorker(
+                found.replica, stage, found.handle, served.config, epoch=self._epoch, adopted=found.lives
+            )
+            worker.group, worker.aimed_at = found.group, found.node
+            self._workers[found.replica] = worker
 
     async def _look_at_nodes(self) -> None:
         nodes = await asyncio.to_thread(ray.nodes)
@@ -332,16 +315,3 @@ def _bundle(worker: RayWorker) -> Bundle:
 def _stage_of(replica: str) -> Stage:
     model, version, stage, number = replica.rsplit("/", 3)
     return Stage(model, int(version), int(stage), int(number.partition("-")[0].removeprefix("r")))
-
-
-def _has_process(handle: Any) -> bool:
-    """False where Ray has yet to start it: it waits for room, say."""
-    return ray._private.state.actors(handle._actor_id.hex()).get("State") not in NO_PROCESS_YET
-
-
-def _group_named(name: str) -> PlacementGroup | None:
-    try:
-        group: PlacementGroup = ray.util.get_placement_group(name)
-    except ValueError:
-        return None
-    return group

@@ -17,10 +17,17 @@ INT8_SIDE: Final = 8
 
 
 def memories() -> tuple[int, ...]:
-    """Bytes of memory of each CUDA device that this process sees; none where there is none."""
+    """Bytes that are free on each CUDA device that this process sees; none where there is no device."""
     if not torch.cuda.is_available():
         return ()
-    return tuple(torch.cuda.get_device_properties(index).total_memory for index in range(torch.cuda.device_count()))
+    return tuple(map(_free, range(torch.cuda.device_count())))
+
+
+def _free(index: int) -> int:
+    try:
+        return torch.cuda.mem_get_info(index)[0]
+    except RuntimeError:  # it has not even room for a process, or does not work
+        return 0
 
 
 def lacks(what: str, least: tuple[int, int], device: str) -> str | None:

@@ -37,7 +37,10 @@ class Objective:
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """score: less is better. full: with "max_throughput", what the plans give when no latency is asked for."""
+    """score: less is better; of two with the same objective, both told by their predictions.
+
+    full: with "max_throughput", what the plans give when no latency is asked for.
+    """
 
     plans: tuple[ModelPlan, ...]
     predictions: tuple[Prediction, ...]
@@ -79,10 +82,13 @@ class Judge:
         )
         if not held:
             return replace(self._most_in_time(plans, growth.rounds), full=predictions)
+        return Tried(plans, predictions, True, self._score_of_most(plans, predictions), full=predictions)
+
+    def _score_of_most(self, plans: Sequence[ModelPlan], predictions: Sequence[Prediction]) -> tuple[float, ...]:
         rounds = min(
             prediction.rate / demand.rate for demand, prediction in zip(self.demands, predictions, strict=True)
         )
-        return Tried(plans, predictions, True, (-rounds, sum(one.cpus for one in plans)), full=predictions)
+        return -rounds, sum(one.cpus for one in plans)
 
     def _most_in_time(self, plans: tuple[ModelPlan, ...], rounds: float) -> Tried:
         """The most that these replicas bear with the latency that was asked for, by bisection."""
@@ -99,7 +105,7 @@ class Judge:
         if best is None:
             worst = max(prediction.p99_s for prediction in predictions)
             return Tried(plans, predictions, False, (0.0,), f"a p99 of {1e3 * worst:.0f} ms at {high:.2g} of its load")
-        return Tried(plans, best, True, (-low, sum(one.cpus for one in plans)))
+        return Tried(plans, best, True, self._score_of_most(plans, best))
 
     def _enough(self, chosen: Sequence[Shape], nodes: Sequence[Node], *, tight: bool = False) -> Tried:
         """As few replicas as bear the rates; more where the simulation says that they do not suffice."""

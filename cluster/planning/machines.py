@@ -159,7 +159,7 @@ def _told(problem: dict[str, object]) -> str:
 
 
 def this_machine(memory: int, cpus: int | None = None, gpus: Sequence[int] = ()) -> tuple[Node, ...]:
-    """This machine as the only node. `memory`: its bytes; `gpus`: those of each GPU, of which the smallest counts."""
+    """This machine as the only node. `memory`: bytes of it; `gpus`: those of each GPU, of which the least counts."""
     return (Node("this-machine", float(cpus or cores()), memory, len(gpus), min(gpus, default=0)),)
 
 

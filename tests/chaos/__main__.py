@@ -63,7 +63,11 @@ GROUPS: dict[Bring, list[Case]] = {
         Case("kill_new_in_roll_out", processes.kill_during_a_roll_out(0, new=True)),
         Case("kill_old_in_roll_out", processes.kill_during_a_roll_out(1, new=False)),
     ],
-    nodes.three_nodes: [Case("drain_node", nodes.drain_a_node), Case("kill_node", nodes.kill_a_node)],
+    nodes.three_nodes: [
+        Case("drain_node", nodes.drain_a_node),
+        Case("kill_while_node_drains", nodes.kill_while_a_node_drains),
+        Case("kill_node", nodes.kill_a_node),
+    ],
     hosts.two_hosts: [
         Case("link_blip", links.link_blip),
         Case("slow_link", links.slow_link),

@@ -1,8 +1,10 @@
-"""Harm to a node: its raylet and all its workers die at once, or it is drained.
+"""Harm to a node: its raylet and all its workers die at once, or it is drained, also while a worker elsewhere dies.
 
 Three raylets on this machine, as Ray itself tests.
 """
 
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +15,7 @@ from typing import Any, Final
 import ray.cluster_utils
 
 from tests.chaos.case import Recovered
-from tests.chaos.cluster import Cluster, cluster, make_models
+from tests.chaos.cluster import STAGES, Cluster, cluster, make_models
 from tests.shardline.serve_process import wait_for
 
 CPUS_OF_A_NODE: Final = 1.0
@@ -40,6 +42,25 @@ def drain_a_node(one: Cluster) -> Recovered:
     Whole again once its replicas are elsewhere and the empty node has gone.
     """
     raylets, victim, gone = a_used_node(one)
+    drain(raylets, victim)
+    return emptied(one, raylets, victim, gone)
+
+
+def kill_while_a_node_drains(one: Cluster) -> Recovered:
+    """As `drain_a_node`; meanwhile a worker elsewhere is killed, whose stage only the drained node then answers."""
+    raylets, victim, gone = a_used_node(one)
+    of_stages = [{replica.pid for replica in one.replicas(stage)} for stage in range(STAGES)]
+    killed = next(pid for pids in of_stages if pids & gone for pid in pids - gone)
+    drain(raylets, victim)
+    wait_for("it is known to drain", lambda: victim.node_id in draining(one), MOVED_WITHIN_S)
+    os.kill(killed, signal.SIGKILL)
+    still = sum(replica.pid in gone for replica in one.replicas())
+    one.note += f", {still} at the kill"
+    return emptied(one, raylets, victim, gone | {killed})
+
+
+def drain(raylets: Any, victim: Any) -> None:
+    """Adds a node, and has Ray drain `victim`."""
     raylets.add_node(num_cpus=CPUS_OF_A_NODE)
     words = ("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "maintenance")
     ray = Path(sys.executable).parent / "ray"
@@ -49,6 +70,10 @@ def drain_a_node(one: Cluster) -> Recovered:
         capture_output=True,
         timeout=60,
     )
+
+
+def emptied(one: Cluster, raylets: Any, victim: Any, gone: frozenset[int]) -> Recovered:
+    """Once the cluster is whole without the processes `gone`, and the node `victim` has gone."""
     wait_for("its replicas are elsewhere", lambda: one.is_whole(without=gone), MOVED_WITHIN_S)
     wait_for("the empty node has gone", lambda: victim.node_id not in node_ids(one), MOVED_WITHIN_S)
     raylets.remove_node(victim)
@@ -70,6 +95,12 @@ def a_used_node(one: Cluster) -> tuple[Any, Any, frozenset[int]]:
 def node_ids(one: Cluster) -> set[str]:
     status = one.status()
     return {node.id for node in status.nodes} if status is not None else set()
+
+
+def draining(one: Cluster) -> set[str]:
+    """Ids of the nodes that are to go."""
+    status = one.status()
+    return {node.id for node in status.nodes if node.drained} if status is not None else set()
 
 
 @contextmanager

@@ -83,6 +83,14 @@ def test_a_stage_asks_for_no_more_while_replicas_come_to_the_stage_before_it() -
     assert needed(Demand((first, second), inflight=9), POLICY, (3, 4)).replicas == (3, 4)
 
 
+def test_what_waits_at_a_later_stage_is_answered_while_an_earlier_one_lacks_replicas() -> None:
+    first, second = StageLoad(1, 4000, 0.01), StageLoad(4, 400, 0.02)
+    assert needed(Demand((first, second), inflight=9), POLICY, (3, 3)).replicas == (3, 4), "by its own queue alone"
+    more = replace(second, queued_rows=800)
+    assert needed(Demand((first, more), inflight=9), POLICY, (3, 4)).replicas == (3, 8)
+    assert needed(Demand((first, more), inflight=9), POLICY, (3, 6)).replicas == (3, 6), "they are on their way"
+
+
 def test_what_is_asked_for_without_room_stays_asked_for_while_others_come() -> None:
     scaling, asked = Scaling(), []
     for now in range(40):

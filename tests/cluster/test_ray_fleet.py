@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import ray.util
@@ -10,9 +11,11 @@ import ray.util
 from cluster.health import HealthLimits
 from cluster.launch import embedded_ray
 from cluster.ray_fleet import RayFleet
+from cluster.ray_found import PREFIX
 from cluster.state import HistoryEntry, ServedModel, State
 from cluster.world import Phase, Stage
 from tests.cluster.simulation import TOKEN, served
+from worker.errors import Unavailable
 
 STAGE = Stage("minilm", 1, 0)
 LIGHT = "{cpus: 0.1}"
@@ -50,6 +53,40 @@ async def test_a_controller_that_comes_back_keeps_what_still_drains_and_ends_wha
     assert await seen(third) == []
     await third.close()
     assert rooms() == 0
+
+
+async def test_what_is_found_counts_for_its_node_before_it_has_told_where_it_is(in_ray: None) -> None:
+    model = served(LIGHT)
+    first = RayFleet(state(model))
+    started = await first.start(STAGE, model)
+    assert ray.util.get_placement_group(f"{PREFIX}/{state(model).run}/{started}").wait(30)
+    await first.close()
+    second = RayFleet(state(model))
+    sighting = await second.observe()
+    assert [node.replicas for node in sighting.nodes] == [1]
+    await second.stop(started)
+    await second.close()
+
+
+async def test_where_ray_fails_while_workers_are_found_nothing_is_ended_and_the_next_look_finds_them(
+    in_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(name: str, namespace: str) -> Any:
+        raise ValueError(f"Failed to look up actor with name {name!r}")  # as it says also where it cannot tell
+
+    model = served(LIGHT)
+    first = RayFleet(state(model))
+    started = {await first.start(STAGE, model), await first.start(STAGE, model)}
+    await first.close()
+    second = RayFleet(state(model))
+    with monkeypatch.context() as failing:
+        failing.setattr("ray.get_actor", fails)
+        with pytest.raises(Unavailable, match="Ray lists"):
+            await second.observe()
+    assert (set(await seen(second)), rooms()) == (started, 2)
+    for replica in started:
+        await second.stop(replica)
+    await second.close()
 
 
 async def test_a_replica_that_waits_for_room_waits_on_after_its_controller_has_gone(in_ray: None) -> None:

@@ -158,6 +158,20 @@ async def test_what_is_asked_of_ray_is_told_when_it_changes_and_why(tmp_path: Pa
     assert simulation.decided("ask for no more nodes") == ["there is room for every replica that is wanted on 1 node"]
 
 
+async def test_a_wish_that_goes_up_and_down_a_little_is_told_once_and_its_halves_as_it_ends(tmp_path: Path) -> None:
+    simulation = Simulation(tmp_path, SimulatedFleet(cpus=4), minilm="{autoscaling: {max: 200, up_delay_s: 2}}")
+    await simulation.until(lambda: simulation.replicas("minilm") == 1)
+    for look in range(40):
+        simulation.ask(ONE, rows=900 + 200 * (look % 2), inflight=500)
+        await simulation.turn()
+    assert len(simulation.decided("ask for")) == 1
+    for left in range(3000, 0, -50):
+        simulation.ask(ONE, rows=10, inflight=left, unplaced=left)
+        await simulation.turn()
+    assert 3 < len(simulation.decided("ask for")) < 9
+    assert simulation.decided("ask for")[-1].startswith("there is room for every replica")
+
+
 def test_bundles_are_told_by_what_they_take_and_the_labels_of_their_node() -> None:
     one, other = Bundle({"CPU": 1.0, "memory": 2.0**29}, {"kind": "gpu"}), Bundle({"CPU": 0.5})
     assert shown((one, other, one)) == "2 x (CPU 1, memory 0.5 GiB, kind=gpu) and 1 x (CPU 0.5)"

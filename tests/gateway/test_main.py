@@ -293,10 +293,10 @@ def test_it_listens_on_loopback_unless_told_otherwise() -> None:
     assert parse(["--control", "c", "--listen", "[::]:0"])[0].listen == "[::]:0"
 
 
-def test_a_process_that_unpacks_the_largest_message_is_not_taken_for_frozen() -> None:
+def test_a_process_that_parses_the_largest_message_is_not_taken_for_frozen() -> None:
     given = ["--control", "c", "--frozen-s", "5"]
     assert parse(given)[0].frozen_s == 5
-    assert parse([*given, "--max-message-bytes", str(1 << 30)])[0].frozen_s == 32
+    assert parse([*given, "--max-message-bytes", str(1 << 30)])[0].frozen_s == 16
 
 
 def test_a_connection_may_send_the_largest_message_that_is_allowed() -> None:

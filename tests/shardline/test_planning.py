@@ -166,4 +166,17 @@ def test_without_a_nodes_file_this_machine_is_planned_for_with_its_gpus(
 
 def test_where_torch_sees_no_gpu_there_is_none() -> None:
     assert len(memories()) == torch.cuda.device_count()
-    assert all(nbytes > 2**20 for nbytes in memories())
+
+
+def test_of_a_gpu_what_is_free_counts_and_nothing_where_it_has_no_room_for_a_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def free_and_total(index: int) -> tuple[int, int]:
+        if index:
+            raise RuntimeError("CUDA error: out of memory")
+        return 3 * 2**30, 80 * 2**30
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.mem_get_info", free_and_total)
+    assert memories() == (3 * 2**30, 0)
