@@ -13,7 +13,9 @@ from grpc import aio
 
 from cluster.artifact_files import ArtifactFiles
 from cluster.controller import Controller
+from cluster.kept_code import KeptCode
 from cluster.messages import history_message, read_report, read_rollout
+from cluster.repository import artifact_folder
 from cluster.status import cluster_status
 from protos import control_pb2, control_pb2_grpc
 from worker.channel import at
@@ -40,12 +42,17 @@ Context = aio.ServicerContext[Any, Any]
 
 
 class ControlServer(control_pb2_grpc.ControllerServicer):
-    """Serves `controller` to holders of `token`, on the event loop that both belong to."""
+    """Serves `controller` to holders of `token`, on the event loop that both belong to.
 
-    def __init__(self, controller: Controller, token: str) -> None:
+    code: of the handlers that are served, which it keeps.
+    """
+
+    def __init__(self, controller: Controller, token: str, code: KeptCode) -> None:
         self._controller = controller
         self._expected = f"Bearer {token}".encode()
-        self._files = ArtifactFiles(Path(controller.state.repository))
+        self._files = ArtifactFiles()
+        self._code = code
+        self._one_rollout = asyncio.Lock()
         self._watchers = 0
         self._strangers: set[str] = set()
         self._server: aio.Server | None = None
@@ -117,7 +124,10 @@ class ControlServer(control_pb2_grpc.ControllerServicer):
         await self._check(context)
         try:
             rollout = read_rollout(request)
-            revision = self._controller.rollout(request.model, rollout, even_without_room=request.even_without_room)
+            async with self._one_rollout:
+                await asyncio.to_thread(self._code.keep, request.model, rollout.target)
+                revision = self._controller.rollout(request.model, rollout, even_without_room=request.even_without_room)
+                await asyncio.to_thread(self._code.forget_others, self._controller.state)
         except ShardlineError as error:
             await _abort(context, error)
         return control_pb2.RolloutResponse(revision=revision)
@@ -140,13 +150,20 @@ class ControlServer(control_pb2_grpc.ControllerServicer):
         self, request: control_pb2.FetchFileRequest, context: Context
     ) -> AsyncIterator[control_pb2.FileChunk]:
         await self._check(context)
-        if not any(
-            name == request.model and request.version in one.replicas
-            for (name, _), one in self._controller.state.served.items()
-        ):
-            await _abort(context, NotFound(f"no {request.model!r:.100}/{request.version} is served"))
+        state = self._controller.state
+        served = [one for (name, _), one in state.served.items() if name == request.model]
+        if request.code:
+            what = f"code of a handler of {request.model!r:.100} with the hash {request.code!r:.100}"
+            known = any(one.code == request.code for one in served)
+            folder = self._code.place(request.code)
+        else:
+            what = f"{request.model!r:.100}/{request.version}"
+            known = any(request.version in one.replicas for one in served)
+            folder = artifact_folder(Path(state.repository), request.model, request.version)
+        if not known:
+            await _abort(context, NotFound(f"no {what} is served"))
         try:
-            async for piece in self._files.pieces(request.model, request.version, request.path, request.offset):
+            async for piece in self._files.pieces(folder, what, request.path, request.offset):
                 yield control_pb2.FileChunk(data=piece)
         except ShardlineError as error:
             await _abort(context, error)

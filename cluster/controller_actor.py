@@ -11,6 +11,7 @@ import ray.util
 
 from cluster.control_server import ControlServer
 from cluster.controller import Controller
+from cluster.kept_code import KeptCode
 from cluster.ray_fleet import RayFleet
 from cluster.ray_store import RayStore, store_name
 from cluster.state import Control, StateDir
@@ -56,7 +57,10 @@ class ControllerActor:
         state = self._store.read_state()
         self._fleet = RayFleet(state, epoch=epoch)
         self._controller = Controller(self._fleet, self._store, state, epoch=epoch)
-        self._server = ControlServer(self._controller, state.token)
+        code = KeptCode(self._state_dir.handler_code, Path(state.repository))
+        await asyncio.to_thread(code.keep_all, state)
+        await asyncio.to_thread(code.forget_others, state)
+        self._server = ControlServer(self._controller, state.token, code)
         host = state.host or ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
         port = await self._server.start(host, state.port)
         if port != state.port:

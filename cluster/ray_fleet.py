@@ -126,6 +126,7 @@ class RayFleet:
             device="cuda:0" if settings.device == "cuda" else settings.device,
             runtime=config.runtime,
             handler=config.handler,
+            handler_code=config.handler_code,
             threads=settings.threads,
             host=self._state.host,
             batching=config.batching.as_batching(),
@@ -215,7 +216,7 @@ class RayFleet:
         manifest = served.manifests.get(stage.version, "")
         if not (self.control_address and manifest):
             return None
-        return ArtifactSource(self.control_address, stage.model, stage.version, manifest)
+        return ArtifactSource(self.control_address, stage.model, stage.version, manifest, code=served.code)
 
     def _actor_name(self, replica: str) -> str:
         return f"{PREFIX}/{self._state.run}/{replica}"

@@ -2,10 +2,12 @@
 
 import hashlib
 import re
+from contextlib import ExitStack
 from pathlib import Path
 
 from cluster.state import ServedModel
 from worker.errors import ShardlineError
+from worker.handler_code import HandlerCodeError, code_hash, importable
 from worker.model_yaml import ModelYaml, read_model_yaml
 from worker.nouns import Signature
 
@@ -42,22 +44,25 @@ def with_signatures(folder: Path, models: dict[str, ServedModel]) -> dict[str, S
 
 def _with_signatures(folder: Path, name: str, model: ServedModel) -> ServedModel:
     folders = {version: artifact_folder(folder, name, version) for version in model.replicas}
-    signatures = {version: _signature(path, model.config.handler) for version, path in folders.items()}
+    signatures = {version: _signature(path, model.config) for version, path in folders.items()}
     manifests = {
         version: hashlib.sha256((path / "manifest.json").read_bytes()).hexdigest() for version, path in folders.items()
     }
     return model.model_copy(update={"signatures": signatures, "manifests": manifests})
 
 
-def _signature(folder: Path, handler: str | None) -> Signature:
+def _signature(folder: Path, config: ModelYaml) -> Signature:
     from worker.artifact import load_artifact  # noqa: PLC0415 -- brings torch; the controller does without
     from worker.handler import load_handler  # noqa: PLC0415
 
-    artifact = load_artifact(folder)
+    artifact, handler = load_artifact(folder), config.handler
     if handler is None:
         return artifact.manifest.signature
     try:
-        return load_handler(handler, folder / "handler").signature
+        with ExitStack() as stack:
+            if config.handler_code is not None:
+                stack.enter_context(importable(folder.parent / config.handler_code, handler))
+            return load_handler(handler, folder / "handler").signature
     except ShardlineError:
         raise
     except Exception as error:
@@ -89,6 +94,8 @@ def _model_changes(folder: Path, old: ServedModel, new: ServedModel) -> list[str
     found = []
     if new.config != old.config:
         found.append(f"{folder / 'model.yaml'} changed; `shardline rollout {folder.name}` takes it")
+    elif new.code != old.code:
+        found.append(f"{folder / str(new.config.handler_code)} changed; `shardline rollout {folder.name}` takes it")
     appeared = sorted(new.replicas.keys() - old.replicas.keys())
     if new.config == old.config and appeared:
         serving = ", ".join(str(version) for version in sorted(old.replicas))
@@ -115,7 +122,17 @@ def read_model(folder: Path) -> ServedModel:
             "rename the folder"
         )
     config = read_model_yaml(folder / "model.yaml")
-    return ServedModel(config=config, replicas=dict.fromkeys(_versions(folder, config), config.stage_replicas))
+    replicas = dict.fromkeys(_versions(folder, config), config.stage_replicas)
+    return ServedModel(config=config, replicas=replicas, code=_code(folder, config))
+
+
+def _code(folder: Path, config: ModelYaml) -> str:
+    if config.handler_code is None:
+        return ""
+    try:
+        return code_hash(folder, config.handler_code)
+    except (HandlerCodeError, OSError) as error:
+        raise RepositoryError(f"{folder / 'model.yaml'}: {error}") from error
 
 
 def _versions(folder: Path, config: ModelYaml) -> list[int]:

@@ -42,6 +42,7 @@ class ServedModel(Record):
     replicas: for each version, the wanted replicas of each stage.
     signatures: for each version, what a client sends and gets; filled by `cluster.repository.with_signatures`.
     manifests: for each version, the sha256 of its manifest, which holds every other file's; empty: not known.
+    code: `worker.handler_code.code_hash` of its handler's code; empty: it has none beside its model.yaml.
     """
 
     revision: int = Field(default=1, ge=1)
@@ -49,6 +50,7 @@ class ServedModel(Record):
     replicas: dict[int, tuple[int, ...]]
     signatures: dict[int, Signature] = {}
     manifests: dict[int, str] = {}
+    code: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
 
     @property
     def bounds(self) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
@@ -256,6 +258,10 @@ class StateDir:
     @property
     def epoch_file(self) -> Path:
         return self.folder / "controller.epoch"
+
+    @property
+    def handler_code(self) -> Path:
+        return self.folder / "handler-code"
 
     @property
     def lock_file(self) -> Path:

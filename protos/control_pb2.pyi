@@ -420,16 +420,18 @@ class HistoryEntry(_message.Message):
     def __init__(self, unix_s: _Optional[float] = ..., model: _Optional[str] = ..., revision: _Optional[int] = ..., versions: _Optional[_Iterable[int]] = ..., stages: _Optional[int] = ..., what: _Optional[str] = ..., why: _Optional[str] = ...) -> None: ...
 
 class FetchFileRequest(_message.Message):
-    __slots__ = ("model", "version", "path", "offset")
+    __slots__ = ("model", "version", "path", "offset", "code")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     path: str
     offset: int
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., path: _Optional[str] = ..., offset: _Optional[int] = ...) -> None: ...
+    code: str
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., path: _Optional[str] = ..., offset: _Optional[int] = ..., code: _Optional[str] = ...) -> None: ...
 
 class FileChunk(_message.Message):
     __slots__ = ("data",)

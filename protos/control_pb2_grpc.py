@@ -134,7 +134,7 @@ class ControllerServicer:
         raise NotImplementedError('Method not implemented!')
 
     def FetchFile(self, request, context):
-        """A file of a model version, for a node that does not have it.
+        """A file of a model version, or of its handler's code, for a node that does not have it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

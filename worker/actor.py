@@ -4,6 +4,7 @@ import asyncio
 import importlib
 import logging
 import os
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
@@ -12,7 +13,8 @@ import ray.util
 
 from worker.batcher import Batching
 from worker.errors import Unavailable
-from worker.fetch import ArtifactSource, LocalArtifact, local_artifact
+from worker.fetch import ArtifactSource, local_artifact, local_code
+from worker.handler_code import importable
 from worker.link import STAGE_LINK, Link, LinkLimits
 from worker.niceness import stand_behind
 from worker.nouns import WorkerStats
@@ -20,6 +22,7 @@ from worker.stream_server import StreamServer
 
 if TYPE_CHECKING:
     # What brings torch is imported when a worker starts: the controller names this class, and does without torch.
+    from worker.handler import Handler
     from worker.shard import Shard
     from worker.worker import Worker
 
@@ -37,6 +40,7 @@ class WorkerSpec:
 
     artifact: folder of the model version; where the worker's node does not have it, it is fetched from `source`.
     handler: "module:Class" of the first stage; None: clients send the program's tensors.
+    handler_code: folder that its module is imported from, in the model's; None: it is installed.
     threads: intra-op threads of the shard.
     host: address to listen on; None: the node's own address.
     """
@@ -49,6 +53,7 @@ class WorkerSpec:
     device: str = "cpu"
     runtime: Literal["fastest", "eager"] = "fastest"
     handler: str | None = None
+    handler_code: str | None = None
     threads: int = 1
     host: str | None = "127.0.0.1"
     batching: Batching = field(default_factory=Batching)
@@ -66,8 +71,8 @@ class WorkerActor:
         self._starting: asyncio.Task[str] | None = None
         self._running: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
-        self._local: LocalArtifact | None = None
-        """Kept for its hold: what a living worker has loaded stays on the node."""
+        self._holds = ExitStack()
+        """Kept open: what a living worker has loaded stays on the node, and its handler's code can be imported."""
         self._shard: Shard | None = None
         self._worker: Worker | None = None
         self._server: StreamServer | None = None
@@ -151,17 +156,18 @@ class WorkerActor:
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(None, importlib.import_module, "worker.worker")
         from worker.artifact import load_artifact  # noqa: PLC0415
-        from worker.handler import load_handler  # noqa: PLC0415
         from worker.shard import load_shard  # noqa: PLC0415
         from worker.warm_up import warm_up_shapes  # noqa: PLC0415
         from worker.worker import Worker  # noqa: PLC0415
 
         folder = Path(spec.artifact)
         if spec.source is not None and spec.source.address:
-            self._local = await loop.run_in_executor(None, local_artifact, folder, spec.source, spec.token)
-            artifact = self._local.artifact
+            local = await loop.run_in_executor(None, local_artifact, folder, spec.source, spec.token)
+            self._holds.push(local.hold)
+            artifact = local.artifact
         else:
             artifact = await loop.run_in_executor(None, load_artifact, folder)
+        handler = await loop.run_in_executor(None, self._handler, artifact.handler_assets)
         shard = await loop.run_in_executor(
             None,
             lambda: load_shard(
@@ -173,7 +179,7 @@ class WorkerActor:
             shard,
             outputs=artifact.manifest.signature.outputs,
             link=self._link,
-            handler=load_handler(spec.handler, artifact.folder / "handler") if spec.handler and first else None,
+            handler=handler,
             batching=spec.batching if first else replace(spec.batching, max_wait_s=0.0, max_padding=0.0),
             # What comes to a later stage was computed, and is bounded by what each caller may have in flight.
             max_queue_rows=spec.max_queue_rows if first else None,
@@ -189,3 +195,17 @@ class WorkerActor:
         self._address = await server.start(host)
         self._shard, self._worker, self._server = shard, worker, server
         return self._address
+
+    def _handler(self, assets: Path) -> "Handler | None":
+        """Blocks."""
+        from worker.handler import load_handler  # noqa: PLC0415
+
+        spec = self._spec
+        if not spec.handler or spec.stage > 0:
+            return None
+        if spec.handler_code is not None:
+            source = spec.source if spec.source is not None and spec.source.address else None
+            code = local_code(Path(spec.artifact).parent, spec.handler_code, source, spec.token)
+            self._holds.push(code.hold)
+            self._holds.enter_context(importable(code.folder, spec.handler))
+        return load_handler(spec.handler, assets)

@@ -1,7 +1,7 @@
 """Code of the operator's own that runs before the first stage and after the last: text in, vectors out.
 
-A handler is an installed class, named in `model.yaml`; a client never sends one and an artifact never carries one, only
-the assets that it reads (a tokenizer).
+A handler is a class that is installed, or that lies beside `model.yaml` (`worker.handler_code`), and is named there; a
+client never sends one and an artifact never carries one, only the assets that it reads (a tokenizer).
 """
 
 import importlib
@@ -45,7 +45,9 @@ def load_handler(name: str, assets: Path) -> Handler:
     try:
         found = getattr(importlib.import_module(match[1]), match[2])
     except (ImportError, AttributeError) as error:
-        raise Unsupported(f"handler {name!r}: {error}; install the package that holds it") from error
+        raise Unsupported(
+            f"handler {name!r}: {error}; install the package that holds it, or see handler_code"
+        ) from error
     made = found(assets)
     if not isinstance(made, Handler):
         raise Unsupported(f"handler {name!r}: it has no signature, before and after (see worker/handler.py)")

@@ -31,6 +31,7 @@ from worker.per_stage import (
 from worker.yaml_lines import Lines, ModelYamlError, dotted, parse_with_lines
 
 MAX_FILE_BYTES = 64 * 1024
+_CODE_PART = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 _BATCHING = Batching()
 
 
@@ -151,6 +152,11 @@ class ModelYaml(Section):
         pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$",
         description="module:Class that turns a client's tensors into the program's and back; null: none",
     )
+    handler_code: str | None = Field(
+        default=None,
+        description="folder beside this file that holds the handler's module, such as code; null: it is installed on "
+        "every node",
+    )
     versions: Annotated[Literal["newest"] | tuple[int, ...], BeforeValidator(_versions)] = Field(
         default="newest", description="newest, or a list of the versions to serve, such as [1, 2]"
     )
@@ -197,6 +203,25 @@ class ModelYaml(Section):
         le=3600,
         description="seconds: the longest that a replica which is to stop finishes what it owes",
     )
+
+    @field_validator("handler_code")
+    @classmethod
+    def _folder_of_the_handler(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is None:
+            return None
+        if not all(_CODE_PART.fullmatch(part) for part in value.split("/")):
+            raise PydanticCustomError(
+                "handler_code",
+                "expected a folder inside of the model's, by its relative path, such as code: letters, digits, '_', "
+                "'-' and '.', no part of it beginning with '.'",
+            )
+        if value.split("/")[0].isdecimal():
+            raise PydanticCustomError(
+                "handler_code", "expected a folder outside of the versions: no code is taken from an artifact"
+            )
+        if info.data.get("handler", "") is None:
+            raise PydanticCustomError("handler_code", "expected `handler` beside it, with the module and the class")
+        return value
 
     @field_validator("replicas", "cpus", "memory_mib", "device", "autoscaling", "placement")
     @classmethod

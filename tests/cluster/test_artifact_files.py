@@ -18,11 +18,14 @@ from grpc import aio
 
 from cluster.artifact_files import MAX_OPEN
 from cluster.control_server import Context, ControlServer
+from cluster.kept_code import KeptCode
 from protos import control_pb2, control_pb2_grpc
 from tests.cluster.simulation import TOKEN, Simulation
 from worker.artifact import ArtifactError, load_artifact
 from worker.errors import NotFound, Unauthenticated, Unavailable
-from worker.fetch import ATTEMPTS, ArtifactSource, local_artifact
+from worker.fetch import ATTEMPTS, ArtifactSource, local_artifact, local_code
+from worker.handler_code import code_hash
+from worker.model_yaml import ModelYaml
 
 NOWHERE = Path("/nowhere/toy/1")
 
@@ -33,6 +36,11 @@ class Served:
     origin: Path
     cache: Path
     asked_often: asyncio.Event
+    server: "Counting"
+
+    def serve_code(self, code: str) -> None:
+        """As the code of toy's handler, which the controller keeps."""
+        self.server.keep("toy", code)
 
     def again(self, model: str) -> ArtifactSource:
         """The same files as another model: its manifest is another, for the blanks at its end."""
@@ -57,6 +65,13 @@ class Counting(ControlServer):
         super().__init__(*given)
         self.enough = asyncio.Event()
 
+    def keep(self, model: str, code: str) -> None:
+        state = self._controller.state
+        config = ModelYaml(handler="words:Words", handler_code="code")
+        served = state.models[model].model_copy(update={"config": config, "code": code})
+        self._code.keep(model, served)
+        self._controller.state = state.with_served(model, served)
+
     async def FetchFile(  # noqa: N802
         self, request: control_pb2.FetchFileRequest, context: Context
     ) -> AsyncIterator[control_pb2.FileChunk]:
@@ -73,13 +88,13 @@ async def served(folder: Path, toy: Path) -> AsyncIterator[Served]:
     simulation = Simulation(folder, toy="{}", second="{}", third="{}")
     origin = folder / "models" / "toy" / "1"
     shutil.copytree(toy, origin)
-    server = Counting(simulation.controller, TOKEN)
+    server = Counting(simulation.controller, TOKEN, KeptCode(folder / "kept", folder / "models"))
     port = await server.start("127.0.0.1", 0)
     manifest = hashlib.sha256((origin / "manifest.json").read_bytes()).hexdigest()
     cache = folder / "cache"
     source = ArtifactSource(f"127.0.0.1:{port}", "toy", 1, manifest, str(cache))
     try:
-        yield Served(source, origin, cache, server.enough)
+        yield Served(source, origin, cache, server.enough, server)
     finally:
         await server.close(0)
 
@@ -236,6 +251,35 @@ async def test_strangers_and_other_paths_get_nothing(tmp_path: Path, toy_folder:
             stub = control_pb2_grpc.ControllerStub(channel)  # type: ignore[no-untyped-call]
             for path in ("../../../state/state.json", "/etc/passwd", "model.yaml", "", "stages"):
                 request = control_pb2.FetchFileRequest(model="toy", version=1, path=path)
+                with pytest.raises(aio.AioRpcError) as caught:
+                    await stub.FetchFile(request, metadata=(("authorization", f"Bearer {TOKEN}"),)).read()
+                assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_handlers_code_is_fetched_by_its_hash_and_only_while_it_is_served(
+    tmp_path: Path, toy_folder: Path
+) -> None:
+    async with served(tmp_path, toy_folder) as toy:
+        model = toy.origin.parent
+        (model / "code").mkdir()
+        (model / "code" / "empty.py").touch()
+        (model / "code" / "words.py").write_text("one = 1")
+        toy.serve_code(code_hash(model, "code"))
+        toy.source = replace(toy.source, code=code_hash(model, "code"))
+        (model / "code" / "words.py").write_text("one = 2")
+        local = await asyncio.to_thread(local_code, model, "code", toy.source, TOKEN)
+        assert local.folder == toy.cache / toy.source.code / "code", "what is in the model's folder is another one"
+        assert (local.folder / "words.py").read_text() == "one = 1"
+        assert (local.folder / "empty.py").read_text() == ""
+        with pytest.raises(Unauthenticated):
+            await asyncio.to_thread(
+                local_code, NOWHERE.parent, "code", replace(toy.source, cache=str(tmp_path / "other")), "wrong"
+            )
+        async with aio.insecure_channel(toy.source.address) as channel:
+            stub = control_pb2_grpc.ControllerStub(channel)  # type: ignore[no-untyped-call]
+            asked = [(code_hash(model, "code"), "manifest.json"), ("../models/toy/1", "manifest.json")]
+            for code, path in (*asked, (toy.source.code, "../../state/state.json"), (toy.source.code, "code")):
+                request = control_pb2.FetchFileRequest(model="toy", version=1, path=path, code=code)
                 with pytest.raises(aio.AioRpcError) as caught:
                     await stub.FetchFile(request, metadata=(("authorization", f"Bearer {TOKEN}"),)).read()
                 assert caught.value.code() is grpc.StatusCode.NOT_FOUND

@@ -10,6 +10,7 @@ from grpc import aio
 from cluster.control_server import ControlServer
 from cluster.controller import KEPT_DECISIONS, Controller
 from cluster.fleet import Node, Sighting
+from cluster.kept_code import KeptCode
 from cluster.simulated_fleet import SimulatedFleet
 from cluster.state import ServedModel, State, StateDir
 from cluster.status import cluster_status
@@ -232,9 +233,14 @@ async def test_a_controller_that_only_fails_gives_up(tmp_path: Path) -> None:
         await asyncio.wait_for(Controller(FailingFleet(1000), folder, state, step_interval_s=0).run_forever(), 20)
 
 
+def a_server(controller: Controller) -> ControlServer:
+    repository = Path(controller.state.repository)
+    return ControlServer(controller, TOKEN, KeptCode(repository / "kept", repository))
+
+
 @asynccontextmanager
 async def listening(controller: Controller) -> AsyncIterator[tuple[ControlServer, control_pb2_grpc.ControllerStub]]:
-    server = ControlServer(controller, TOKEN)
+    server = a_server(controller)
     port = await server.start("127.0.0.1", 0)
     try:
         async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -334,13 +340,13 @@ async def test_a_stop_that_nobody_waits_for_any_more_comes_to_its_end_too(tmp_pa
 async def test_a_port_that_is_taken_is_given_up_for_another(tmp_path: Path) -> None:
     folder, state = a_state(tmp_path)
     controller = Controller(SimulatedFleet(), folder, state)
-    first, second = ControlServer(controller, TOKEN), ControlServer(controller, TOKEN)
+    first, second = a_server(controller), a_server(controller)
     port = await first.start("127.0.0.1", 0)
     other = await second.start("127.0.0.1", port)
     assert other not in (0, port)
     await second.close(0)
     await first.close(0)
-    third = ControlServer(controller, TOKEN)
+    third = a_server(controller)
     assert await third.start("127.0.0.1", port) == port
     await third.close(0)
 

@@ -1,12 +1,14 @@
+import shutil
 from pathlib import Path
 
 import pytest
 
-from cluster.repository import RepositoryError, changes, read_repository
+from cluster.repository import RepositoryError, changes, read_repository, with_signatures
 from worker.yaml_lines import ModelYamlError
 
 
 def a_model(folder: Path, *versions: int, yaml: str = "") -> Path:
+    folder.mkdir(exist_ok=True)
     for version in versions:
         (folder / str(version)).mkdir(parents=True)
     (folder / "model.yaml").write_text(yaml)
@@ -84,3 +86,31 @@ def test_a_file_that_became_unreadable_is_a_change_and_ends_nothing(tmp_path: Pa
     (tmp_path / "a" / "model.yaml").write_text("stagess: 2")
     (change,) = changes(tmp_path, served)
     assert change.startswith(f"{tmp_path}/a/model.yaml:1: stagess: unknown key")
+
+
+def test_code_that_changes_while_serving_is_noticed_and_ends_nothing(tmp_path: Path) -> None:
+    model = a_model(tmp_path / "a", 1, yaml="{handler: 'words:Words', handler_code: code}")
+    (model / "code").mkdir()
+    (model / "code" / "words.py").write_text("one = 1")
+    served = read_repository(tmp_path)
+    assert changes(tmp_path, served) == []
+    (model / "code" / "words.py").write_text("one = 2")
+    assert changes(tmp_path, served) == [f"{model}/code changed; `shardline rollout a` takes it"]
+    (model / "code" / "words.py").unlink()
+    (model / "code").rmdir()
+    (change,) = changes(tmp_path, served)
+    assert change.startswith(f"{model}/model.yaml: handler_code: expected the folder {model}/code with the handler's")
+
+
+def test_models_may_have_modules_of_the_same_name(tmp_path: Path, toy_folder: Path) -> None:
+    for name in ("a", "b"):
+        model = a_model(tmp_path / name, yaml="{handler: 'same_name_in_both:Named', handler_code: code}")
+        shutil.copytree(toy_folder, model / "1")
+        (model / "code").mkdir()
+        (model / "code" / "same_name_in_both.py").write_text(
+            "from worker.nouns import Signature, TensorSpec\n\n\nclass Named:\n"
+            f"    signature = Signature((TensorSpec('{name}', 'FP32', ('batch',)),), ())\n\n"
+            "    def __init__(self, assets): ...\n    before = after = __init__\n"
+        )
+    models = with_signatures(tmp_path, read_repository(tmp_path))
+    assert [model.signatures[1].inputs[0].name for model in models.values()] == ["a", "b"]

@@ -127,6 +127,20 @@ def test_scaling_and_placement_that_cannot_be_are_refused_with_the_line(text: st
     assert f"model.yaml:{told}" in refusal(text)
 
 
+@pytest.mark.parametrize("path", ["../code", "/code", "code/..", "code/", "", ".", ".code", "a\\b", "a b"])
+def test_code_that_is_not_in_the_models_folder_is_refused_with_the_line(path: str) -> None:
+    told = refusal(f"handler: a:B\nhandler_code: '{path}'")
+    assert told.startswith("model.yaml:2: handler_code: expected a folder inside of the model's, by its relative path")
+
+
+def test_code_is_not_taken_from_an_artifact_and_not_without_a_handler() -> None:
+    told = refusal("handler: a:B\nhandler_code: 1/handler")
+    assert told.startswith("model.yaml:2: handler_code: expected a folder outside of the versions: no code is taken")
+    assert "expected `handler` beside it" in refusal("handler_code: code")
+    model = parse_model_yaml(b"{handler: 'a:B', handler_code: src/of_a}", "model.yaml")
+    assert model.handler_code == "src/of_a"
+
+
 def test_one_replica_count_stands_for_every_stage() -> None:
     assert parse_model_yaml(b"{stages: 3, replicas: 2}", "model.yaml").stage_replicas == (2, 2, 2)
 
