@@ -3,17 +3,14 @@
 import argparse
 import errno
 import json
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
 from shardline import exits
 from shardline.packaging import keep_or_write
 from shardline.progress import steps
+from shardline.signals import sigterm_as_ctrl_c
 from worker.model_yaml import ModelYaml
 
 if TYPE_CHECKING:
@@ -26,7 +23,7 @@ _NOT_WRITTEN: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, err
 def run(given: argparse.Namespace) -> int:
     sys.path.insert(0, "")  # a factory or an evaluation may stand in the folder where the command is typed
     try:
-        with _stoppable(), steps(f"reading {given.source}") as begin:
+        with sigterm_as_ctrl_c(), steps(f"reading {given.source}") as begin:
             report = _searched(given, begin)
         handler = _handler(report.artifact)
         keep_or_write(given.out / "model.yaml", ModelYaml(handler=handler, stages=given.stages[0], device=given.device))
@@ -85,20 +82,6 @@ def _handler(artifact: str) -> str | None:
     from worker.artifact import read_manifest  # noqa: PLC0415
 
     return read_manifest(Path(artifact)).handler
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """SIGTERM ends as Ctrl-C does: in order."""
-
-    def stop(_: int, __: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def shown(report: dict[str, Any], out: str) -> str:

@@ -81,9 +81,9 @@ def started(command: Sequence[str], home: Path) -> Iterator[subprocess.Popen[str
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", ["0", "2"])
-def test_ctrl_c_leaves_nothing_half_made_and_the_same_command_goes_on_to_what_can_be_replayed(
-    workers: str, command: list[str], tmp_path: Path
+@pytest.mark.parametrize(("workers", "number"), [("0", signal.SIGINT), ("2", signal.SIGINT), ("2", signal.SIGTERM)])
+def test_ctrl_c_or_sigterm_leaves_nothing_half_made_and_the_same_command_goes_on_to_what_can_be_replayed(
+    workers: str, number: signal.Signals, command: list[str], tmp_path: Path
 ) -> None:
     out = tmp_path / "models" / "tiny"
     asked = [*changed(command, workers=workers), "--json"]
@@ -93,7 +93,7 @@ def test_ctrl_c_leaves_nothing_half_made_and_the_same_command_goes_on_to_what_ca
         for text in first.stderr:
             told += text
             if text.startswith("sensitivity"):
-                first.send_signal(signal.SIGINT)
+                first.send_signal(number)
                 break
         told += first.stderr.read()
         assert first.wait(60) == exits.FORCED, told
