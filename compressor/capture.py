@@ -262,10 +262,17 @@ def _write(exported: ExportedProgram, path: Path) -> None:
                     node.meta.pop(key, None)
     exported._example_inputs = None
     exported._guards_code = []
-    with warnings.catch_warnings(), path.open("wb") as file:
+    with warnings.catch_warnings(), patient_file(path) as file:
         warnings.simplefilter("ignore")
+        torch.export.save(exported, file)
+
+
+@contextmanager
+def patient_file(path: Path) -> Iterator[IO[bytes]]:
+    """A new file for PyTorch to write. Raises OSError afterwards: something could not be written, as on a full disk."""
+    with path.open("wb") as file:
         patient = _PatientFile(file)
-        torch.export.save(exported, cast(IO[bytes], patient))
+        yield cast(IO[bytes], patient)
         if patient.error is not None:
             raise patient.error
 

@@ -1,23 +1,20 @@
 """`shardline tune`: searches, shows what it does, and leaves an artifact with its recipe and its report."""
 
 import argparse
-import errno
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from shardline import exits
 from shardline.packaging import keep_or_write
 from shardline.progress import steps
 from shardline.signals import sigterm_as_ctrl_c
+from worker.artifact import NOT_WRITTEN
 from worker.model_yaml import ModelYaml
 
 if TYPE_CHECKING:
     from compressor.search.report import Report
-
-
-_NOT_WRITTEN: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 def run(given: argparse.Namespace) -> int:
@@ -34,7 +31,7 @@ def run(given: argparse.Namespace) -> int:
         )
         return exits.FORCED
     except OSError as error:
-        if error.errno not in _NOT_WRITTEN:
+        if error.errno not in NOT_WRITTEN:
             sys.stderr.write(f"shardline: {error}\n")
             return exits.FAILED
         sys.stderr.write(

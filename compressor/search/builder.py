@@ -15,7 +15,7 @@ from compressor.search.laboratory import Recipe
 from compressor.search.store import key_of
 from compressor.search.trial import Setting, fresh_model
 from compressor.steps import described
-from worker.artifact import load_artifact, write_artifact
+from worker.artifact import NOT_WRITTEN, ArtifactError, load_artifact, write_artifact
 from worker.errors import Internal, ShardlineError
 from worker.manifest import Manifest
 from worker.seal import DEFAULT_KEY
@@ -84,6 +84,10 @@ class Builder:
                 progress=self.say,
                 deadline=deadline,
             )
+        except ArtifactError as error:
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno in NOT_WRITTEN:
+                raise error.__cause__ from error  # no other treatment finds room either
+            raise
         except (ShardlineError, OSError):
             raise
         except Exception as error:  # of torch, or of the model's own code: others may still be made
