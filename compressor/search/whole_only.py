@@ -41,7 +41,7 @@ def why_not(builder: Builder, lab: Laboratory, treatment: Treatment) -> str:
     recipe = builder.recipe(steps)
     if recipe is None:
         return ""
-    context = replace(recipe.context(lab.model), target=lab.setting.device)
+    context = replace(recipe.context(lab.model, builder.lessons), target=lab.setting.device)
     return "; ".join(problems(lab.model.module, steps, context))
 
 
