@@ -40,9 +40,17 @@ def run(
         with sigterm_as_ctrl_c(), steps(f"reading {recipe}") as begin:
             from compressor.package import package  # noqa: PLC0415 -- torch takes seconds
             from compressor.recipe_file import read_recipe  # noqa: PLC0415
+            from compressor.steps import KINDS  # noqa: PLC0415
+            from compressor.training.training_steps import TrainingStep  # noqa: PLC0415
             from worker.artifact import read_manifest  # noqa: PLC0415
 
             compression = read_recipe(recipe)
+            if workers and not any(step.needs_training() for step in compression.steps):
+                kinds = ", ".join(name for name, kind in KINDS.items() if issubclass(kind, TrainingStep))
+                raise InvalidRequest(
+                    f"--workers {workers}: no step of the recipe trains, and nothing else uses workers: leave them "
+                    f"out, or name one that does ({kinds})"
+                )
             with _ray(workers, address):
                 folder = package(
                     source,

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import ray
 import torch
 from torch import nn
 
@@ -315,8 +316,19 @@ def test_a_distillation_on_two_ray_workers_gives_what_one_process_gives(tmp_path
 def test_an_address_without_workers_and_a_cluster_that_is_not_there_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = _recipe(tmp_path)
+    recipe = _recipe(tmp_path, f"training: {_rows(tmp_path)}\nsteps: [{{kind: fine_tune}}]\n")
     assert main([*_arguments(tmp_path, recipe), "--address", "127.0.0.1:1"]) == exits.FAILED
     assert "trainings run there on --workers; give their number" in capsys.readouterr().err
     assert main([*_arguments(tmp_path, recipe), "--address", "127.0.0.1:1", "--workers", "2"]) == exits.FAILED
     assert "cannot join the Ray cluster at 127.0.0.1:1: [Errno 111] Connection refused" in capsys.readouterr().err
+
+
+def test_workers_for_a_recipe_in_which_nothing_trains_are_refused_and_no_ray_is_started(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*_arguments(tmp_path, _recipe(tmp_path)), "--workers", "2"]) == exits.FAILED
+    told = capsys.readouterr().err
+    assert "--workers 2: no step of the recipe trains" in told
+    assert "(prune_gradually, train_sparse, fine_tune, distill, distill_network)" in told
+    assert not ray.is_initialized()
+    assert not (tmp_path / "m").exists()
