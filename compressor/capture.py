@@ -22,7 +22,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, S
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from compressor.model import Input, Model
-from worker.errors import ShardlineError
+from worker.errors import InvalidRequest, ShardlineError, first_line
 from worker.manifest import AXIS_NAME
 from worker.nouns import Axis
 from worker.program import DATATYPES, Program
@@ -138,6 +138,23 @@ def _bound(model: Model, axes: Sequence[str], told: str, place: str) -> str:
             mend = f"its sizes are bound there{f' ({axis} = {fixed})' if fixed else ''}; compute so that any will do"
         found.append(f"{named.get(axis, f'axis {axis!r}')}: {mend}")
     return f"{type(model.module).__name__} cannot be captured: {place + ': ' if place else ''}{'; '.join(found)}"
+
+
+def outputs_of(model: Model) -> tuple[torch.Tensor, ...]:
+    """What the model gives for its examples.
+
+    Raises:
+        InvalidRequest: it does not run.
+    """
+    try:
+        with torch.no_grad(), without_fast_path():
+            return Flat(model.module.eval())(*(item.example for item in model.inputs))  # type: ignore[no-any-return]
+    except ShardlineError:
+        raise
+    except Exception as error:  # the model's own code
+        place = _where(model.module, walk_tb(error.__traceback__))
+        told = f"{type(model.module).__name__} does not run on its examples: {place + ': ' if place else ''}"
+        raise InvalidRequest(f"{told}{type(error).__name__}: {first_line(error)[:900]}") from error
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 
-from compressor.capture import Flat, capture, without_fast_path
+from compressor.capture import capture, outputs_of
 from compressor.compress import Compression, compress_
 from compressor.model import Model
 from compressor.packaging.compile import compiler_problem
@@ -109,8 +109,7 @@ def package(
 
     def fill(folder: Path) -> Manifest:
         examples = [item.example for item in model.inputs]
-        with torch.no_grad(), without_fast_path():
-            exact = Flat(model.module.eval())(*examples) if steps else ()
+        exact = outputs_of(model) if steps else ()
         changed, done = model, None
         if steps:
             whole = replace(model, module=_in_a_parent(model.module))

@@ -160,6 +160,8 @@ def read_training(source: str, model: Model, seed: int) -> Training:
         made = _made("training", source, found)
         if not callable(getattr(made, "batches", None)) or not callable(getattr(made, "loss", None)):
             raise InvalidRequest(f"training {source!r} returned {_kind(made)}; expected a compressor.step.Training")
+        if isinstance(made, Rows):
+            _check_batch(f"training {source!r}", made.inputs, model)
         return made  # type: ignore[no-any-return]
     return training_rows(read_records(Path(source)), model, seed)
 

@@ -11,6 +11,7 @@ from shardline.packaging import keep_or_write
 from shardline.progress import steps
 from shardline.signals import sigterm_as_ctrl_c
 from worker.artifact import NOT_WRITTEN
+from worker.errors import InvalidRequest
 from worker.model_yaml import ModelYaml
 
 if TYPE_CHECKING:
@@ -32,8 +33,7 @@ def run(given: argparse.Namespace) -> int:
         return exits.FORCED
     except OSError as error:
         if error.errno not in NOT_WRITTEN:
-            sys.stderr.write(f"shardline: {error}\n")
-            return exits.FAILED
+            raise
         sys.stderr.write(
             f"shardline: {given.out}: cannot be written: {error}; no file is half-written, and what was measured stays "
             f"in {given.out / '.tune'}: where there is room, the same command goes on from there\n"
@@ -52,6 +52,8 @@ def _searched(given: argparse.Namespace, begin: Any) -> "Report":
     from compressor.search.treatments import read_treatments  # noqa: PLC0415
     from compressor.search.tune import Request, tune  # noqa: PLC0415
 
+    if given.address and not given.workers:
+        raise InvalidRequest(f"--address {given.address}: trials run there on --workers; give their number")
     request = Request(
         source=given.source,
         out=given.out,

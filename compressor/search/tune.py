@@ -22,6 +22,7 @@ from typing import Final, Literal
 import numpy as np
 import torch
 
+from compressor.capture import outputs_of
 from compressor.evaluation.bootstrap import Interval
 from compressor.evaluation.evaluation import Evaluation, find_evaluation, make_importable
 from compressor.evaluation.records import Records, read_records, sample, split, without_overlap
@@ -119,6 +120,7 @@ def tune(request: Request, say: Say = lambda _: None) -> Report:
     make_importable()
     say("reading the model and the data")
     model = request.source if isinstance(request.source, Model) else read_source(request.source)
+    outputs_of(model)
     evaluation = find_evaluation(request.evaluate)
     calibration, held_out = read_data(request, evaluation)
     # A share of an accuracy is never more than so many points.

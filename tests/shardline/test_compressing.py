@@ -332,3 +332,14 @@ def test_workers_for_a_recipe_in_which_nothing_trains_are_refused_and_no_ray_is_
     assert "(prune_gradually, train_sparse, fine_tune, distill, distill_network)" in told
     assert not ray.is_initialized()
     assert not (tmp_path / "m").exists()
+
+
+def test_a_label_that_is_no_class_is_told_and_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = dict(np.load(_rows(tmp_path)))
+    np.savez(tmp_path / "rows.npz", **(rows | {"label": np.full(64, -1)}))
+    recipe = _recipe(tmp_path, f"training: {tmp_path / 'rows.npz'}\nsteps: [{{kind: fine_tune}}]\n")
+    assert main(_arguments(tmp_path, recipe)) == exits.FAILED
+    assert "a label is from -1 to -1; the model gives 16 classes, from 0 on" in capsys.readouterr().err
+    assert not (tmp_path / "m").exists()
