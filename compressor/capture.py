@@ -6,18 +6,23 @@ import logging
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, suppress
 from pathlib import Path
+from traceback import FrameSummary, walk_stack, walk_tb
+from types import FrameType
 from typing import IO, Any, BinaryIO, Final, cast
 
+import sympy  # type: ignore[import-untyped]
 import torch
+from torch._dynamo.exc import UserError
 from torch._ops import HigherOrderOperator, OpOverload
 from torch.export import Dim, ExportedProgram
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
+from torch.overrides import TorchFunctionMode, resolve_name
 
 from compressor.model import Input, Model
-from worker.errors import ShardlineError
+from worker.errors import InvalidRequest, ShardlineError, first_line
 from worker.manifest import AXIS_NAME
 from worker.nouns import Axis
 from worker.program import DATATYPES, Program
@@ -25,6 +30,7 @@ from worker.pt2 import read_program
 
 _NOT_THE_MODULES: Final = (Path(torch.__file__).parent, Path(__file__).parent)
 _FRAME: Final = re.compile(r'File "([^"]+)", line (\d+), in')
+_VIOLATED: Final = re.compile(r"Constraints violated \(([^)]*)\)")
 _NOISE: Final = ("For extended logs", "If you suspect", "The error above", "If you're using")
 
 
@@ -72,7 +78,83 @@ def export(model: Model, *, functional: bool) -> ExportedProgram:
             exported = torch.export.export(Flat(module), examples, dynamic_shapes=(shapes,), strict=False)
             return exported.run_decompositions({}) if functional else exported
     except Exception as error:  # torch.export raises errors of many unrelated types
+        violated = _VIOLATED.search(str(error)) if isinstance(error, UserError) else None
+        if violated is not None:
+            again = redirect_stderr(io.StringIO())  # what the module itself writes was written once
+            with suppress(Exception), again, quietly(), _Binding(module) as binding:
+                torch.export.export(Flat(module), examples, dynamic_shapes=(shapes,), strict=False)
+            raise CaptureError(_bound(model, violated[1].split(", "), str(error), binding.told())) from error
         raise CaptureError(explained(module, error)) from error
+
+
+class _Binding(TorchFunctionMode):
+    """Finds what binds the size of an input's axis, while a module is exported."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self._place = ""
+        self._module = module
+        self._env: ShapeEnv | None = None
+        self._known = 0
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        del types
+        found = func(*args, **(kwargs or {}))
+        for tensor in (*args, found) if self._env is None else ():
+            for size in tensor.shape if isinstance(tensor, torch.Tensor) else ():
+                self._env = size.node.shape_env if isinstance(size, torch.SymInt) else self._env
+        guards = self._env.guards if self._env is not None else []
+        if not self._place and any(isinstance(guard.expr, sympy.Eq) for guard in guards[self._known :]):
+            frames = list(walk_stack(None))[::-1]
+            self._place = _where(self._module, frames, resolve_name(func) or "")
+        self._known = len(guards)
+        return found
+
+    def told(self) -> str:
+        """The first call that binds one, or else the line of the module's code that compares one; or nothing."""
+        places = [guard.sloc.framework_loc for guard in (self._env.guards if self._env is not None else ())]
+        lines = [_line(place.filename, place.lineno or 0) for place in places if isinstance(place, FrameSummary)]
+        return self._place or next((line for line in lines if line), "")
+
+
+def _bound(model: Model, axes: Sequence[str], told: str, place: str) -> str:
+    """What torch has told of axes that are not as free as the model's description says, in the words of that."""
+    named = {axis: f"axis {axis!r} of the input {item.name!r}" for item in reversed(model.inputs) for axis in item.axes}
+    found = []
+    for axis in axes:
+        fix = re.search(rf"^  {re.escape(axis)} = (.+)$", told, re.MULTILINE)
+        fixed = fix[1] if fix else ""
+        least, most = (re.search(rf"{side}=(\d+)", fixed) for side in ("min", "max"))
+        if fixed.isdecimal():
+            mend = f"its size is {fixed} there, and no other; use the tensor's own size, or give the axis no name"
+        elif fixed in named:
+            mend = f"its size is always that of the {named[fixed]}; give both one name"
+        elif least or most:
+            bounds = [f"{side}={bound[1]}" for side, bound in (("minimum", least), ("maximum", most)) if bound]
+            mend = f"its sizes are bounded there; say so with Axis({axis!r}, {', '.join(bounds)})"
+        else:
+            mend = f"its sizes are bound there{f' ({axis} = {fixed})' if fixed else ''}; compute so that any will do"
+        found.append(f"{named.get(axis, f'axis {axis!r}')}: {mend}")
+    return f"{type(model.module).__name__} cannot be captured: {place + ': ' if place else ''}{'; '.join(found)}"
+
+
+def outputs_of(model: Model) -> tuple[torch.Tensor, ...]:
+    """What the model gives for its examples.
+
+    Raises:
+        InvalidRequest: it does not run.
+    """
+    try:
+        with torch.no_grad(), without_fast_path():
+            return Flat(model.module.eval())(*(item.example for item in model.inputs))  # type: ignore[no-any-return]
+    except ShardlineError:
+        raise
+    except Exception as error:  # the model's own code
+        place = _where(model.module, walk_tb(error.__traceback__))
+        told = f"{type(model.module).__name__} does not run on its examples: {place + ': ' if place else ''}"
+        raise InvalidRequest(f"{told}{type(error).__name__}: {first_line(error)[:900]}") from error
 
 
 @contextmanager
@@ -176,7 +258,7 @@ def explained(module: torch.nn.Module, error: Exception) -> str:
     """What torch says, after the operator that it was in, the layer, and the line of its code."""
     if isinstance(error, CaptureError):
         return str(error)
-    place = _where(module, error)
+    place = _where(module, walk_tb(error.__traceback__), error=error)
     lines = [part.strip() for part in str(error).splitlines() if part.strip()] or [type(error).__name__]
     told = " ".join(part.partition("For more information")[0] for part in lines[:6] if not part.startswith(_NOISE))
     if isinstance(error, GuardOnDataDependentSymNode):
@@ -184,21 +266,21 @@ def explained(module: torch.nn.Module, error: Exception) -> str:
     return f"{type(module).__name__} cannot be captured: {place + ': ' if place else ''}{told[:900]}"
 
 
-def _where(module: torch.nn.Module, error: Exception) -> str:
+def _where(
+    module: torch.nn.Module, frames: Iterable[tuple[FrameType, int]], operator: str = "", error: Exception | None = None
+) -> str:
     """What was running: the innermost operator, layer, and line that is neither PyTorch's nor ours."""
     names = {id(part): name for name, part in module.named_modules()}
-    operator, layer, line = "", "", ""
+    layer, line = "", ""
     graph: torch.fx.Graph | None = None
-    trace = error.__traceback__
-    while trace is not None:
-        code, values = trace.tb_frame.f_code, trace.tb_frame.f_locals
+    for frame, number in frames:
+        code, values = frame.f_code, frame.f_locals
         found = next((values[name] for name in ("func", "op") if isinstance(values.get(name), OpOverload)), None)
         operator = str(found) if found is not None else operator
         for value in values.values():
             layer = names.get(id(value), layer) if isinstance(value, torch.nn.Module) else layer
             graph = value.graph if isinstance(value, torch.fx.Tracer) and hasattr(value, "graph") else graph
-        line = _line(code.co_filename, trace.tb_lineno) or line
-        trace = trace.tb_next
+        line = _line(code.co_filename, number) or line
     if isinstance(error, GuardOnDataDependentSymNode) and graph is not None:
         operator = _read(graph) or operator
     return _place(operator, layer, line)
@@ -262,10 +344,17 @@ def _write(exported: ExportedProgram, path: Path) -> None:
                     node.meta.pop(key, None)
     exported._example_inputs = None
     exported._guards_code = []
-    with warnings.catch_warnings(), path.open("wb") as file:
+    with warnings.catch_warnings(), patient_file(path) as file:
         warnings.simplefilter("ignore")
+        torch.export.save(exported, file)
+
+
+@contextmanager
+def patient_file(path: Path) -> Iterator[IO[bytes]]:
+    """A new file for PyTorch to write. Raises OSError afterwards: something could not be written, as on a full disk."""
+    with path.open("wb") as file:
         patient = _PatientFile(file)
-        torch.export.save(exported, cast(IO[bytes], patient))
+        yield cast(IO[bytes], patient)
         if patient.error is not None:
             raise patient.error
 

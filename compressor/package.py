@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 
-from compressor.capture import Flat, capture, without_fast_path
+from compressor.capture import capture, outputs_of
 from compressor.compress import Compression, compress_
 from compressor.model import Model
 from compressor.packaging.compile import compiler_problem
@@ -24,7 +24,7 @@ from compressor.quantization.quantize import int8_convolutions, int8_layers
 from compressor.recipe import Recipe
 from compressor.recipe_file import RecipeFile
 from compressor.sources.sources import read_source
-from compressor.step import Context
+from compressor.step import Context, Training
 from compressor.training.kept_trainings import KeptTrainings
 from compressor.training.train import Trainer
 from worker.artifact import file_entry, load_artifact, write_artifact
@@ -69,6 +69,7 @@ def package(
     progress: Progress = lambda _: None,
     deadline: float | None = None,
     workers: int | None = None,
+    training: Training | None = None,
 ) -> Path:
     """Packages `source` as the next version under `out` (models/minilm) and returns its folder.
 
@@ -88,6 +89,7 @@ def package(
         deadline: by `time.monotonic()`, of trainings in this process; None: they take what they take.
         workers: train on so many workers of the Ray cluster that this process has joined, all of which reach `out`;
             None: in this process.
+        training: the data that `compression` names for it, where they were read already.
 
     Raises:
         DeadlineExceeded: a training did not end in time.
@@ -107,12 +109,12 @@ def package(
 
     def fill(folder: Path) -> Manifest:
         examples = [item.example for item in model.inputs]
-        with torch.no_grad(), without_fast_path():
-            exact = Flat(model.module.eval())(*examples) if steps else ()
+        exact = outputs_of(model) if steps else ()
         changed, done = model, None
         if steps:
             whole = replace(model, module=_in_a_parent(model.module))
-            used = replace((context or steps.context)(whole), target=device, say=progress)
+            given = context(whole) if context else steps.context(whole, training)
+            used = replace(given, target=device, say=progress)
             used = replace(used, trainer=used.trainer or trainer, device=device if context is None else used.device)
             try:
                 done = compress_(whole.module, *steps.steps, context=used)

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationErr
 from torch import Tensor
 
 from compressor.evaluation.evaluation import batches
-from compressor.evaluation.records import read_records
+from compressor.evaluation.records import Records, read_records
 from compressor.model import Model
 from compressor.sources.sources import read_source
 from compressor.step import Context, Step, Training, nearest
@@ -61,16 +61,18 @@ class RecipeFile(BaseModel):
             return tuple(value)
         return read_steps(value)
 
-    def context(self, model: Model) -> Context:
-        """What the steps may use: the data, read and checked against the model's inputs.
+    def context(self, model: Model, training: Training | None = None) -> Context:
+        """What the steps may use: the data, read and checked against the model's inputs. `training`: read already.
 
         Raises:
             InvalidRequest: data are missing, empty, or not what the model takes.
         """
+        if self.training is not None and training is None:
+            training = read_training(self.training, model, self.seed)
         return Context.of(
             model,
             calibration=read_calibration(self.calibration, model, self.calibration_rows) if self.calibration else (),
-            training=read_training(self.training, model, self.seed) if self.training else None,
+            training=training if self.training is not None else None,
             teacher=read_source(self.teacher).module.eval() if self.teacher else None,
             seed=self.seed,
         )
@@ -158,14 +160,24 @@ def read_training(source: str, model: Model, seed: int) -> Training:
         made = _made("training", source, found)
         if not callable(getattr(made, "batches", None)) or not callable(getattr(made, "loss", None)):
             raise InvalidRequest(f"training {source!r} returned {_kind(made)}; expected a compressor.step.Training")
+        if isinstance(made, Rows):
+            _check_batch(f"training {source!r}", made.inputs, model)
         return made  # type: ignore[no-any-return]
-    records = read_records(Path(source))
+    return training_rows(read_records(Path(source)), model, seed)
+
+
+def training_rows(records: Records, model: Model, seed: int) -> Rows:
+    """Records with a column for each input, or `text`, and one `label`, as rows to train on.
+
+    Raises:
+        InvalidRequest: a column is missing, or is not what the model takes.
+    """
     labels = torch.from_numpy(records.numbers(_LABEL)).to(torch.int64)
     order = torch.empty(len(records), dtype=torch.int64)
     parts: list[tuple[Tensor, ...]] = []
     first = 0
     for places, tensors in batches(model, records):
-        _check_batch(f"training {source!r}", tensors, model)
+        _check_batch(f"training {records.source!r}", tensors, model)
         order[first : first + len(places)] = torch.from_numpy(places)
         first += len(places)
         parts.append(tensors)

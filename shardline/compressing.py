@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from shardline import exits
 from shardline.packaging import keep_or_write
 from shardline.progress import steps
+from shardline.signals import sigterm_as_ctrl_c
 from worker.errors import InvalidRequest
 from worker.model_yaml import ModelYaml
 
@@ -36,12 +37,20 @@ def run(
 ) -> int:
     sys.path.insert(0, "")  # a factory, or data from a function, may stand in the folder where the command is typed
     try:
-        with steps(f"reading {recipe}") as begin:
+        with sigterm_as_ctrl_c(), steps(f"reading {recipe}") as begin:
             from compressor.package import package  # noqa: PLC0415 -- torch takes seconds
             from compressor.recipe_file import read_recipe  # noqa: PLC0415
+            from compressor.steps import KINDS  # noqa: PLC0415
+            from compressor.training.training_steps import TrainingStep  # noqa: PLC0415
             from worker.artifact import read_manifest  # noqa: PLC0415
 
             compression = read_recipe(recipe)
+            if workers and not any(step.needs_training() for step in compression.steps):
+                kinds = ", ".join(name for name, kind in KINDS.items() if issubclass(kind, TrainingStep))
+                raise InvalidRequest(
+                    f"--workers {workers}: no step of the recipe trains, and nothing else uses workers: leave them "
+                    f"out, or name one that does ({kinds})"
+                )
             with _ray(workers, address):
                 folder = package(
                     source,

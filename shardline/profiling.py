@@ -10,6 +10,7 @@ from rich.table import Table
 
 from shardline import exits
 from shardline.progress import steps
+from shardline.signals import sigterm_as_ctrl_c
 from worker.artifact import ArtifactError, versions
 from worker.profile import DeviceProfile, Profile
 
@@ -41,7 +42,7 @@ def run(
     as_json: bool,
 ) -> int:
     version = version_folder(folder)
-    with steps(f"loading {version}") as begin:
+    with sigterm_as_ctrl_c(), steps(f"loading {version}") as begin:
         from compressor.profiling import profile as measuring  # noqa: PLC0415 -- torch takes seconds
 
         found = measuring.profile_artifact(

@@ -1,11 +1,13 @@
-"""Ctrl-C and SIGTERM: the first asks to drain, the second forces."""
+"""Ctrl-C and SIGTERM: the first asks to drain, the second forces; for what cannot drain, SIGTERM is a Ctrl-C."""
 
 import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
+
+import psutil
 
 
 class StopAsked(Exception):
@@ -62,3 +64,24 @@ class StopSignals:
         for each in (signal.SIGINT, signal.SIGTERM):
             signal.signal(each, signal.SIG_IGN)
         raise Forced
+
+
+@contextmanager
+def sigterm_as_ctrl_c() -> Iterator[None]:
+    """SIGTERM does what Ctrl-C does in a terminal: children get it too, such as a compiler. Main thread only."""
+
+    def interrupt(_: int, frame: FrameType | None) -> None:
+        for child in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                child.send_signal(signal.SIGINT)
+        handler = signal.getsignal(signal.SIGINT)  # a library may have its own for a while
+        if callable(handler):
+            handler(signal.SIGINT, frame)
+        else:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

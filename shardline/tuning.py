@@ -1,32 +1,27 @@
 """`shardline tune`: searches, shows what it does, and leaves an artifact with its recipe and its report."""
 
 import argparse
-import errno
 import json
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from shardline import exits
 from shardline.packaging import keep_or_write
 from shardline.progress import steps
+from shardline.signals import sigterm_as_ctrl_c
+from worker.artifact import NOT_WRITTEN
+from worker.errors import InvalidRequest
 from worker.model_yaml import ModelYaml
 
 if TYPE_CHECKING:
     from compressor.search.report import Report
 
 
-_NOT_WRITTEN: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
-
-
 def run(given: argparse.Namespace) -> int:
     sys.path.insert(0, "")  # a factory or an evaluation may stand in the folder where the command is typed
     try:
-        with _stoppable(), steps(f"reading {given.source}") as begin:
+        with sigterm_as_ctrl_c(), steps(f"reading {given.source}") as begin:
             report = _searched(given, begin)
         handler = _handler(report.artifact)
         keep_or_write(given.out / "model.yaml", ModelYaml(handler=handler, stages=given.stages[0], device=given.device))
@@ -37,9 +32,8 @@ def run(given: argparse.Namespace) -> int:
         )
         return exits.FORCED
     except OSError as error:
-        if error.errno not in _NOT_WRITTEN:
-            sys.stderr.write(f"shardline: {error}\n")
-            return exits.FAILED
+        if error.errno not in NOT_WRITTEN:
+            raise
         sys.stderr.write(
             f"shardline: {given.out}: cannot be written: {error}; no file is half-written, and what was measured stays "
             f"in {given.out / '.tune'}: where there is room, the same command goes on from there\n"
@@ -58,6 +52,8 @@ def _searched(given: argparse.Namespace, begin: Any) -> "Report":
     from compressor.search.treatments import read_treatments  # noqa: PLC0415
     from compressor.search.tune import Request, tune  # noqa: PLC0415
 
+    if given.address and not given.workers:
+        raise InvalidRequest(f"--address {given.address}: trials run there on --workers; give their number")
     request = Request(
         source=given.source,
         out=given.out,
@@ -85,20 +81,6 @@ def _handler(artifact: str) -> str | None:
     from worker.artifact import read_manifest  # noqa: PLC0415
 
     return read_manifest(Path(artifact)).handler
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """SIGTERM ends as Ctrl-C does: in order."""
-
-    def stop(_: int, __: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def shown(report: dict[str, Any], out: str) -> str:

@@ -7,6 +7,7 @@ models/minilm/1/manifest.json   what everything is, and the hash of every other 
                 profile.json    what was measured of it, where it was; not listed, and replaced at will
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -27,6 +28,9 @@ from worker.errors import ShardlineError
 from worker.manifest import FORMAT, MANIFEST, PROFILE, PROGRAM, FileEntry, Manifest
 
 MAX_MANIFEST_BYTES: Final = 64 * 2**20
+
+NOT_WRITTEN: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM})
+"""`OSError.errno` of a disk that has no room, or that may not be written to."""
 
 _VERSION: Final = re.compile(r"[1-9]\d{0,17}")
 _TEMPORARY_PREFIX: Final = ".packaging-"

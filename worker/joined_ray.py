@@ -9,7 +9,7 @@ import ray
 from ray.exceptions import RayError
 
 from worker.errors import ShardlineError
-from worker.local_ray import ray_environment
+from worker.local_ray import own_sigterm, ray_environment
 
 WITHIN_S: Final = 5.0
 
@@ -48,7 +48,8 @@ def joined_ray(address: str, *, namespace: str | None = None) -> Iterator[None]:
     check_reachable(address)
     with ray_environment({}):
         try:
-            ray.init(address=address, namespace=namespace, log_to_driver=False, configure_logging=False)
+            with own_sigterm():
+                ray.init(address=address, namespace=namespace, log_to_driver=False, configure_logging=False)
         except (ConnectionError, ValueError, RuntimeError, RayError) as error:
             raise RayNotJoined(f"cannot join the Ray cluster at {address}: {error}") from error
         try:

@@ -4,6 +4,8 @@ import contextlib
 import logging
 import os
 import shutil
+import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -65,19 +67,22 @@ def _start(scratch: Path, cpus: int | None, object_store_bytes: int, namespace: 
     for left in reversed(range(TRIES)):
         before = set(mine.children(recursive=True))
         try:
-            ray.init(
-                address="local",
-                num_cpus=cpus,
-                namespace=namespace,
-                include_dashboard=False,
-                log_to_driver=False,
-                configure_logging=False,
-                object_store_memory=object_store_bytes,
-                _temp_dir=str(scratch),
-            )
-        except Exception as error:  # Ray raises plain Exception where its processes do not come up in time
+            with own_sigterm():
+                ray.init(
+                    address="local",
+                    num_cpus=cpus,
+                    namespace=namespace,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    configure_logging=False,
+                    object_store_memory=object_store_bytes,
+                    _temp_dir=str(scratch),
+                )
+        except BaseException as error:  # Ray raises plain Exception where its processes do not come up in time
             ray.shutdown()
             _end(set(mine.children(recursive=True)) - before)  # Ray forgets those of a node that did not come up
+            if not isinstance(error, Exception):
+                raise
             if not left:
                 raise RayNotStarted(
                     f"Ray did not start on this machine: {error}; try again when it is less busy"
@@ -104,6 +109,23 @@ def _remove(folder: Path) -> None:
             return
         time.sleep(0.1)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def own_sigterm() -> Iterator[None]:
+    """For `ray.init`: where this process handles SIGTERM, it does so afterwards as well, and not Ray's handler."""
+    before = signal.getsignal(signal.SIGTERM)
+    mine = threading.current_thread() is threading.main_thread() and callable(before)
+    try:
+        yield
+    except SystemExit:  # of Ray's handler: the signal came meanwhile
+        if mine:
+            signal.signal(signal.SIGTERM, before)
+            signal.raise_signal(signal.SIGTERM)
+        raise
+    finally:
+        if mine:
+            signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

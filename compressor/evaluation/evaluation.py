@@ -23,7 +23,7 @@ from compressor.evaluation.records import Records
 from compressor.evaluation.text_inputs import TextInputs
 from compressor.model import Input, Model
 from compressor.step import nearest
-from worker.errors import InvalidRequest
+from worker.errors import InvalidRequest, ShardlineError
 
 Run = Callable[[Sequence[torch.Tensor]], tuple[torch.Tensor, ...]]
 """The model: its inputs, in its order, to its outputs."""
@@ -222,8 +222,12 @@ class Function(Evaluation):
 
     def answers(self, run: Run, model: Model, records: Records) -> Floats:
         del model
-        given = self._function(lambda *tensors: run(tensors), dict(records.columns))
-        found = np.asarray(given, dtype=np.float64)
+        try:
+            found = np.asarray(self._function(lambda *tensors: run(tensors), dict(records.columns)), dtype=np.float64)
+        except (ShardlineError, OSError):
+            raise
+        except Exception as error:  # the user's code
+            raise InvalidRequest(f"evaluate {self.name!r} failed: {type(error).__name__}: {error}") from error
         if found.shape != (len(records),):
             raise InvalidRequest(
                 f"evaluate {self.name!r} returned an array of shape {list(found.shape)}; expected one number for each "

@@ -16,6 +16,7 @@ from torch._inductor.cpp_builder import get_cpp_compiler
 from torch.export import Dim
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from compressor.capture import patient_file
 from compressor.packaging.int8_product import CALL, Kernel, kernel_here, options_of, with_kernel
 from compressor.packaging.rewrite import rewrite
 from compressor.profiling.measure import example_inputs
@@ -71,6 +72,7 @@ def compile_stage(
 
     Raises:
         CompileError: it cannot be compiled, or its int8 layers are not int8 any more.
+        OSError: there is no room for the package.
     """
     sizes = {name: max(2, hint) for name, hint in stage.hints.items()}
     quantized = device == "cpu" and int8_layers(stage) > 0  # what follows from it was measured on CPUs
@@ -82,21 +84,22 @@ def compile_stage(
     options |= options_of(kernel) if kernel else {}
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
-    try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            placed = (with_kernel(prepared, kernel) if kernel else prepared).on(device)
+    with patient_file(path) as file:
+        try:
+            with torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                placed = (with_kernel(prepared, kernel) if kernel else prepared).on(device)
 
-            def make() -> None:
-                exported = _exported(placed, examples, dynamic_shapes(stage))
-                torch._inductor.aoti_compile_and_package(exported, package_path=str(path), inductor_configs=options)
+                def make() -> None:
+                    exported = _exported(placed, examples, dynamic_shapes(stage))
+                    torch._inductor.aoti_compile_and_package(exported, package_path=file, inductor_configs=options)
 
-            attends = any(operator_name(step) == "aten::scaled_dot_product_attention" for step in stage.steps)
-            with_attention(make, ATTENTION if attends and device != "cpu" else ())
-    except Exception as error:  # the compiler raises errors of many unrelated types
-        raise CompileError(f"AOTInductor: {type(error).__name__}: {str(error).strip()[:900]}") from error
-    finally:
-        logging.disable(before)
+                attends = any(operator_name(step) == "aten::scaled_dot_product_attention" for step in stage.steps)
+                with_attention(make, ATTENTION if attends and device != "cpu" else ())
+        except Exception as error:  # the compiler raises errors of many unrelated types
+            raise CompileError(f"AOTInductor: {type(error).__name__}: {str(error).strip()[:900]}") from error
+        finally:
+            logging.disable(before)
     convolutions = device == "cpu" and frozen and int8_convolutions(stage) > 0
     for names, wanted in {INT8_CALLS: quantized, INT8_CONVOLUTION_CALLS: convolutions}.items():
         if wanted and not calls(path, names):

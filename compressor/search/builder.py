@@ -14,8 +14,9 @@ from compressor.recipe_file import RecipeFile
 from compressor.search.laboratory import Recipe
 from compressor.search.store import key_of
 from compressor.search.trial import Setting, fresh_model
+from compressor.step import Training
 from compressor.steps import described
-from worker.artifact import load_artifact, write_artifact
+from worker.artifact import NOT_WRITTEN, ArtifactError, load_artifact, write_artifact
 from worker.errors import Internal, ShardlineError
 from worker.manifest import Manifest
 from worker.seal import DEFAULT_KEY
@@ -26,7 +27,8 @@ _FOLDER: Final = "artifacts"
 @dataclass(frozen=True, slots=True)
 class Builder:
     """work: the search's own folder. calibration: the file that steps which look at activations read. stages: to cut
-    and compile for. training: what steps that train learn from; None: there is nothing.
+    and compile for. training: what steps that train learn from; None: there is nothing. lessons: the same, where it was
+    read already.
     """
 
     setting: Setting
@@ -36,6 +38,7 @@ class Builder:
     say: Callable[[str], None]
     training: str | None = None
     key: Path = DEFAULT_KEY
+    lessons: Training | None = None
 
     def recipe(self, steps: Recipe) -> RecipeFile | None:
         """The steps as `shardline compress --recipe` takes them; None where there are none."""
@@ -83,7 +86,12 @@ class Builder:
                 key=self.key,
                 progress=self.say,
                 deadline=deadline,
+                training=self.lessons,
             )
+        except ArtifactError as error:
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno in NOT_WRITTEN:
+                raise error.__cause__ from error  # no other treatment finds room either
+            raise
         except (ShardlineError, OSError):
             raise
         except Exception as error:  # of torch, or of the model's own code: others may still be made

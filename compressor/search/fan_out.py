@@ -90,6 +90,9 @@ class RayTasks:
     """One task of one CPU for each job, all on this node: they share its files, and what is timed is timed on one kind
     of processor. A job that must be alone takes all CPUs, so that Ray starts nothing beside it.
 
+    What ends the search, such as Ctrl-C, ends its tasks with this process's part in Ray: where a task is cancelled that
+    ends by itself just then, Ray (2.60) aborts this process.
+
     `device`: where that is a GPU, each task takes one as a whole; they see all, so that `cuda:1` is the one meant.
 
     Raises:
@@ -113,25 +116,23 @@ class RayTasks:
     def each(self, jobs: Mapping[str, Job], until: float) -> Iterator[tuple[str, Any]]:
         waiting = list(jobs.items())[::-1]
         running: dict[Any, str] = {}
-        try:
-            while waiting or running:
-                while waiting and len(running) < self.width and time.monotonic() < until:
-                    key, job = waiting.pop()
-                    running[self._started(job, 1)] = key
-                if not running or time.monotonic() >= until:
-                    return
-                done, _ = ray.wait(list(running), num_returns=1, timeout=_POLL_S)
-                for reference in done:
-                    yield running.pop(reference), _result_or_why(reference)
-        finally:
-            for reference in running:
-                ray.cancel(reference, force=True)
+        while waiting or running:
+            while waiting and len(running) < self.width and time.monotonic() < until:
+                key, job = waiting.pop()
+                running[self._started(job, 1)] = key
+            if not running or time.monotonic() >= until:
+                break
+            done, _ = ray.wait(list(running), num_returns=1, timeout=_POLL_S)
+            for reference in done:
+                yield running.pop(reference), _result_or_why(reference)
+        for reference in running:
+            ray.cancel(reference, force=True)
 
     def alone(self, job: Job) -> Any:
         reference = self._started(job, self.width)
         try:
             return _result(reference, ALONE_WITHIN_S, "does something else hold this node's CPUs?")
-        except BaseException:
+        except ShardlineError:
             ray.cancel(reference, force=True)
             raise
 

@@ -74,6 +74,26 @@ def next_wholes(waiting: int, left: float, one: float, width: int, *, first: boo
     return min(waiting, room if left >= 2 * one else 1)
 
 
+@dataclass(slots=True)
+class Shares:
+    """Seconds that works of one kind share evenly, one after the other; what one does not take, those after it have.
+
+    left: for all that wait. waiting: how many.
+    """
+
+    left: float
+    waiting: int
+
+    def next(self, most: float) -> float:
+        """Of the next one: no more than `most`."""
+        return min(self.left / max(1, self.waiting), most)
+
+    def took(self, seconds: float) -> None:
+        """The next one took so many, and waits no more."""
+        self.left = max(0.0, self.left - seconds)
+        self.waiting -= 1
+
+
 class Pace:
     """The longest that each kind of work took in this search, from what was measured now and before an interruption."""
 

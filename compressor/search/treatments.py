@@ -98,6 +98,8 @@ def read_treatments(path: Path) -> tuple[Treatment, ...]:
     found = []
     for place, item in enumerate(listed):
         templates = item if isinstance(item, list) else [item]
+        if not templates or not all(isinstance(template, dict) for template in templates):
+            raise InvalidRequest(f"treatments {str(path)!r}: {place}: expected a step or a list of steps, not {item!r}")
         try:
             found.append(treatment(*templates))
         except (InvalidRequest, TypeError) as error:

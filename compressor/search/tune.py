@@ -22,12 +22,13 @@ from typing import Final, Literal
 import numpy as np
 import torch
 
+from compressor.capture import outputs_of
 from compressor.evaluation.bootstrap import Interval
 from compressor.evaluation.evaluation import Evaluation, find_evaluation, make_importable
-from compressor.evaluation.records import Records, keys_of, read_records, sample, split, without_overlap
+from compressor.evaluation.records import Records, read_records, sample, split, without_overlap
 from compressor.model import Model
 from compressor.recipe import Recipe as Packaging
-from compressor.recipe_file import read_calibration, read_recipe, read_training
+from compressor.recipe_file import read_calibration, read_recipe
 from compressor.search.budget import Budget, check_provable
 from compressor.search.builder import Builder, adopted
 from compressor.search.calibration import MOST_ROWS, remove_unnamed, write_calibration
@@ -36,6 +37,7 @@ from compressor.search.fan_out import FanOut, Here, ray_tasks
 from compressor.search.finals import HeldOut, shard_run
 from compressor.search.groups import find_groups
 from compressor.search.laboratory import Judged, Laboratory
+from compressor.search.lessons import read_lessons
 from compressor.search.mixing import CALIBRATION_LEVEL, MOST_GROUPS, Mixing, times_of
 from compressor.search.objective import Objective
 from compressor.search.pace import Pace
@@ -47,6 +49,7 @@ from compressor.search.verdict import Bench, choose
 from compressor.search.whole_only import try_whole_only, whole_only, why_not
 from compressor.search.written import Asked, report_of, rivals_of, write_report
 from compressor.sources.sources import code_of, read_source
+from compressor.step import Training
 from worker.errors import InvalidRequest, Overloaded
 from worker.manifest import MANIFEST
 from worker.runtime import check_device
@@ -117,12 +120,15 @@ def tune(request: Request, say: Say = lambda _: None) -> Report:
     make_importable()
     say("reading the model and the data")
     model = request.source if isinstance(request.source, Model) else read_source(request.source)
+    outputs_of(model)
     evaluation = find_evaluation(request.evaluate)
     calibration, held_out = read_data(request, evaluation)
     # A share of an accuracy is never more than so many points.
     check_provable(evaluation, held_out, request.max_drop.amount)
     treatments = request.treatments or usual_treatments(request.device, timed=request.objective.timed)
-    check_training(request, treatments, model, held_out)
+    lessons = read_lessons(
+        request.training, treatments, model, seed=request.seed, held_out=held_out, evaluation=evaluation
+    )
     with _work_folder(request.out) as work:
         setting = _setting(request, model, evaluation, calibration, treatments)
         store = Store(work)
@@ -134,6 +140,7 @@ def tune(request: Request, say: Say = lambda _: None) -> Report:
                 treatments=treatments,
                 store=store,
                 fan_out=fan_out,
+                lessons=lessons,
                 limit=limit,
                 say=say,
             )
@@ -141,36 +148,6 @@ def tune(request: Request, say: Say = lambda _: None) -> Report:
         if not request.keep:
             shutil.rmtree(work, ignore_errors=True)
     return report
-
-
-def check_training(request: Request, treatments: Sequence[Treatment], model: Model, held_out: Records) -> None:
-    """Raises InvalidRequest: a treatment trains and there are no data for it, or not the model's, or some of those in
-    the file are held out to judge by; or none trains.
-    """
-    learning = [item.name for item in treatments if trains(item)]
-    if learning and request.training is None:
-        raise InvalidRequest(f"treatment {learning[0]!r} trains: give it data to learn from with --training")
-    if request.training is None:
-        return
-    if not learning:
-        raise InvalidRequest(f"training {request.training!r}: no treatment trains; name one that does in --treatments")
-    read_training(request.training, model, request.seed)
-    if Path(request.training).is_file():
-        check_apart(read_records(Path(request.training)), held_out, model)
-
-
-def check_apart(training: Records, held_out: Records, model: Model) -> None:
-    """Raises InvalidRequest: the same inputs are in both. Not seen: where the two have other columns for them."""
-    both = training.columns.keys() & held_out.columns.keys()
-    columns = next((names for names in ([item.name for item in model.inputs], ["text"]) if both.issuperset(names)), [])
-    theirs = set(keys_of(held_out, columns))
-    places = [place for place, key in enumerate(keys_of(training, columns)) if key in theirs]
-    if places:
-        raise InvalidRequest(
-            f"training {training.source}: {len(places)} of {len(training)} records are also among those of "
-            f"{held_out.source} that are held out (the first is record {places[0]}); what teaches must not judge: take "
-            "them out"
-        )
 
 
 def read_data(request: Request, evaluation: Evaluation) -> tuple[Records, Records]:
@@ -291,6 +268,7 @@ class _Search:
     treatments: Sequence[Treatment]
     store: Store
     fan_out: FanOut
+    lessons: Training | None
     limit: float
     say: Say
     spent: dict[str, float] = field(default_factory=dict)
@@ -311,6 +289,7 @@ class _Search:
             self.say,
             request.training,
             request.key,
+            self.lessons,
         )
         pace = Pace(Store(request.out / WORK / "pace"), setting.key, self.limit, self.fan_out.width)
         with self._phase("uncompressed artifact"), pace.clocked("package"):

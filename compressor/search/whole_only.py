@@ -18,6 +18,7 @@ from compressor.search.finals import artifact_answers, artifact_seconds, disk_by
 from compressor.search.groups import Group
 from compressor.search.laboratory import Judged, Laboratory, Recipe
 from compressor.search.mixing import Mixing, Point, times_of
+from compressor.search.pace import Shares
 from compressor.search.treatments import Treatment, everywhere, trains
 from compressor.search.trial import timed_inputs
 from compressor.search.verdict import LEAD
@@ -25,7 +26,7 @@ from compressor.search.wholes import NO_TIME, no_faster
 from worker.errors import DeadlineExceeded, ShardlineError
 
 SHARE: Final = 0.5
-"""Of the time that is left for treatments of the whole model: so much a training may take."""
+"""Of the time that is left for treatments of the whole model: so much trainings may take together."""
 
 
 def whole_only(treatments: Sequence[Treatment], groups: Sequence[Group]) -> list[Treatment]:
@@ -40,7 +41,7 @@ def why_not(builder: Builder, lab: Laboratory, treatment: Treatment) -> str:
     recipe = builder.recipe(steps)
     if recipe is None:
         return ""
-    context = replace(recipe.context(lab.model), target=lab.setting.device)
+    context = replace(recipe.context(lab.model, builder.lessons), target=lab.setting.device)
     return "; ".join(problems(lab.model.module, steps, context))
 
 
@@ -51,22 +52,31 @@ def try_whole_only(
 
     Why a treatment has no point is in `mixing.left_out`.
     """
+    shares = Shares(SHARE * (times_of(lab).wholes - time.monotonic()), sum(map(trains, treatments)))
     for item in treatments:
-        left = times_of(lab).wholes - time.monotonic()
-        if left < lab.pace.costs.final:
+        free = times_of(lab).wholes - time.monotonic() - lab.pace.costs.final
+        if free < 0:
             mixing.left_out[item.name] = NO_TIME
             continue
-        deadline = time.monotonic() + SHARE * left if trains(item) else None
         try:
-            made = builder.built(everywhere(item), deadline=deadline)
+            made = _trained(builder, item, shares, free) if trains(item) else builder.built(everywhere(item))
             problem = _try(lab, mixing, item, made, baseline)
         except DeadlineExceeded:
-            problem = "its training takes longer than half of the time that was left"
+            problem = "its training takes longer than its share of the time that was left"
         except ShardlineError as error:
             problem = str(error)
         if problem:
             lab.say(f"{item.name} is left out: {problem}")
             mixing.left_out[item.name] = problem
+
+
+def _trained(builder: Builder, item: Treatment, shares: Shares, most: float) -> Path:
+    """The artifact of a treatment that trains, which has its share of the time. Raises as `Builder.built`."""
+    began = time.monotonic()
+    try:
+        return builder.built(everywhere(item), deadline=began + shares.next(most))
+    finally:
+        shares.took(time.monotonic() - began)
 
 
 def _try(lab: Laboratory, mixing: Mixing, item: Treatment, made: Path, baseline: Path) -> str:

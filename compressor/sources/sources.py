@@ -11,7 +11,7 @@ from typing import Any, Final
 import torch
 
 from compressor.model import Input, Model
-from worker.errors import InvalidRequest
+from worker.errors import InvalidRequest, ShardlineError
 
 _FACTORY: Final = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_]\w*)", re.ASCII)
 
@@ -44,6 +44,10 @@ def _from_factory(source: str, module: str, function: str) -> Model:
         made = getattr(importlib.import_module(module), function)()
     except (ImportError, AttributeError) as error:
         raise InvalidRequest(f"source {source!r}: {error}; {EXPECTED}") from error
+    except (ShardlineError, OSError):
+        raise
+    except Exception as error:  # the user's code
+        raise InvalidRequest(f"source {source!r} failed: {type(error).__name__}: {error}") from error
     return made if isinstance(made, Model) else _from_tuple(source, made)
 
 

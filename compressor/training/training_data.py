@@ -24,7 +24,13 @@ def first(outputs: Any) -> Tensor:
 
 def classes(outputs: Any, targets: Tensor) -> Tensor:
     """Cross-entropy of logits [rows, classes] and class numbers int64 [rows]."""
-    return nn.functional.cross_entropy(first(outputs).float(), targets)
+    logits = first(outputs).float()
+    try:
+        return nn.functional.cross_entropy(logits, targets)
+    except IndexError as error:
+        raise InvalidRequest(
+            f"a label is from {targets.min()} to {targets.max()}; the model gives {logits.shape[-1]} classes, from 0 on"
+        ) from error
 
 
 def values(outputs: Any, targets: Tensor) -> Tensor:

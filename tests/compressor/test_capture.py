@@ -98,6 +98,16 @@ class FixedBatch(nn.Module):
         return x + torch.ones(2, 3)
 
 
+class Even(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.reshape(-1, 2, 3)
+
+
+class FewRows(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * 2 if x.shape[0] < 5 else x
+
+
 class Broken(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x @ torch.ones(5, 5)
@@ -117,7 +127,17 @@ def inside(module: nn.Module) -> nn.Module:
             r"\(return x \+ 1 if x.sum\(\) > 0 else x - 1\): a branch",
         ),
         (ReturnsText(), "a tuple of Tensor, str; expected a tensor"),
-        (FixedBatch(), "batch"),
+        (
+            FixedBatch(),
+            r"FixedBatch cannot be captured: operator torch.Tensor.add at test_capture.py:\d+ \(return x \+ torch.ones"
+            r"\(2, 3\)\): axis 'batch' of the input 'x': its size is 2 there, and no other; use the tensor's own size",
+        ),
+        (inside(FixedBatch()), r"operator torch.Tensor.add in block.1 at test_capture.py:\d+ \(return x \+ torch.ones"),
+        (
+            inside(FewRows()),
+            r"at test_capture.py:\d+ \(return x \* 2 if x.shape\[0\] < 5 .*: axis 'batch' of the input 'x': its "
+            r"sizes are bounded there; say so with Axis\('batch', maximum=4\)",
+        ),
         (Broken(), r"Broken cannot be captured: operator aten.mm.default at test_capture.py:\d+"),
         (
             SizeOfData(),
@@ -183,5 +203,23 @@ def test_an_axis_beyond_what_the_model_can_take_is_refused(tmp_path: Path) -> No
             return x + self.positions[: x.shape[1]]  # type: ignore[index]
 
     model = Model(Positions(), (Input("x", torch.ones(2, 3), ("batch", "length")),), axes=(Axis("length", 1, 64),))
-    with pytest.raises(CaptureError, match="length"):
+    with pytest.raises(CaptureError, match=r"'length' of the input 'x': .*; say so with Axis\('length', maximum=16\)"):
         capture(model, tmp_path / "program.pt2")
+
+
+def test_an_axis_of_which_not_every_size_will_do_is_refused(tmp_path: Path) -> None:
+    told = (
+        r"operator torch.Tensor.reshape in block.1 at .*: its sizes are bound there \(batch = 2\*_batch\); compute so"
+    )
+    with pytest.raises(CaptureError, match=told):
+        capture(model_of(inside(Even()), torch.ones(4, 3)), tmp_path / "program.pt2")
+
+
+def test_two_axes_that_are_always_alike_are_to_have_one_name(tmp_path: Path) -> None:
+    class Sum(nn.Module):
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return x + y
+
+    inputs = tuple(Input(name, torch.ones(2, 3), ("batch", axis)) for name, axis in (("x", "a"), ("y", "b")))
+    with pytest.raises(CaptureError, match=r"Sum cannot be captured: operator torch.Tensor.add .* one name"):
+        capture(Model(Sum(), inputs), tmp_path / "program.pt2")

@@ -16,6 +16,7 @@ from compressor.quantization.int8_static import Int8Static
 from compressor.recipe import Recipe, find_packaged
 from compressor.recipe_file import RecipeFile, read_calibration, read_recipe, read_training, recipe_of
 from compressor.training.training_data import Rows
+from compressor.training.training_steps import FineTune
 from tests import models
 from worker.artifact import load_artifact
 from worker.errors import InvalidRequest
@@ -285,6 +286,13 @@ def test_a_data_file_calibrates_by_its_first_rows_and_trains_by_its_labels(tmp_p
     assert (training.inputs[0].shape, training.targets.tolist()) == ((40, 7), [0, 1] * 20)
     with pytest.raises(InvalidRequest, match="no column 'label'"):
         read_training(str(_ids(tmp_path / "none.npz")), models.attention(), 0)
+
+
+def test_training_data_that_were_read_already_are_not_read_again() -> None:
+    rows = Rows((torch.ones(2, 5, dtype=torch.int64), torch.ones(2, 5, dtype=torch.int64)), torch.zeros(2))
+    recipe = RecipeFile(steps=(FineTune(),), training="no-file.npz")
+    assert recipe.context(models.attention(), rows).training is rows
+    assert RecipeFile(steps=(Int8Dynamic(),)).context(models.attention(), rows).training is None
 
 
 def test_steps_may_be_given_as_they_are_or_as_they_are_written() -> None:

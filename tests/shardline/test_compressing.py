@@ -7,14 +7,18 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
+import ray
 import torch
 from torch import nn
 
 from compressor.model import Input, Model
+from compressor.packaging.compile import compiler_problem
 from compressor.profiling.measure import threads
 from shardline import exits
 from shardline.cli import main
@@ -98,15 +102,21 @@ def test_a_full_disk_is_told_and_leaves_nothing(room: int, tmp_path: Path) -> No
     assert not (tmp_path / "m").exists()
 
 
-def _stopped(arguments: list[str], at: str, kept: Path | None = None) -> str:
-    """What a command says that gets a Ctrl-C when it says `at`, and has then kept something of a training in `kept`."""
+def _stopped(
+    arguments: list[str],
+    at: str,
+    number: signal.Signals = signal.SIGINT,
+    until: Callable[[], bool] = lambda: True,
+    **environment: str,
+) -> str:
+    """What a command says that gets a signal when it has said `at`, and `until` is so; its children end with it."""
     script = (  # a shell that starts something in the background has it ignore Ctrl-C, and children inherit that
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from shardline.cli import main; sys.exit(main(sys.argv[1:]))\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", script, *arguments],
-        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stderr is not None
@@ -116,11 +126,13 @@ def _stopped(arguments: list[str], at: str, kept: Path | None = None) -> str:
             told += line
             if line.startswith(at):
                 break
-        while kept is not None and process.poll() is None and not any(kept.rglob("*.pt")):
+        while process.poll() is None and not until():
             time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(number)
         told += process.stderr.read()
         assert process.wait(60) == exits.FORCED, told
+        assert not psutil.wait_procs(children, timeout=10)[1], told
     finally:
         process.kill()
         process.communicate()
@@ -128,8 +140,23 @@ def _stopped(arguments: list[str], at: str, kept: Path | None = None) -> str:
     return told
 
 
-def test_ctrl_c_in_the_middle_leaves_nothing(tmp_path: Path) -> None:
-    told = _stopped(_arguments(tmp_path, _recipe(tmp_path)), "capturing the program")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_or_sigterm_in_the_middle_leaves_nothing(number: signal.Signals, tmp_path: Path) -> None:
+    told = _stopped(_arguments(tmp_path, _recipe(tmp_path)), "capturing the program", number)
+    assert told.endswith("shardline: stopped; no artifact was written\n")
+    assert not (tmp_path / "m").exists()
+
+
+def test_sigterm_ends_a_package_with_its_compiler(tmp_path: Path) -> None:
+    if problem := compiler_problem():
+        pytest.skip(problem)
+    waits, begun, cache = tmp_path / "g++", tmp_path / "begun", str(tmp_path / "cache")
+    waits.write_text(f'#!/bin/sh\n[ "$1" = --version ] && exec g++ --version\ntouch {begun}; sleep 600\n')
+    waits.chmod(0o755)
+    arguments = ["package", "tests.models:attention", "--out", str(tmp_path / "m"), "--stages", "1"]
+    told = _stopped(
+        arguments, "compiling stage 1", signal.SIGTERM, begun.exists, CXX=str(waits), TORCHINDUCTOR_CACHE_DIR=cache
+    )
     assert told.endswith("shardline: stopped; no artifact was written\n")
     assert not (tmp_path / "m").exists()
 
@@ -165,13 +192,15 @@ def test_a_training_that_ctrl_c_stopped_goes_on_to_the_very_same_bytes(
 
 
 @pytest.mark.slow
-def test_a_training_on_ray_workers_that_ctrl_c_stopped_is_kept(
-    tmp_path: Path,
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_training_on_ray_workers_that_ctrl_c_or_sigterm_stopped_is_kept(
+    number: signal.Signals, tmp_path: Path
 ) -> None:
     pytest.importorskip("pyarrow", reason='the extra "train" is not installed')
     steps = "steps:\n- {kind: prune_neurons, share: 0.5}\n- {kind: distill, epochs: 2000}\n"
     arguments = [*_arguments(tmp_path, _recipe(tmp_path, f"training: {_rows(tmp_path)}\n{steps}")), "--workers", "1"]
-    told = _stopped(arguments, "training on 1 workers", kept=tmp_path / "m" / ".training")
+    kept = tmp_path / "m" / ".training"
+    told = _stopped(arguments, "training on 1 workers", number, lambda: any(kept.rglob("*.pt")))
     assert "shardline: stopped; no artifact was written; what was trained stays in" in told
     assert [path.name for path in (tmp_path / "m").iterdir()] == [".training"]
 
@@ -287,8 +316,30 @@ def test_a_distillation_on_two_ray_workers_gives_what_one_process_gives(tmp_path
 def test_an_address_without_workers_and_a_cluster_that_is_not_there_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = _recipe(tmp_path)
+    recipe = _recipe(tmp_path, f"training: {_rows(tmp_path)}\nsteps: [{{kind: fine_tune}}]\n")
     assert main([*_arguments(tmp_path, recipe), "--address", "127.0.0.1:1"]) == exits.FAILED
     assert "trainings run there on --workers; give their number" in capsys.readouterr().err
     assert main([*_arguments(tmp_path, recipe), "--address", "127.0.0.1:1", "--workers", "2"]) == exits.FAILED
     assert "cannot join the Ray cluster at 127.0.0.1:1: [Errno 111] Connection refused" in capsys.readouterr().err
+
+
+def test_workers_for_a_recipe_in_which_nothing_trains_are_refused_and_no_ray_is_started(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*_arguments(tmp_path, _recipe(tmp_path)), "--workers", "2"]) == exits.FAILED
+    told = capsys.readouterr().err
+    assert "--workers 2: no step of the recipe trains" in told
+    assert "(prune_gradually, train_sparse, fine_tune, distill, distill_network)" in told
+    assert not ray.is_initialized()
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_label_that_is_no_class_is_told_and_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = dict(np.load(_rows(tmp_path)))
+    np.savez(tmp_path / "rows.npz", **(rows | {"label": np.full(64, -1)}))
+    recipe = _recipe(tmp_path, f"training: {tmp_path / 'rows.npz'}\nsteps: [{{kind: fine_tune}}]\n")
+    assert main(_arguments(tmp_path, recipe)) == exits.FAILED
+    assert "a label is from -1 to -1; the model gives 16 classes, from 0 on" in capsys.readouterr().err
+    assert not (tmp_path / "m").exists()

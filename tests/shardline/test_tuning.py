@@ -1,5 +1,6 @@
 """`shardline tune`, as a command."""
 
+import inspect
 import json
 import os
 import signal
@@ -12,9 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
+from compressor.model import Input, Model
 from compressor.package import package
 from compressor.profiling.measure import threads
+from compressor.training.training_data import Rows
 from shardline import exits
 from shardline.cli import main
 from tests.compressor.search.tiny import classifier, single, write_data
@@ -35,6 +40,27 @@ START = (  # a shell that starts something in the background has it ignore Ctrl-
 
 def not_a_number(run: Any, columns: dict[str, np.ndarray]) -> list[float]:
     return [float("nan")] * len(columns["x"])
+
+
+def evaluation_that_fails(run: Any, columns: dict[str, np.ndarray]) -> list[float]:
+    raise KeyError("no such column")
+
+
+def source_that_fails() -> Model:
+    raise ValueError("no weights")
+
+
+class Fails(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        raise KeyError("inside")
+
+
+def model_that_fails() -> Model:
+    return Model(nn.Sequential(Fails()), (Input("x", torch.zeros(3, 64), ("batch", None)),))
+
+
+def rows_of_another_model() -> Rows:
+    return Rows((torch.zeros(8, 3),), torch.zeros(8))
 
 
 @pytest.fixture(autouse=True)
@@ -81,9 +107,9 @@ def started(command: Sequence[str], home: Path) -> Iterator[subprocess.Popen[str
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", ["0", "2"])
-def test_ctrl_c_leaves_nothing_half_made_and_the_same_command_goes_on_to_what_can_be_replayed(
-    workers: str, command: list[str], tmp_path: Path
+@pytest.mark.parametrize(("workers", "number"), [("0", signal.SIGINT), ("2", signal.SIGINT), ("2", signal.SIGTERM)])
+def test_ctrl_c_or_sigterm_leaves_nothing_half_made_and_the_same_command_goes_on_to_what_can_be_replayed(
+    workers: str, number: signal.Signals, command: list[str], tmp_path: Path
 ) -> None:
     out = tmp_path / "models" / "tiny"
     asked = [*changed(command, workers=workers), "--json"]
@@ -93,7 +119,7 @@ def test_ctrl_c_leaves_nothing_half_made_and_the_same_command_goes_on_to_what_ca
         for text in first.stderr:
             told += text
             if text.startswith("sensitivity"):
-                first.send_signal(signal.SIGINT)
+                first.send_signal(number)
                 break
         told += first.stderr.read()
         assert first.wait(60) == exits.FORCED, told
@@ -161,6 +187,8 @@ def test_a_budget_that_nothing_keeps_gives_the_model_as_it_was_and_says_so(
         ({"objective": "latncy@8"}, 'the nearest is "latency"'),
         ({"device": "tpu"}, "expected cpu, cuda or cuda:N"),
         ({"treatments": "nothing.yaml"}, "cannot be read"),
+        ({"evaluate": f"{HERE}:evaluation_that_fails"}, "evaluation_that_fails' failed: KeyError: 'no such column'"),
+        ({"address": "127.0.0.1:1"}, "--address 127.0.0.1:1: trials run there on --workers; give their number"),
     ],
 )
 def test_what_is_wrong_is_told_and_leaves_no_version(
@@ -179,6 +207,8 @@ def test_what_is_wrong_is_told_and_leaves_no_version(
         ("- {kind: prune_neuron, share: 0.5}", 'the nearest is "prune_neurons"'),
         ("- {kind: prune_neurons, shares: 0.5}", 'takes no such key; the nearest is "share"'),
         ("[]", "treatments"),
+        ("- []", "0: expected a step or a list of steps, not []"),
+        ("- 5", "0: expected a step or a list of steps, not 5"),
     ],
 )
 def test_a_treatment_that_is_unknown_is_told_with_the_nearest(
@@ -213,6 +243,35 @@ def test_a_model_that_cannot_be_exported_is_told_with_the_line_and_leaves_no_ver
     assert main(command) == exits.FAILED
     assert "(return x + 1 if x.sum() > 0 else x - 1): a branch or a size depends on the data" in capsys.readouterr().err
     assert {path.name for path in (tmp_path / "models" / "tiny").iterdir()} == {".tune"}
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("source_that_fails", "source_that_fails' failed: ValueError: no weights"),
+        (
+            "model_that_fails",
+            'Sequential does not run on its examples: in 0 at test_tuning.py:{line} (raise KeyError("in',
+        ),
+    ],
+)
+def test_a_source_or_a_model_whose_code_fails_is_told(
+    source: str, told: str, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command[1] = f"{HERE}:{source}"
+    assert main(command) == exits.FAILED
+    assert told.format(line=inspect.getsourcelines(Fails.forward)[1] + 1) in capsys.readouterr().err
+
+
+def test_training_data_that_are_not_the_models_and_an_out_that_is_a_file_are_told(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "treatments.yaml").write_text("- {kind: fine_tune}")
+    assert main(changed(command, training=f"{HERE}:rows_of_another_model")) == exits.FAILED
+    assert "the input 'x' is [8, 3]; expected ['batch', 64]" in capsys.readouterr().err
+    (tmp_path / "treatments.yaml").write_text("- {kind: int8_dynamic}")
+    assert main(changed(command, out=tmp_path / "treatments.yaml")) == exits.FAILED
+    assert "Not a directory; check the path" in capsys.readouterr().err
 
 
 def test_a_wrong_time_limit_is_a_usage_error(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:

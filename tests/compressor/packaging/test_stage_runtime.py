@@ -46,6 +46,14 @@ def test_a_compiler_that_fails_leaves_the_uncompiled_stage_and_its_words(
     assert list(packages.iterdir()) == []
 
 
+def test_a_package_that_finds_no_room_is_no_stage_that_cannot_be_compiled(stage: Program, tmp_path: Path) -> None:
+    if problem := compiler_problem():
+        pytest.skip(problem)
+    (tmp_path / "stage.pt2").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device"):
+        choose_runtime(stage, INPUTS, tmp_path, "stage", device="cpu")
+
+
 def test_a_compiled_stage_that_gives_something_else_is_not_taken(stage: Program, tmp_path: Path) -> None:
     if problem := compiler_problem():
         pytest.skip(problem)

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from compressor.search.pace import MARGIN, Costs, Pace, next_wholes, times
+from compressor.search.pace import MARGIN, Costs, Pace, Shares, next_wholes, times
 from compressor.search.store import Store
 
 COSTS = Costs(package=40.0, look=20.0, judge=10.0, build=30.0, timing=5.0)
@@ -44,6 +44,17 @@ def test_so_many_treatments_of_the_whole_model_are_tried_at_once_as_there_is_tim
 def test_no_more_are_tried_than_are_waiting() -> None:
     assert next_wholes(1, math.inf, 1.0, 8, first=False) == 1
     assert next_wholes(3, math.inf, 1.0, 1, first=True) == 1
+
+
+def test_trainings_share_their_time_evenly_and_what_one_leaves_goes_to_those_after_it() -> None:
+    shares = Shares(60.0, 3)
+    found = []
+    for took in (20.0, 4.0, 36.0):
+        found.append(shares.next(math.inf))
+        shares.took(took)
+    assert found == [20.0, 20.0, 36.0]
+    assert Shares(60.0, 1).next(25.0) == 25.0
+    assert Shares(math.inf, 2).next(math.inf) == math.inf
 
 
 def test_work_is_expected_to_take_what_the_longest_of_its_kind_took(tmp_path: Path) -> None:
