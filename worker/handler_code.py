@@ -4,6 +4,7 @@ What a node uses is that folder where the node has it, else a copy: `code/` with
 of each. Names that begin with a dot, and `__pycache__`, are no part of it. Needs neither torch nor Ray.
 """
 
+import errno
 import hashlib
 import importlib.util
 import json
@@ -52,26 +53,53 @@ def keep_code(model: Path, name: str, sha256: str, kept: Path) -> None:
         with suppress(HandlerCodeError):
             kept_code(target)
             return
-        shutil.rmtree(target)
     kept.mkdir(mode=0o700, parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=".", dir=kept))
     try:
-        origin = _inside(model, name)
-        for file in _listed(origin):
-            path = building / FOLDER / file
-            path.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(origin / file, path, follow_symlinks=False)
-        manifest = _manifest(_listed(building / FOLDER))
+        files = _read(_inside(model, name))
+        manifest = _manifest({file: hashlib.sha256(data).hexdigest() for file, data in files.items()})
         if _hash(manifest) != sha256:
             raise HandlerCodeError(
-                f"handler_code: {origin} is no longer as it was when it was taken; `shardline rollout {model.name}` "
-                "takes it as it is now"
+                f"handler_code: {model / name} is no longer as it was when it was taken; `shardline rollout "
+                f"{model.name}` takes it as it is now"
             )
+        for file, data in files.items():
+            path = building / FOLDER / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
         (building / MANIFEST).write_bytes(manifest)
-        with suppress(FileExistsError):
-            building.rename(target)
+        _put(building, target)
     finally:
         shutil.rmtree(building, ignore_errors=True)
+
+
+def _read(folder: Path) -> dict[str, bytes]:
+    """The content of each file that belongs to the code. Raises HandlerCodeError."""
+    files: dict[str, bytes] = {}
+    try:
+        for name in _listed(folder):
+            with (folder / name).open("rb") as file:
+                files[name] = file.read(MAX_FILE_BYTES)
+    except OSError as error:
+        raise HandlerCodeError(
+            f"handler_code: {error.filename or folder}: cannot be read: {error.strerror}; let user {os.getuid()} read "
+            "it, and try again where it was just being changed"
+        ) from error
+    return files
+
+
+def _put(building: Path, target: Path) -> None:
+    """In the place of a damaged copy, if there is one. Another controller may have made the same one meanwhile."""
+    try:
+        building.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
+        with suppress(HandlerCodeError):
+            kept_code(target)
+            return
+        shutil.rmtree(target)
+        building.rename(target)
 
 
 def kept_code(folder: Path) -> Path:

@@ -1,9 +1,12 @@
+import errno
 import importlib.util
 import os
 import py_compile
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, BinaryIO, Never
 
 import pytest
 
@@ -63,7 +66,41 @@ def test_a_copy_is_whole_or_is_not_and_a_damaged_one_is_made_again(model: Path, 
     (code / "words" / "list.txt").unlink()
     with pytest.raises(HandlerCodeError, match=r"no longer as it was .* `shardline rollout a` takes it"):
         keep_code(model, "code", sha256, kept)
-    assert list(kept.iterdir()) == []
+    assert [one.name for one in kept.iterdir()] == [sha256], "nothing half made is left"
+
+
+def test_a_copy_that_another_controller_makes_meanwhile_will_do(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sha256, kept = code_hash(model, "code"), tmp_path / "kept"
+    made: Callable[..., str] = tempfile.mkdtemp
+
+    def and_another_is_faster(**given: Any) -> str:
+        monkeypatch.setattr(tempfile, "mkdtemp", made)
+        keep_code(model, "code", sha256, kept)
+        return made(**given)
+
+    monkeypatch.setattr(tempfile, "mkdtemp", and_another_is_faster)
+    keep_code(model, "code", sha256, kept)
+    assert [one.name for one in kept.iterdir()] == [sha256]
+    kept_code(kept / sha256)
+
+
+def test_where_files_cannot_be_read_it_is_they_that_are_named_and_the_copy_stays(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(file: BinaryIO, _: str) -> Never:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), file.name)
+
+    sha256, kept = code_hash(model, "code"), tmp_path / "kept"
+    keep_code(model, "code", sha256, kept)
+    with monkeypatch.context() as failing:
+        failing.setattr("hashlib.file_digest", fails)
+        with pytest.raises(
+            HandlerCodeError, match=f"^handler_code: {model}/code/.*: cannot be read: Input/output error"
+        ):
+            keep_code(model, "code", sha256, kept)
+    kept_code(kept / sha256)
 
 
 @pytest.mark.parametrize(
