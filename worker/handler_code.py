@@ -159,6 +159,8 @@ def _listed(folder: Path) -> dict[str, str]:
         raise error
 
     for base, folders, names in os.walk(folder, onerror=refuse):
+        if base != str(folder):
+            _refuse_name(Path(base))
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__pycache__")
         for name in sorted([*names, *(one for one in folders if os.path.islink(os.path.join(base, one)))]):
             if name.startswith("."):
@@ -182,8 +184,7 @@ def _bytes(path: Path) -> int:
     if not stat.S_ISREG(status.st_mode):
         what = "a link" if stat.S_ISLNK(status.st_mode) else "a special file"
         raise HandlerCodeError(f"handler_code: {path}: expected a plain file, got {what}; put a copy in its place")
-    if not path.name.isprintable() or "\\" in path.name:
-        raise HandlerCodeError(f"handler_code: {str(path)!r}: expected a printable name; rename it")
+    _refuse_name(path)
     if path.name.endswith(_COMPILED):
         raise HandlerCodeError(
             f"handler_code: {path}: expected .py and data files, got compiled code; install its package on every node"
@@ -193,6 +194,11 @@ def _bytes(path: Path) -> int:
             f"handler_code: {path}: expected up to {MAX_FILE_BYTES} bytes, got {status.st_size}{_ASSETS}"
         )
     return status.st_size
+
+
+def _refuse_name(path: Path) -> None:
+    if not path.name.isprintable() or "\\" in path.name:
+        raise HandlerCodeError(f"handler_code: {str(path)!r}: expected a printable name; rename it")
 
 
 def _manifest(files: Mapping[str, str]) -> bytes:
@@ -214,7 +220,8 @@ def importable(folder: Path, handler: str) -> Iterator[None]:
     modules = _modules(folder)
     wanted = handler.partition(":")[0]
     place = folder.joinpath(*wanted.split("."))
-    if not place.with_name(f"{place.name}.py").is_file() and not (place / "__init__.py").is_file():
+    there = place.with_name(f"{place.name}.py").is_file() or (place / "__init__.py").is_file()
+    if wanted.partition(".")[0] not in modules or not there:
         raise Unsupported(
             f"handler {handler!r}: expected its module {wanted} in {folder}, got {', '.join(sorted(modules)) or 'none'}"
             "; put it there, or set handler_code: null where it is installed on every node"

@@ -133,6 +133,12 @@ def a_link_in_the_place_of(code: Path) -> None:
     code.symlink_to("elsewhere")
 
 
+def a_folder_with_a_name_that_cannot_be_told(code: Path) -> None:
+    inner = Path(os.fsdecode(os.fsencode(code) + b"/\xff"))
+    inner.mkdir()
+    (inner / "list.txt").touch()
+
+
 @pytest.mark.parametrize(
     ("spoil", "told"),
     [
@@ -142,6 +148,7 @@ def a_link_in_the_place_of(code: Path) -> None:
         (lambda code: (code / "etc").symlink_to("/etc"), "etc: expected a plain file, got a link; put a copy"),
         (lambda code: (code / "x.so").touch(), r"x\.so: expected \.py and data files, got compiled code; install"),
         (lambda code: (code / "x\ny.py").touch(), "expected a printable name; rename it"),
+        (a_folder_with_a_name_that_cannot_be_told, r"/a/code/\\udcff'.*: expected a printable name; rename it"),
         (a_large_file, rf"large\.txt: expected up to {MAX_FILE_BYTES} bytes, got {MAX_FILE_BYTES + 1}; what is large"),
         (too_much, f"/a/code: expected up to {MAX_BYTES} bytes, got more; what is large belongs into the artifact"),
         (too_many, f"/a/code: expected up to {MAX_FILES} files, got more"),
@@ -190,6 +197,14 @@ def test_the_source_counts_and_not_what_was_compiled_beside_it(model: Path) -> N
 def test_a_module_that_is_not_there_is_refused(model: Path) -> None:
     told = rf"handler 'somewhere\.else:X': expected its module somewhere\.else in .*/code, got {NAME}; put it there"
     with pytest.raises(Unsupported, match=told), importable(model / "code", "somewhere.else:X"):
+        pass
+
+
+@pytest.mark.parametrize("name", ["__init__", "__main__"])
+def test_a_module_with_a_name_that_python_gives_to_others_is_refused(model: Path, name: str) -> None:
+    (model / "code" / f"{name}.py").write_text("class X: ...")
+    told = rf"handler '{name}:X': expected its module {name} in .*/code, got {NAME}; put it there"
+    with pytest.raises(Unsupported, match=told), importable(model / "code", f"{name}:X"):
         pass
 
 
