@@ -40,7 +40,12 @@ def code_hash(model: Path, name: str) -> str:
 
     Raises HandlerCodeError where it is missing, leads elsewhere, or is not a bounded folder of sources and data.
     """
-    return _hash(_manifest(_listed(_inside(model, name))))
+    return folder_hash(_inside(model, name))
+
+
+def folder_hash(folder: Path) -> str:
+    """As `code_hash`, of the code in `folder`."""
+    return _hash(_manifest(_listed(folder)))
 
 
 def keep_code(model: Path, name: str, sha256: str, kept: Path) -> None:
