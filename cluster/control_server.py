@@ -125,9 +125,9 @@ class ControlServer(control_pb2_grpc.ControllerServicer):
         try:
             rollout = read_rollout(request)
             async with self._one_rollout:
+                await asyncio.to_thread(self._code.forget_others, self._controller.state)
                 await asyncio.to_thread(self._code.keep, request.model, rollout.target)
                 revision = self._controller.rollout(request.model, rollout, even_without_room=request.even_without_room)
-                await asyncio.to_thread(self._code.forget_others, self._controller.state)
         except ShardlineError as error:
             await _abort(context, error)
         return control_pb2.RolloutResponse(revision=revision)
