@@ -16,6 +16,7 @@ from cluster.controller import Controller
 from cluster.kept_code import KeptCode
 from cluster.messages import history_message, read_report, read_rollout
 from cluster.repository import artifact_folder
+from cluster.rolling import earlier
 from cluster.status import cluster_status
 from protos import control_pb2, control_pb2_grpc
 from worker.channel import at
@@ -137,10 +138,19 @@ class ControlServer(control_pb2_grpc.ControllerServicer):
     ) -> control_pb2.RollbackResponse:
         await self._check(context)
         try:
-            revision = self._controller.rollback(request.model, request.revision)
+            if request.model in self._controller.state.rollouts and not request.revision:  # what still serves stays
+                revision = self._controller.rollback(request.model)
+            else:
+                revision = await self._rolled_back(request.model, request.revision)
         except ShardlineError as error:
             await _abort(context, error)
         return control_pb2.RollbackResponse(revision=revision)
+
+    async def _rolled_back(self, model: str, revision: int) -> int:
+        """Raises what `Controller.rollback` does, HandlerCodeError where the handler's code of then is no more."""
+        async with self._one_rollout:
+            await asyncio.to_thread(self._code.keep, model, earlier(self._controller.state, model, revision))
+            return self._controller.rollback(model, revision)
 
     async def GetHistory(self, request: control_pb2.GetHistoryRequest, context: Context) -> control_pb2.History:  # noqa: N802
         await self._check(context)

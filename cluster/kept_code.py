@@ -15,8 +15,8 @@ from worker.errors import ShardlineError
 from worker.handler_code import keep_code
 
 FORGET_AFTER_S: Final = 600.0
-"""So long a copy stays after it was last asked for: whoever did may have yet to store that it serves, as a controller
-that took over from this one.
+"""So long a copy stays after it was last asked for: whoever did, such as a controller that took over from this one, may
+have yet to store that it serves.
 """
 
 logger = logging.getLogger(__name__)

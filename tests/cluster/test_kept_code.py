@@ -4,12 +4,19 @@ import time
 from pathlib import Path
 
 import pytest
+from grpc import aio
 
+from cluster.control_server import ControlServer
+from cluster.controller import Controller
 from cluster.kept_code import FORGET_AFTER_S, KeptCode
+from cluster.messages import read_rollout
 from cluster.repository import read_model
-from cluster.state import HistoryEntry, ServedModel, State
+from cluster.simulated_fleet import SimulatedFleet
+from cluster.state import HistoryEntry, ServedModel, State, StateDir
+from cluster.store import FileStore
+from protos import control_pb2, control_pb2_grpc
 from tests.cluster.simulation import TOKEN
-from worker.errors import ShardlineError
+from worker.errors import InvalidRequest, ShardlineError
 
 
 def served(folder: Path, text: str) -> ServedModel:
@@ -67,3 +74,37 @@ def test_what_cannot_be_kept_or_forgotten_keeps_no_controller_from_starting(
     kept.keep_all(state)
     monkeypatch.setattr(Path, "iterdir", fails)
     kept.forget_others(state)
+
+
+async def test_a_roll_back_to_code_that_is_no_more_is_refused_at_once(tmp_path: Path) -> None:
+    kept = KeptCode(tmp_path / "kept", tmp_path / "models")
+    first = served(tmp_path, "one = 1")
+    kept.keep("a", first)
+    second = served(tmp_path, "one = 2").model_copy(update={"revision": 2})
+    store = FileStore(StateDir(tmp_path / "state"))
+    state = a_state(second, first)
+    controller = Controller(SimulatedFleet(), store, state, epoch=store.claim())
+    server = ControlServer(controller, TOKEN, kept)
+    port = await server.start("127.0.0.1", 0)
+    shutil.rmtree(kept.place(first.code))
+    try:
+        async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            stub = control_pb2_grpc.ControllerStub(channel)  # type: ignore[no-untyped-call]
+            ask = control_pb2.RollbackRequest(model="a", revision=1)
+            with pytest.raises(aio.AioRpcError, match="code is no longer as it was when it was taken"):
+                await stub.Rollback(ask, metadata=(("authorization", f"Bearer {TOKEN}"),))
+            assert controller.state.rollouts == {}
+            served(tmp_path, "one = 1")
+            assert (await stub.Rollback(ask, metadata=(("authorization", f"Bearer {TOKEN}"),))).revision == 3
+    finally:
+        await server.close(0)
+
+
+@pytest.mark.parametrize("name", ["", "..", "../models/a", "/etc", "a/1", ".a"])
+def test_a_roll_out_of_what_cannot_be_a_model_is_refused(tmp_path: Path, name: str) -> None:
+    message = served(tmp_path, "one = 1").model_dump_json()
+    given = control_pb2.RolloutRequest(served=message, canary_percent=100, within_s=600)
+    with pytest.raises(InvalidRequest, match=r"^model: expected a name of letters, digits"):
+        read_rollout(control_pb2.RolloutRequest(model=name, served=message))
+    given.model = "a"
+    assert read_rollout(given).target.config.handler_code == "code"
