@@ -172,6 +172,10 @@ class ControlServer(control_pb2_grpc.ControllerServicer):
             folder = artifact_folder(Path(state.repository), request.model, request.version)
         if not known:
             await _abort(context, NotFound(f"no {what} is served"))
+        if request.code and not await asyncio.to_thread(folder.is_dir):
+            await _abort(
+                context, NotFound(f"no {what} is kept; `shardline rollout {request.model}` takes its code as it is now")
+            )
         try:
             async for piece in self._files.pieces(folder, what, request.path, request.offset):
                 yield control_pb2.FileChunk(data=piece)
