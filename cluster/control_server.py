@@ -16,6 +16,7 @@ from cluster.controller import Controller
 from cluster.kept_code import KeptCode
 from cluster.messages import history_message, read_report, read_rollout
 from cluster.repository import artifact_folder
+from cluster.rolling import earlier
 from cluster.status import cluster_status
 from protos import control_pb2, control_pb2_grpc
 from worker.channel import at
@@ -125,9 +126,9 @@ class ControlServer(control_pb2_grpc.ControllerServicer):
         try:
             rollout = read_rollout(request)
             async with self._one_rollout:
+                await asyncio.to_thread(self._code.forget_others, self._controller.state)
                 await asyncio.to_thread(self._code.keep, request.model, rollout.target)
                 revision = self._controller.rollout(request.model, rollout, even_without_room=request.even_without_room)
-                await asyncio.to_thread(self._code.forget_others, self._controller.state)
         except ShardlineError as error:
             await _abort(context, error)
         return control_pb2.RolloutResponse(revision=revision)
@@ -137,10 +138,19 @@ class ControlServer(control_pb2_grpc.ControllerServicer):
     ) -> control_pb2.RollbackResponse:
         await self._check(context)
         try:
-            revision = self._controller.rollback(request.model, request.revision)
+            if request.model in self._controller.state.rollouts and not request.revision:  # what still serves stays
+                revision = self._controller.rollback(request.model)
+            else:
+                revision = await self._rolled_back(request.model, request.revision)
         except ShardlineError as error:
             await _abort(context, error)
         return control_pb2.RollbackResponse(revision=revision)
+
+    async def _rolled_back(self, model: str, revision: int) -> int:
+        """Raises what `Controller.rollback` does, HandlerCodeError where the handler's code of then is no more."""
+        async with self._one_rollout:
+            await asyncio.to_thread(self._code.keep, model, earlier(self._controller.state, model, revision))
+            return self._controller.rollback(model, revision)
 
     async def GetHistory(self, request: control_pb2.GetHistoryRequest, context: Context) -> control_pb2.History:  # noqa: N802
         await self._check(context)
@@ -162,6 +172,10 @@ class ControlServer(control_pb2_grpc.ControllerServicer):
             folder = artifact_folder(Path(state.repository), request.model, request.version)
         if not known:
             await _abort(context, NotFound(f"no {what} is served"))
+        if request.code and not await asyncio.to_thread(folder.is_dir):
+            await _abort(
+                context, NotFound(f"no {what} is kept; `shardline rollout {request.model}` takes its code as it is now")
+            )
         try:
             async for piece in self._files.pieces(folder, what, request.path, request.offset):
                 yield control_pb2.FileChunk(data=piece)

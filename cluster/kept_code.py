@@ -4,12 +4,20 @@ A worker that starts later, of a revision that serves or of one that is rolled b
 """
 
 import logging
+import os
 import shutil
+import time
 from pathlib import Path
+from typing import Final
 
 from cluster.state import ServedModel, State, writing
 from worker.errors import ShardlineError
 from worker.handler_code import keep_code
+
+FORGET_AFTER_S: Final = 600.0
+"""So long a copy stays after it was last asked for: whoever did, such as a controller that took over from this one, may
+have yet to store that it serves.
+"""
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +38,7 @@ class KeptCode:
         if served.code and served.config.handler_code:
             with writing(self._folder):
                 keep_code(self._repository / model, served.config.handler_code, served.code, self._folder)
+                os.utime(self.place(served.code))
 
     def keep_all(self, state: State) -> None:
         """What serves by `state`, as far as it can be kept: nodes that have a copy do without."""
@@ -40,8 +49,11 @@ class KeptCode:
                 logger.warning("new workers of %s may lack their handler's code: %s", model, error)
 
     def forget_others(self, state: State) -> None:
-        """Removes what neither serves by `state` nor did by its history."""
+        """Removes what neither serves by `state` nor did by its history, and was not asked for lately."""
         known = {served.code for served in state.served.values()} | {entry.served.code for entry in state.history}
-        for copy in self._folder.iterdir() if self._folder.is_dir() else ():
-            if copy.name not in known:
-                shutil.rmtree(copy, ignore_errors=True)
+        try:
+            for copy in self._folder.iterdir() if self._folder.is_dir() else ():
+                if copy.name not in known and time.time() - copy.stat().st_mtime > FORGET_AFTER_S:
+                    shutil.rmtree(copy, ignore_errors=True)
+        except OSError as error:
+            logger.warning("copies of handlers' code that serve no longer stay: %s", error)

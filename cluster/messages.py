@@ -2,6 +2,7 @@
 
 from pydantic import ValidationError
 
+from cluster.repository import MODEL_NAME
 from cluster.state import Rollout, ServedModel, State
 from cluster.traffic import Counts, Lane, Report
 from cluster.world import Pipeline
@@ -37,6 +38,8 @@ def _lane(message: control_pb2.LaneReport) -> tuple[Pipeline, Lane]:
 
 def read_rollout(message: control_pb2.RolloutRequest) -> Rollout:
     """Raises InvalidRequest, which names the field."""
+    if not MODEL_NAME.fullmatch(message.model):
+        raise InvalidRequest(f"model: expected a name of letters, digits, '.', '_' and '-', got {message.model!r:.100}")
     try:
         return Rollout(
             target=ServedModel.model_validate_json(message.served),

@@ -203,9 +203,12 @@ class WorkerActor:
         spec = self._spec
         if not spec.handler or spec.stage > 0:
             return None
-        if spec.handler_code is not None:
-            source = spec.source if spec.source is not None and spec.source.address else None
-            code = local_code(Path(spec.artifact).parent, spec.handler_code, source, spec.token)
-            self._holds.push(code.hold)
-            self._holds.enter_context(importable(code.folder, spec.handler))
-        return load_handler(spec.handler, assets)
+        if spec.handler_code is None:
+            return load_handler(spec.handler, assets)
+        source = spec.source if spec.source is not None and spec.source.address else None
+        code = local_code(Path(spec.artifact).parent, spec.handler_code, source, spec.token)
+        self._holds.push(code.hold)
+        self._holds.enter_context(importable(code.folder, spec.handler))
+        handler = load_handler(spec.handler, assets)
+        code.refuse_changed()
+        return handler

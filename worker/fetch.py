@@ -22,7 +22,7 @@ from protos import control_pb2, control_pb2_grpc
 from worker.artifact_cache import KEPT_BYTES, PART, WITHIN_S, ArtifactCache
 from worker.channel import DIRECT
 from worker.errors import ShardlineError, Unavailable, from_code
-from worker.handler_code import code_hash, kept_code, kept_files
+from worker.handler_code import HandlerCodeError, code_hash, folder_hash, kept_code, kept_files
 
 if TYPE_CHECKING:
     from worker.artifact import Artifact
@@ -68,10 +68,22 @@ class LocalArtifact:
 
 @dataclass(frozen=True, slots=True)
 class LocalCode:
-    """A folder of this node to import a handler from. While `hold` is open, nobody removes it to make room."""
+    """A folder of this node to import a handler from. While `hold` is open, nobody removes it to make room.
+
+    sha256: `folder_hash` that it had, where it is the operator's own, which may change at any time; else empty.
+    """
 
     folder: Path
+    sha256: str = ""
     hold: ExitStack = field(default_factory=ExitStack)
+
+    def refuse_changed(self) -> None:
+        """To be asked once the handler is imported: what was, may be partly newer. Raises HandlerCodeError."""
+        if self.sha256 and folder_hash(self.folder) != self.sha256:
+            raise HandlerCodeError(
+                f"handler_code: {self.folder} changed while it was imported; the worker that is started in this one's "
+                "place fetches it as it was"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +142,7 @@ def local_code(
         return LocalCode(model / name)
     with suppress(ShardlineError, OSError):
         if code_hash(model, name) == source.code:
-            return LocalCode(model / name)
+            return LocalCode(model / name, source.code)
     wanted = _Wanted(
         f"the code of {source.model}'s handler",
         source.code,
@@ -141,7 +153,7 @@ def local_code(
     )
     with ExitStack() as hold:
         folder = _cached(wanted, source, token, pause_s, hold)
-        return LocalCode(folder, hold.pop_all())
+        return LocalCode(folder, hold=hold.pop_all())
 
 
 def _cached(wanted: _Wanted[T], source: ArtifactSource, token: str, pause_s: float, hold: ExitStack) -> T:

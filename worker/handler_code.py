@@ -4,6 +4,7 @@ What a node uses is that folder where the node has it, else a copy: `code/` with
 of each. Names that begin with a dot, and `__pycache__`, are no part of it. Needs neither torch nor Ray.
 """
 
+import errno
 import hashlib
 import importlib.util
 import json
@@ -39,7 +40,12 @@ def code_hash(model: Path, name: str) -> str:
 
     Raises HandlerCodeError where it is missing, leads elsewhere, or is not a bounded folder of sources and data.
     """
-    return _hash(_manifest(_listed(_inside(model, name))))
+    return folder_hash(_inside(model, name))
+
+
+def folder_hash(folder: Path) -> str:
+    """As `code_hash`, of the code in `folder`."""
+    return _hash(_manifest(_listed(folder)))
 
 
 def keep_code(model: Path, name: str, sha256: str, kept: Path) -> None:
@@ -52,26 +58,53 @@ def keep_code(model: Path, name: str, sha256: str, kept: Path) -> None:
         with suppress(HandlerCodeError):
             kept_code(target)
             return
-        shutil.rmtree(target)
     kept.mkdir(mode=0o700, parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=".", dir=kept))
     try:
-        origin = _inside(model, name)
-        for file in _listed(origin):
-            path = building / FOLDER / file
-            path.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(origin / file, path, follow_symlinks=False)
-        manifest = _manifest(_listed(building / FOLDER))
+        files = _read(_inside(model, name))
+        manifest = _manifest({file: hashlib.sha256(data).hexdigest() for file, data in files.items()})
         if _hash(manifest) != sha256:
             raise HandlerCodeError(
-                f"handler_code: {origin} is no longer as it was when it was taken; `shardline rollout {model.name}` "
-                "takes it as it is now"
+                f"handler_code: {model / name} is no longer as it was when it was taken; `shardline rollout "
+                f"{model.name}` takes it as it is now"
             )
+        for file, data in files.items():
+            path = building / FOLDER / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
         (building / MANIFEST).write_bytes(manifest)
-        with suppress(FileExistsError):
-            building.rename(target)
+        _put(building, target)
     finally:
         shutil.rmtree(building, ignore_errors=True)
+
+
+def _read(folder: Path) -> dict[str, bytes]:
+    """The content of each file that belongs to the code. Raises HandlerCodeError."""
+    files: dict[str, bytes] = {}
+    try:
+        for name in _listed(folder):
+            with (folder / name).open("rb") as file:
+                files[name] = file.read(MAX_FILE_BYTES)
+    except OSError as error:
+        raise HandlerCodeError(
+            f"handler_code: {error.filename or folder}: cannot be read: {error.strerror}; let user {os.getuid()} read "
+            "it, and try again where it was just being changed"
+        ) from error
+    return files
+
+
+def _put(building: Path, target: Path) -> None:
+    """In the place of a damaged copy, if there is one. Another controller may have made the same one meanwhile."""
+    try:
+        building.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
+        with suppress(HandlerCodeError):
+            kept_code(target)
+            return
+        shutil.rmtree(target)
+        building.rename(target)
 
 
 def kept_code(folder: Path) -> Path:
@@ -131,6 +164,8 @@ def _listed(folder: Path) -> dict[str, str]:
         raise error
 
     for base, folders, names in os.walk(folder, onerror=refuse):
+        if base != str(folder):
+            _refuse_name(Path(base))
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__pycache__")
         for name in sorted([*names, *(one for one in folders if os.path.islink(os.path.join(base, one)))]):
             if name.startswith("."):
@@ -154,8 +189,7 @@ def _bytes(path: Path) -> int:
     if not stat.S_ISREG(status.st_mode):
         what = "a link" if stat.S_ISLNK(status.st_mode) else "a special file"
         raise HandlerCodeError(f"handler_code: {path}: expected a plain file, got {what}; put a copy in its place")
-    if not path.name.isprintable() or "\\" in path.name:
-        raise HandlerCodeError(f"handler_code: {str(path)!r}: expected a printable name; rename it")
+    _refuse_name(path)
     if path.name.endswith(_COMPILED):
         raise HandlerCodeError(
             f"handler_code: {path}: expected .py and data files, got compiled code; install its package on every node"
@@ -165,6 +199,11 @@ def _bytes(path: Path) -> int:
             f"handler_code: {path}: expected up to {MAX_FILE_BYTES} bytes, got {status.st_size}{_ASSETS}"
         )
     return status.st_size
+
+
+def _refuse_name(path: Path) -> None:
+    if not path.name.isprintable() or "\\" in path.name:
+        raise HandlerCodeError(f"handler_code: {str(path)!r}: expected a printable name; rename it")
 
 
 def _manifest(files: Mapping[str, str]) -> bytes:
@@ -186,7 +225,8 @@ def importable(folder: Path, handler: str) -> Iterator[None]:
     modules = _modules(folder)
     wanted = handler.partition(":")[0]
     place = folder.joinpath(*wanted.split("."))
-    if not place.with_name(f"{place.name}.py").is_file() and not (place / "__init__.py").is_file():
+    there = place.with_name(f"{place.name}.py").is_file() or (place / "__init__.py").is_file()
+    if wanted.partition(".")[0] not in modules or not there:
         raise Unsupported(
             f"handler {handler!r}: expected its module {wanted} in {folder}, got {', '.join(sorted(modules)) or 'none'}"
             "; put it there, or set handler_code: null where it is installed on every node"

@@ -285,6 +285,21 @@ async def test_a_handlers_code_is_fetched_by_its_hash_and_only_while_it_is_serve
                 assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 
+async def test_code_that_the_controller_does_not_have_either_is_told_with_what_to_do(
+    tmp_path: Path, toy_folder: Path
+) -> None:
+    async with served(tmp_path, toy_folder) as toy:
+        model = toy.origin.parent
+        (model / "code").mkdir()
+        (model / "code" / "words.py").touch()
+        toy.source = replace(toy.source, code=code_hash(model, "code"))
+        toy.serve_code(toy.source.code)
+        shutil.rmtree(tmp_path / "kept")
+        told = f"no code of a handler of 'toy' .*{toy.source.code}.* is kept; `shardline rollout toy` takes"
+        with pytest.raises(NotFound, match=told):
+            await asyncio.to_thread(local_code, NOWHERE.parent, "code", toy.source, TOKEN)
+
+
 async def test_a_controller_that_is_away_is_waited_for_and_then_named(tmp_path: Path, toy_folder: Path) -> None:
     async with served(tmp_path, toy_folder) as toy:
         pass

@@ -10,8 +10,11 @@ import pytest
 import torch
 
 from tests.worker.replicas import TOKEN, line_of, link_to
+from worker.actor import WorkerActor, WorkerSpec
 from worker.collate import to_tensors
 from worker.errors import DeviceFailed
+from worker.fetch import ArtifactSource
+from worker.handler_code import HandlerCodeError, code_hash
 from worker.nouns import TensorSpec, Work
 
 HOST = """
@@ -56,3 +59,18 @@ async def test_a_worker_whose_device_has_failed_says_so_and_ends(toy_folder: Pat
             with pytest.raises(DeviceFailed, match="the device failed while it computed this batch: CUDA error"):
                 await link.call(Work(given, time.monotonic() + 30))
         assert await asyncio.to_thread(child.wait, 30) == 1
+
+
+def test_code_that_changes_while_it_is_imported_does_not_serve(tmp_path: Path) -> None:
+    code = tmp_path / "a" / "code"
+    code.mkdir(parents=True)
+    (code / "changes_itself.py").write_text(
+        "from pathlib import Path\n\n"
+        "Path(__file__).with_name('more.txt').touch()\n\n\n"
+        "class X:\n    signature = None\n\n    def __init__(self, assets): ...\n    before = after = __init__\n"
+    )
+    source = ArtifactSource("nowhere:1", "a", 1, code=code_hash(code.parent, "code"))
+    folder, handler = str(code.parent / "1"), "changes_itself:X"
+    actor = WorkerActor(WorkerSpec("r", folder, 0, 1, TOKEN, source=source, handler=handler, handler_code="code"))
+    with actor._holds, pytest.raises(HandlerCodeError, match=f"^handler_code: {code} changed while it was imported"):
+        actor._handler(tmp_path)

@@ -1,9 +1,12 @@
+import errno
 import importlib.util
 import os
 import py_compile
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, BinaryIO, Never
 
 import pytest
 
@@ -63,7 +66,41 @@ def test_a_copy_is_whole_or_is_not_and_a_damaged_one_is_made_again(model: Path, 
     (code / "words" / "list.txt").unlink()
     with pytest.raises(HandlerCodeError, match=r"no longer as it was .* `shardline rollout a` takes it"):
         keep_code(model, "code", sha256, kept)
-    assert list(kept.iterdir()) == []
+    assert [one.name for one in kept.iterdir()] == [sha256], "nothing half made is left"
+
+
+def test_a_copy_that_another_controller_makes_meanwhile_will_do(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sha256, kept = code_hash(model, "code"), tmp_path / "kept"
+    made: Callable[..., str] = tempfile.mkdtemp
+
+    def and_another_is_faster(**given: Any) -> str:
+        monkeypatch.setattr(tempfile, "mkdtemp", made)
+        keep_code(model, "code", sha256, kept)
+        return made(**given)
+
+    monkeypatch.setattr(tempfile, "mkdtemp", and_another_is_faster)
+    keep_code(model, "code", sha256, kept)
+    assert [one.name for one in kept.iterdir()] == [sha256]
+    kept_code(kept / sha256)
+
+
+def test_where_files_cannot_be_read_it_is_they_that_are_named_and_the_copy_stays(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(file: BinaryIO, _: str) -> Never:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), file.name)
+
+    sha256, kept = code_hash(model, "code"), tmp_path / "kept"
+    keep_code(model, "code", sha256, kept)
+    with monkeypatch.context() as failing:
+        failing.setattr("hashlib.file_digest", fails)
+        with pytest.raises(
+            HandlerCodeError, match=f"^handler_code: {model}/code/.*: cannot be read: Input/output error"
+        ):
+            keep_code(model, "code", sha256, kept)
+    kept_code(kept / sha256)
 
 
 @pytest.mark.parametrize(
@@ -96,6 +133,12 @@ def a_link_in_the_place_of(code: Path) -> None:
     code.symlink_to("elsewhere")
 
 
+def a_folder_with_a_name_that_cannot_be_told(code: Path) -> None:
+    inner = Path(os.fsdecode(os.fsencode(code) + b"/\xff"))
+    inner.mkdir()
+    (inner / "list.txt").touch()
+
+
 @pytest.mark.parametrize(
     ("spoil", "told"),
     [
@@ -105,6 +148,7 @@ def a_link_in_the_place_of(code: Path) -> None:
         (lambda code: (code / "etc").symlink_to("/etc"), "etc: expected a plain file, got a link; put a copy"),
         (lambda code: (code / "x.so").touch(), r"x\.so: expected \.py and data files, got compiled code; install"),
         (lambda code: (code / "x\ny.py").touch(), "expected a printable name; rename it"),
+        (a_folder_with_a_name_that_cannot_be_told, r"/a/code/\\udcff'.*: expected a printable name; rename it"),
         (a_large_file, rf"large\.txt: expected up to {MAX_FILE_BYTES} bytes, got {MAX_FILE_BYTES + 1}; what is large"),
         (too_much, f"/a/code: expected up to {MAX_BYTES} bytes, got more; what is large belongs into the artifact"),
         (too_many, f"/a/code: expected up to {MAX_FILES} files, got more"),
@@ -153,6 +197,14 @@ def test_the_source_counts_and_not_what_was_compiled_beside_it(model: Path) -> N
 def test_a_module_that_is_not_there_is_refused(model: Path) -> None:
     told = rf"handler 'somewhere\.else:X': expected its module somewhere\.else in .*/code, got {NAME}; put it there"
     with pytest.raises(Unsupported, match=told), importable(model / "code", "somewhere.else:X"):
+        pass
+
+
+@pytest.mark.parametrize("name", ["__init__", "__main__"])
+def test_a_module_with_a_name_that_python_gives_to_others_is_refused(model: Path, name: str) -> None:
+    (model / "code" / f"{name}.py").write_text("class X: ...")
+    told = rf"handler '{name}:X': expected its module {name} in .*/code, got {NAME}; put it there"
+    with pytest.raises(Unsupported, match=told), importable(model / "code", f"{name}:X"):
         pass
 
 
