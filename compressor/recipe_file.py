@@ -160,10 +160,15 @@ def read_training(source: str, model: Model, seed: int) -> Training:
         made = _made("training", source, found)
         if not callable(getattr(made, "batches", None)) or not callable(getattr(made, "loss", None)):
             raise InvalidRequest(f"training {source!r} returned {_kind(made)}; expected a compressor.step.Training")
-        if isinstance(made, Rows):
-            _check_batch(f"training {source!r}", made.inputs, model)
+        if isinstance(made, Rows):  # what is augmented may be kept in another form, such as bytes
+            inputs = made.inputs if made.augment is None else _made("training", source, lambda: _first_batch(made))
+            _check_batch(f"training {source!r}", inputs, model)
         return made  # type: ignore[no-any-return]
     return training_rows(read_records(Path(source)), model, seed)
+
+
+def _first_batch(rows: Rows) -> tuple[Tensor, ...]:
+    return next(rows.batches(0))[0]
 
 
 def training_rows(records: Records, model: Model, seed: int) -> Rows:
