@@ -223,3 +223,11 @@ def test_two_axes_that_are_always_alike_are_to_have_one_name(tmp_path: Path) -> 
     inputs = tuple(Input(name, torch.ones(2, 3), ("batch", axis)) for name, axis in (("x", "a"), ("y", "b")))
     with pytest.raises(CaptureError, match=r"Sum cannot be captured: operator torch.Tensor.add .* one name"):
         capture(Model(Sum(), inputs), tmp_path / "program.pt2")
+
+
+def test_an_axis_that_pytorchs_own_layer_binds_is_told_without_the_line_that_asked_for_the_capture(
+    tmp_path: Path,
+) -> None:
+    bound = nn.Sequential(nn.Linear(3, 3), nn.Unflatten(0, (2, 1)))
+    with pytest.raises(CaptureError, match=r"operator torch.Tensor.unflatten in 1: axis 'batch' of the input 'x'"):
+        capture(model_of(bound), tmp_path / "program.pt2")
