@@ -375,7 +375,11 @@ class _PatientFile(io.RawIOBase):
         return True
 
     def seek(self, place: int, whence: int = io.SEEK_SET) -> int:
-        return self._file.seek(place, whence)
+        try:
+            return self._file.seek(place, whence)  # which writes what is still buffered
+        except OSError as error:
+            self.error = self.error or error
+            return place
 
     def write(self, data: Any) -> int:
         if self.error is None:
