@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final
 
+import numpy as np
 import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator
@@ -177,7 +178,14 @@ def training_rows(records: Records, model: Model, seed: int) -> Rows:
     Raises:
         InvalidRequest: a column is missing, or is not what the model takes.
     """
-    labels = torch.from_numpy(records.numbers(_LABEL)).to(torch.int64)
+    numbers = records.numbers(_LABEL)
+    broken = np.flatnonzero(numbers % 1)
+    if len(broken):
+        raise InvalidRequest(
+            f"{records.source}: column {_LABEL!r}: {numbers[broken[0]]:g} in record {broken[0]}; expected the number "
+            "of a class, from 0 on"
+        )
+    labels = torch.from_numpy(numbers).to(torch.int64)
     order = torch.empty(len(records), dtype=torch.int64)
     parts: list[tuple[Tensor, ...]] = []
     first = 0

@@ -289,6 +289,12 @@ def test_a_data_file_calibrates_by_its_first_rows_and_trains_by_its_labels(tmp_p
         read_training(str(_ids(tmp_path / "none.npz")), models.attention(), 0)
 
 
+def test_a_label_that_is_no_classs_number_is_told_with_its_record(tmp_path: Path) -> None:
+    path = str(_ids(tmp_path / "ids.npz", label=np.arange(40) / 2))
+    with pytest.raises(InvalidRequest, match=r"column 'label': 0\.5 in record 1; expected the number of a class"):
+        read_training(path, models.attention(), 0)
+
+
 def kept_as_bytes() -> Rows:
     def augment(inputs: tuple[torch.Tensor, ...], _: torch.Generator) -> tuple[torch.Tensor, ...]:
         return tuple(tensor.float() for tensor in inputs)
