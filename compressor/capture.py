@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, suppress
+from itertools import takewhile
 from pathlib import Path
 from traceback import FrameSummary, walk_stack, walk_tb
 from types import FrameType
@@ -107,7 +108,8 @@ class _Binding(TorchFunctionMode):
                 self._env = size.node.shape_env if isinstance(size, torch.SymInt) else self._env
         guards = self._env.guards if self._env is not None else []
         if not self._place and any(isinstance(guard.expr, sympy.Eq) for guard in guards[self._known :]):
-            frames = list(walk_stack(None))[::-1]
+            within = takewhile(lambda each: each[0].f_code is not export.__code__, walk_stack(None))
+            frames = list(within)[::-1]  # who asks for the capture binds nothing
             self._place = _where(self._module, frames, resolve_name(func) or "")
         self._known = len(guards)
         return found
@@ -373,7 +375,11 @@ class _PatientFile(io.RawIOBase):
         return True
 
     def seek(self, place: int, whence: int = io.SEEK_SET) -> int:
-        return self._file.seek(place, whence)
+        try:
+            return self._file.seek(place, whence)  # which writes what is still buffered
+        except OSError as error:
+            self.error = self.error or error
+            return place
 
     def write(self, data: Any) -> int:
         if self.error is None:

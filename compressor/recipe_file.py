@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final
 
+import numpy as np
 import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator
@@ -160,10 +161,15 @@ def read_training(source: str, model: Model, seed: int) -> Training:
         made = _made("training", source, found)
         if not callable(getattr(made, "batches", None)) or not callable(getattr(made, "loss", None)):
             raise InvalidRequest(f"training {source!r} returned {_kind(made)}; expected a compressor.step.Training")
-        if isinstance(made, Rows):
-            _check_batch(f"training {source!r}", made.inputs, model)
+        if isinstance(made, Rows):  # what is augmented may be kept in another form, such as bytes
+            inputs = made.inputs if made.augment is None else _made("training", source, lambda: _first_batch(made))
+            _check_batch(f"training {source!r}", inputs, model)
         return made  # type: ignore[no-any-return]
     return training_rows(read_records(Path(source)), model, seed)
+
+
+def _first_batch(rows: Rows) -> tuple[Tensor, ...]:
+    return next(rows.batches(0))[0]
 
 
 def training_rows(records: Records, model: Model, seed: int) -> Rows:
@@ -172,7 +178,14 @@ def training_rows(records: Records, model: Model, seed: int) -> Rows:
     Raises:
         InvalidRequest: a column is missing, or is not what the model takes.
     """
-    labels = torch.from_numpy(records.numbers(_LABEL)).to(torch.int64)
+    numbers = records.numbers(_LABEL)
+    broken = np.flatnonzero(numbers % 1)
+    if len(broken):
+        raise InvalidRequest(
+            f"{records.source}: column {_LABEL!r}: {numbers[broken[0]]:g} in record {broken[0]}; expected the number "
+            "of a class, from 0 on"
+        )
+    labels = torch.from_numpy(numbers).to(torch.int64)
     order = torch.empty(len(records), dtype=torch.int64)
     parts: list[tuple[Tensor, ...]] = []
     first = 0

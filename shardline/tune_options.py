@@ -63,9 +63,9 @@ def _accuracy_options(group: argparse._ArgumentGroup) -> None:
 def _search_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--objective",
-        default="latency@1",
+        default="latency",
         metavar="WHAT",
-        help="latency@8x64 (rows x length), throughput@8x64, size or memory (default: %(default)s)",
+        help="latency@8x64 (rows x length), throughput@8x64, size or memory (default: %(default)s, of one row)",
     )
     group.add_argument("--device", default="cpu", help="that it will run on: cpu, cuda or cuda:N (default: cpu)")
     group.add_argument(

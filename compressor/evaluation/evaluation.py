@@ -23,7 +23,7 @@ from compressor.evaluation.records import Records
 from compressor.evaluation.text_inputs import TextInputs
 from compressor.model import Input, Model
 from compressor.step import nearest
-from worker.errors import InvalidRequest, ShardlineError
+from worker.errors import Internal, InvalidRequest, ShardlineError
 
 Run = Callable[[Sequence[torch.Tensor]], tuple[torch.Tensor, ...]]
 """The model: its inputs, in its order, to its outputs."""
@@ -222,11 +222,23 @@ class Function(Evaluation):
 
     def answers(self, run: Run, model: Model, records: Records) -> Floats:
         del model
+        failed: list[Exception] = []
+
+        def asked(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            try:
+                return run(tensors)
+            except Exception as error:
+                failed.append(error)
+                raise
+
         try:
-            found = np.asarray(self._function(lambda *tensors: run(tensors), dict(records.columns)), dtype=np.float64)
+            found = np.asarray(self._function(asked, dict(records.columns)), dtype=np.float64)
         except (ShardlineError, OSError):
             raise
-        except Exception as error:  # the user's code
+        except Exception as error:
+            if error in failed:
+                told = f"{type(error).__name__}: {error}"
+                raise Internal(f"evaluate {self.name!r}: the model failed on what it was given: {told}") from error
             raise InvalidRequest(f"evaluate {self.name!r} failed: {type(error).__name__}: {error}") from error
         if found.shape != (len(records),):
             raise InvalidRequest(

@@ -53,7 +53,7 @@ class Records:
         try:
             numbers = column.astype(np.float64)
         except (ValueError, TypeError, OverflowError):
-            place = next(index for index, value in enumerate(column) if not _is_number(value))
+            place = next(index for index, value in enumerate(column) if not is_number(value))
             raise InvalidRequest(
                 f"{self.source}: column {name!r}: {column[place]!r} in record {place} is not a number; give one there, "
                 "or take the record out"
@@ -85,7 +85,7 @@ class Records:
         return digest.hexdigest()
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     try:
         float(value)
     except (ValueError, TypeError, OverflowError):

@@ -1,6 +1,8 @@
 """Compiles a stage with AOTInductor into a package that needs no Python and no compiler to run."""
 
+import errno
 import logging
+import os
 import warnings
 import zipfile
 from collections.abc import Callable, Sequence
@@ -13,6 +15,7 @@ from torch import Tensor
 from torch._dynamo.exc import UserError
 from torch._inductor import exc
 from torch._inductor.cpp_builder import get_cpp_compiler
+from torch._inductor.runtime.cache_dir_utils import cache_dir
 from torch.export import Dim
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -72,7 +75,7 @@ def compile_stage(
 
     Raises:
         CompileError: it cannot be compiled, or its int8 layers are not int8 any more.
-        OSError: there is no room for the package.
+        OSError: there is no room for the package, or for what the compiler writes meanwhile.
     """
     sizes = {name: max(2, hint) for name, hint in stage.hints.items()}
     quantized = device == "cpu" and int8_layers(stage) > 0  # what follows from it was measured on CPUs
@@ -97,6 +100,8 @@ def compile_stage(
                 attends = any(operator_name(step) == "aten::scaled_dot_product_attention" for step in stage.steps)
                 with_attention(make, ATTENTION if attends and device != "cpu" else ())
         except Exception as error:  # the compiler raises errors of many unrelated types
+            if (full := os.strerror(errno.ENOSPC)) in str(error):  # told by a compiler's words, too
+                raise OSError(errno.ENOSPC, full, cache_dir()) from error
             raise CompileError(f"AOTInductor: {type(error).__name__}: {str(error).strip()[:900]}") from error
         finally:
             logging.disable(before)

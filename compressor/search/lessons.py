@@ -4,7 +4,7 @@ from collections.abc import Sequence, Set
 from pathlib import Path
 
 from compressor.evaluation.evaluation import Evaluation
-from compressor.evaluation.records import Column, Records, keys_of, read_records
+from compressor.evaluation.records import Column, Records, is_number, keys_of, read_records
 from compressor.model import Model
 from compressor.recipe_file import read_training, training_rows
 from compressor.search.treatments import Treatment, trains
@@ -64,7 +64,7 @@ def check_apart(training: Records, held_out: Records, model: Model, evaluation: 
         taught: Sequence[bytes | str] = keys_of(training, columns)
         theirs: Set[bytes | str] = set(keys_of(held_out, columns))
     elif _TEXT in training.columns and held_out.columns.keys() >= set(evaluation.inputs(held_out)):
-        taught = training.columns[_TEXT].tolist()
+        taught = list(map(str, training.columns[_TEXT].tolist()))
         theirs = _texts_within([held_out.columns[name] for name in evaluation.inputs(held_out)], frozenset(taught))
     else:
         return
@@ -78,6 +78,9 @@ def check_apart(training: Records, held_out: Records, model: Model, evaluation: 
 
 
 def _texts_within(columns: Sequence[Column], taught: Set[bytes | str]) -> Set[bytes | str]:
-    """The texts of the records whose texts are all among those that are taught."""
-    records = [[value for value in record if isinstance(value, str)] for record in zip(*columns, strict=True)]
+    """The texts of the records whose texts are all among those that are taught. Numbers, such as a label that a .csv
+    holds as letters, are no texts.
+    """
+    told = [column for column in columns if not all(map(is_number, column))]
+    records = [[value for value in record if isinstance(value, str)] for record in zip(*told, strict=True)]
     return {text for texts in records if texts and taught >= set(texts) for text in texts}

@@ -29,7 +29,7 @@ from compressor.search.store import Result
 from compressor.sources.sources import read_source
 from compressor.step import Context, Step, stored_bytes
 from compressor.steps import read_steps
-from worker.errors import ShardlineError
+from worker.errors import Internal, ShardlineError
 from worker.program import Program
 from worker.pt2 import read_program
 from worker.runtime import Aot, Eager, Runtime, keep_freed_memory
@@ -77,7 +77,12 @@ class Setting:
 def _loaded(setting: Setting) -> Model:
     for folder in reversed(setting.import_from):
         make_importable(folder)
-    return setting.source if isinstance(setting.source, Model) else read_source(setting.source)
+    if isinstance(setting.source, Model):
+        return setting.source
+    try:
+        return read_source(setting.source)
+    except ShardlineError as error:  # it was read at the door: this says nothing of what is tried
+        raise Internal(str(error)) from error
 
 
 def fresh_model(setting: Setting) -> Model:
@@ -187,6 +192,8 @@ def judge(setting: Setting, steps: Described) -> Result:
             evaluation = find_evaluation(setting.evaluation)
             answers = evaluation.answers(run, model, setting.calibration)
             evaluation.interval(answers, setting.calibration, seed=setting.seed)  # refuses what is not a number
+        except Internal:  # such as too little memory: no result, and tried again by whoever searches again
+            raise
         except ShardlineError as error:
             return {"problem": str(error)}
     if not math.isfinite(run.distance):
@@ -199,6 +206,8 @@ def build(setting: Setting, steps: Described, path: Path) -> Result:
     with threads(1):
         try:
             return _written(compressed(setting, steps), path, setting)
+        except Internal:
+            raise
         except ShardlineError as error:
             return {"problem": str(error)}
 

@@ -120,6 +120,7 @@ def tune(request: Request, say: Say = lambda _: None) -> Report:
     make_importable()
     say("reading the model and the data")
     model = request.source if isinstance(request.source, Model) else read_source(request.source)
+    request = replace(request, objective=request.objective.fitted(model))
     outputs_of(model)
     evaluation = find_evaluation(request.evaluate)
     calibration, held_out = read_data(request, evaluation)

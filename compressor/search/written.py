@@ -76,7 +76,7 @@ def report_of(
         higher_is_better=evaluation.higher_is_better,
         budget=asked.budget,
         allowed=bench.allowed,
-        objective=str(asked.objective),
+        objective=asked.objective.told(bench.lab.model),
         device=setting.device,
         stages=setting.stages,
         seed=setting.seed,

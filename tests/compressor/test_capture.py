@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from compressor.capture import CaptureError, capture
+from compressor.capture import CaptureError, capture, patient_file
 from compressor.model import Input, Model
 from tests import models
 from worker.errors import ShardlineError
@@ -223,3 +223,25 @@ def test_two_axes_that_are_always_alike_are_to_have_one_name(tmp_path: Path) -> 
     inputs = tuple(Input(name, torch.ones(2, 3), ("batch", axis)) for name, axis in (("x", "a"), ("y", "b")))
     with pytest.raises(CaptureError, match=r"Sum cannot be captured: operator torch.Tensor.add .* one name"):
         capture(Model(Sum(), inputs), tmp_path / "program.pt2")
+
+
+def test_an_axis_that_pytorchs_own_layer_binds_is_told_without_the_line_that_asked_for_the_capture(
+    tmp_path: Path,
+) -> None:
+    bound = nn.Sequential(nn.Linear(3, 3), nn.Unflatten(0, (2, 1)))
+    with pytest.raises(CaptureError, match=r"operator torch.Tensor.unflatten in 1: axis 'batch' of the input 'x'"):
+        capture(model_of(bound), tmp_path / "program.pt2")
+
+
+def test_a_disk_that_is_full_is_told_when_pytorch_has_ended_its_file(tmp_path: Path) -> None:
+    (tmp_path / "full").symlink_to("/dev/full")
+    ended = []
+
+    def write() -> None:
+        with patient_file(tmp_path / "full") as file:
+            file.write(b"a few bytes, which wait in a buffer")
+            ended.append(file.seek(0))
+
+    with pytest.raises(OSError, match="No space left on device"):
+        write()
+    assert ended == [0]

@@ -1,6 +1,7 @@
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -286,6 +287,32 @@ def test_a_data_file_calibrates_by_its_first_rows_and_trains_by_its_labels(tmp_p
     assert (training.inputs[0].shape, training.targets.tolist()) == ((40, 7), [0, 1] * 20)
     with pytest.raises(InvalidRequest, match="no column 'label'"):
         read_training(str(_ids(tmp_path / "none.npz")), models.attention(), 0)
+
+
+def test_a_label_that_is_no_classs_number_is_told_with_its_record(tmp_path: Path) -> None:
+    path = str(_ids(tmp_path / "ids.npz", label=np.arange(40) / 2))
+    with pytest.raises(InvalidRequest, match=r"column 'label': 0\.5 in record 1; expected the number of a class"):
+        read_training(path, models.attention(), 0)
+
+
+def kept_as_bytes() -> Rows:
+    def augment(inputs: tuple[torch.Tensor, ...], _: torch.Generator) -> tuple[torch.Tensor, ...]:
+        return tuple(tensor.float() for tensor in inputs)
+
+    side = torch.ones(4, 3, 8, dtype=torch.uint8)
+    return Rows((side, side), torch.zeros(4, dtype=torch.int64), augment=augment)
+
+
+def kept_too_short() -> Rows:
+    return replace(kept_as_bytes(), augment=lambda inputs, _: tuple(tensor.float()[..., :5] for tensor in inputs))
+
+
+def test_rows_that_are_augmented_are_checked_as_the_model_gets_them() -> None:
+    given = read_training(f"{HERE}:kept_as_bytes", models.toy(), 0)
+    assert isinstance(given, Rows)
+    assert given.inputs[0].dtype == torch.uint8
+    with pytest.raises(InvalidRequest, match=r"the input 'left' is \[4, 3, 5\]; expected \['batch', 'length', 8\]"):
+        read_training(f"{HERE}:kept_too_short", models.toy(), 0)
 
 
 def test_training_data_that_were_read_already_are_not_read_again() -> None:

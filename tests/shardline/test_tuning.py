@@ -185,6 +185,7 @@ def test_a_budget_that_nothing_keeps_gives_the_model_as_it_was_and_says_so(
         ({"data": "nothing.csv"}, "cannot be read"),
         ({"max_drop": "half"}, "max-drop 'half': expected a number"),
         ({"objective": "latncy@8"}, 'the nearest is "latency"'),
+        ({"objective": "latency@8x64"}, "'latency@8x64': the model has no axis beside the batch"),
         ({"device": "tpu"}, "expected cpu, cuda or cuda:N"),
         ({"treatments": "nothing.yaml"}, "cannot be read"),
         ({"evaluate": f"{HERE}:evaluation_that_fails"}, "evaluation_that_fails' failed: KeyError: 'no such column'"),

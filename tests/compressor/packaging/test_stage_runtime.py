@@ -27,23 +27,37 @@ def stage(tmp_path: Path) -> Program:
 INPUTS = {"batch=4": (torch.randn(4, 8),)}
 
 
+def _failing(words: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A compiler that says so and ends."""
+    if problem := compiler_problem():
+        pytest.skip(problem)
+    broken = folder / "g++"
+    broken.write_text(f'#!/bin/sh\n[ "$1" = --version ] && exec g++ --version\necho "{words}" >&2\nexit 1\n')
+    broken.chmod(broken.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder / "cache"))  # nothing that was compiled before
+    return str(broken)
+
+
 def test_a_compiler_that_fails_leaves_the_uncompiled_stage_and_its_words(
     stage: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if problem := compiler_problem():
-        pytest.skip(problem)
-    broken = tmp_path / "g++"
-    broken.write_text('#!/bin/sh\n[ "$1" = --version ] && exec g++ --version\necho "no space left" >&2\nexit 1\n')
-    broken.chmod(broken.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))  # nothing that was compiled before
+    broken = _failing("internal compiler error", tmp_path, monkeypatch)
     packages = tmp_path / "packages"
     packages.mkdir()
-    with config.patch({"cpp.cxx": (str(broken),)}):
+    with config.patch({"cpp.cxx": (broken,)}):
         chosen = choose_runtime(stage, INPUTS, packages, "stage", device="cpu")
     assert chosen.package is None
     assert "AOTInductor" in chosen.problem
     assert [(figure.runtime, list(figure.seconds)) for figure in chosen.figures] == [("eager", ["batch=4"])]
     assert list(packages.iterdir()) == []
+
+
+def test_a_compiler_that_finds_no_room_is_no_stage_that_cannot_be_compiled(
+    stage: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = _failing("fatal error: error writing to /tmp/cc.s: No space left on device", tmp_path, monkeypatch)
+    with config.patch({"cpp.cxx": (broken,)}), pytest.raises(OSError, match=r"No space left on device: '.*/cache'"):
+        choose_runtime(stage, INPUTS, tmp_path, "stage", device="cpu")
 
 
 def test_a_package_that_finds_no_room_is_no_stage_that_cannot_be_compiled(stage: Program, tmp_path: Path) -> None:

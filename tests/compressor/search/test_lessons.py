@@ -64,5 +64,18 @@ def test_a_pair_of_sentences_is_held_out_where_both_are_among_the_texts_that_tea
     pairs = Records({"sentence1": texts("a", "c"), "sentence2": texts("b", "d"), "score": np.zeros(2)}, "dev.csv")
     spearman = find_evaluation("spearman")
     check_apart(Records({"text": texts("a", "d", "e")}, "train.csv"), pairs, classifier(), spearman)
+    check_apart(Records({"text": np.zeros((3, 2))}, "train.npz"), pairs, classifier(), spearman)
     with pytest.raises(InvalidRequest, match=r"train\.csv: 2 of 3 records .* \(the first is record 1\)"):
         check_apart(Records({"text": texts("a", "d", "c")}, "train.csv"), pairs, classifier(), spearman)
+
+
+def test_a_users_evaluation_has_its_labels_beside_its_texts_and_they_are_no_texts() -> None:
+    asked = Records({"question": texts("a", "b"), "label": texts("0", "1")}, "dev.csv")
+    evaluation = find_evaluation(f"{HERE}:right")
+    check_apart(Records({"text": texts("c", "1")}, "train.csv"), asked, classifier(), evaluation)
+    with pytest.raises(InvalidRequest, match=r"train\.csv: 1 of 2 records .* \(the first is record 1\)"):
+        check_apart(Records({"text": texts("c", "b")}, "train.csv"), asked, classifier(), evaluation)
+
+
+def right() -> None:
+    """An evaluation that is not called."""

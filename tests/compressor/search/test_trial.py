@@ -1,18 +1,21 @@
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from compressor.evaluation.evaluation import find_evaluation
 from compressor.evaluation.records import Records, read_records
 from compressor.search.budget import Budget
 from compressor.search.objective import read_objective
 from compressor.search.store import Store
-from compressor.search.trial import Setting, fresh_model, judge
+from compressor.search.trial import Setting, build, fresh_model, judge
 from tests import stories
 from tests.compressor.search.tiny import small_classifier, steep, write_data
+from worker.errors import Internal
 
 
 def setting_of(folder: Path, name: str = "small_classifier", **more: Any) -> Setting:
@@ -33,6 +36,36 @@ def test_what_gives_no_numbers_any_more_is_a_problem_and_not_a_result(tmp_path: 
 def test_answers_of_which_no_figure_can_be_made_are_a_problem(tmp_path: Path) -> None:
     found = judge(replace(setting_of(tmp_path), evaluation=f"{__name__}:endless"), ())
     assert "values: inf in record 3" in found["problem"]
+
+
+def test_a_model_that_fails_under_a_users_evaluation_is_no_result_and_not_the_users_fault(tmp_path: Path) -> None:
+    setting = setting_of(tmp_path)
+    with pytest.raises(
+        Internal, match=r"too_wide': the model failed on what it was given: RuntimeError: mat1 and mat2"
+    ):
+        judge(replace(setting, evaluation=f"{__name__}:too_wide"), ())
+    assert "broken' failed: KeyError: 'z'" in judge(replace(setting, evaluation=f"{__name__}:broken"), ())["problem"]
+
+
+def test_a_source_that_fails_only_in_a_trial_is_no_result(tmp_path: Path) -> None:
+    setting = replace(setting_of(tmp_path), source=f"{__name__}:starved", key="starved")
+    with pytest.raises(Internal, match=r"starved' failed: MemoryError"):
+        judge(setting, ())
+    with pytest.raises(Internal, match=r"starved' failed: MemoryError"):
+        build(setting, (), tmp_path / "built.pt2")
+
+
+def starved() -> None:
+    raise MemoryError
+
+
+def too_wide(run: Callable[..., Any], columns: dict[str, Any]) -> list[float]:
+    run(torch.zeros(2, 3))
+    return [0.0] * len(columns["x"])
+
+
+def broken(run: object, columns: dict[str, Any]) -> list[float]:
+    return list(columns["z"])
 
 
 def endless(run: object, columns: dict[str, Any]) -> list[float]:

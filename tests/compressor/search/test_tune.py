@@ -239,6 +239,7 @@ def test_a_treatment_that_learns_ends_with_the_time_that_there_is_for_it(
     report = tune(request_of(treatments=(HALF, taught), training=training, time_limit_s=30))
     assert "its training takes longer than its share of the time that was left" in report.left_out[taught.name]
     assert report.found, report.reason
+    assert report.objective == "latency@64"
 
 
 def test_what_no_treatment_can_do_is_told_and_data_to_learn_from_belong_to_one_that_learns(
