@@ -44,9 +44,9 @@ def _from_factory(source: str, module: str, function: str) -> Model:
         made = getattr(importlib.import_module(module), function)()
     except (ImportError, AttributeError) as error:
         raise InvalidRequest(f"source {source!r}: {error}; {EXPECTED}") from error
-    except (ShardlineError, OSError):
+    except ShardlineError:
         raise
-    except Exception as error:  # the user's code
+    except Exception as error:  # the user's code, which may not find a file or be let read it
         raise InvalidRequest(f"source {source!r} failed: {type(error).__name__}: {error}") from error
     return made if isinstance(made, Model) else _from_tuple(source, made)
 

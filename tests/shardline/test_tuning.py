@@ -46,6 +46,10 @@ def evaluation_that_fails(run: Any, columns: dict[str, np.ndarray]) -> list[floa
     raise KeyError("no such column")
 
 
+def source_that_may_not_read() -> Model:
+    raise PermissionError(13, "weights")
+
+
 def source_that_fails() -> Model:
     raise ValueError("no weights")
 
@@ -250,6 +254,7 @@ def test_a_model_that_cannot_be_exported_is_told_with_the_line_and_leaves_no_ver
     ("source", "told"),
     [
         ("source_that_fails", "source_that_fails' failed: ValueError: no weights"),
+        ("source_that_may_not_read", "source_that_may_not_read' failed: PermissionError: [Errno 13] weights"),
         (
             "model_that_fails",
             'Sequential does not run on its examples: in 0 at test_tuning.py:{line} (raise KeyError("in',
