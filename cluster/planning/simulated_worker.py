@@ -190,7 +190,8 @@ class Replica:
         sizes = tuple(map(max, zip(*(item.sizes for item in batch), strict=True)))
         length = sizes[0] if sizes else 1
         began = self._clock.now
-        taken_s = self._road.turn + self._seconds(rows, length)
+        nbytes = sum(item.nbytes for item in batch)
+        taken_s = self._road.turn + nbytes * self._road.turn_byte + self._seconds(rows, length)
         self.compute.do(taken_s, lambda: self._computed(batch, rows, sizes, began))
 
     def _drop_late(self) -> None:

@@ -40,7 +40,7 @@ class Setting:
     client: str | None = None
     seconds: float = 10.0
     warm_up_s: float = 1.0
-    jitter: float = 0.1
+    jitter: float = 0.2
     scheduler: Scheduler = field(default_factory=Scheduler)
     seed: int = 0
 

@@ -59,6 +59,12 @@ def test_a_batch_takes_its_compute_thread_a_turn_beside_the_shard() -> None:
     assert both.prediction.rate == pytest.approx(20, rel=0.01), "each stage has its own"
 
 
+def test_what_a_batch_holds_is_put_together_in_its_compute_thread() -> None:
+    costs = Costs(chain([40.0]))
+    road = replace(FREE, turn_byte=0.01 / costs.travels(0, 1, 64))
+    assert run(planned((), 1, 1, steps=1), Closed(4), step_ms=[40.0], road=road).prediction.rate == pytest.approx(20)
+
+
 @settings(max_examples=20, deadline=None)
 @given(
     st.sampled_from([(), (1,), (1, 2)]),
