@@ -6,9 +6,10 @@ one that the planner chooses?
 
 Where the machine is shared, its speed changes from second to second. So a small process on each core runs the model now
 and then meanwhile (`benchmarks.speed`), and the simulation is told how fast the cores were. The worst errors without
-that are given too (`worst_*_as_profiled`).
+that are given too (`worst_*_as_profiled`). What one serve does for minutes is not what the next one does: each way is
+served anew in each round.
 
-    python -m benchmarks.planner [--seconds 4] [--runs 3] [--keep FOLDER] [--case NAME] [--json]
+    python -m benchmarks.planner [--seconds 4] [--rounds 2] [--runs 2] [--keep FOLDER] [--case NAME] [--json]
 """
 
 import argparse
@@ -199,17 +200,22 @@ class Measured:
         return statistics.harmonic_mean(seen) / (1 - SHARE)
 
 
-def kept(folder: Path, way: Way) -> Measured | None:
-    """Measured before."""
-    path = folder / f"{way.name}.json"
-    if not path.exists():
-        return None
-    said = json.loads(path.read_text())
-    try:
-        samples = tuple(tuple(Sample(**one) for one in run) for run in said["samples"])
-    except (KeyError, TypeError):  # kept by an earlier version
-        return None
-    return Measured(tuple(Figures(**one) for one in said["runs"]), samples)
+def kept_at(folder: Path, way: Way, number: int) -> Path:
+    """Where a round's measurement is kept."""
+    return folder / (f"{way.name}-{number + 1}.json" if number else f"{way.name}.json")
+
+
+def kept(folder: Path, way: Way, rounds: int = 1) -> Measured | None:
+    """Measured before, in all rounds together."""
+    runs: list[Figures] = []
+    samples: list[tuple[Sample, ...]] = []
+    for number in range(rounds):
+        path = kept_at(folder, way, number)
+        if path.exists():
+            said = json.loads(path.read_text())
+            runs += [Figures(**one) for one in said["runs"]]
+            samples += [tuple(Sample(**one) for one in run) for run in said["samples"]]
+    return Measured(tuple(runs), tuple(samples)) if runs else None
 
 
 def measure_all(wanted: Sequence[Way], version: Path, given: argparse.Namespace, console: Console) -> None:
@@ -218,10 +224,12 @@ def measure_all(wanted: Sequence[Way], version: Path, given: argparse.Namespace,
         return
     given.keep.mkdir(parents=True, exist_ok=True)
     with speed_of(version, wanted[0].model) as speed:
-        for way in wanted:
-            console.print(f"measuring {way.name}")
-            measured = measure(way, version, speed, seconds=given.seconds, runs=given.runs)
-            (given.keep / f"{way.name}.json").write_text(json.dumps(asdict(measured)))
+        for number, way in itertools.product(range(given.rounds), wanted):
+            path = kept_at(given.keep, way, number)
+            if not path.exists():
+                console.print(f"round {number + 1} of {given.rounds}: measuring {way.name}")
+                measured = measure(way, version, speed, seconds=given.seconds, runs=given.runs)
+                path.write_text(json.dumps(asdict(measured)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,7 +303,10 @@ def table(found: Sequence[Comparison], chosen: dict[str, Way]) -> Table:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=4.0, help="of each run (default: %(default)g)")
-    parser.add_argument("--runs", type=int, default=3, help="of each way (default: %(default)d)")
+    parser.add_argument("--runs", type=int, default=2, help="of each way in a round (default: %(default)d)")
+    parser.add_argument(
+        "--rounds", type=int, default=2, help="in each of them every way is served anew (default: %(default)d)"
+    )
     parser.add_argument(
         "--keep", type=Path, help="keep measurements there, and measure nothing twice (default: nowhere)"
     )
@@ -315,9 +326,9 @@ def compare(given: argparse.Namespace, console: Console) -> None:
     for model, folder in folders.items():
         wanted = [way for way in ways(model) if given.case in (None, way.name)]
         if not given.predict:
-            measure_all([way for way in wanted if kept(given.keep, way) is None], folder, given, console)
+            measure_all(wanted, folder, given, console)
         for way in wanted:
-            measured = kept(given.keep, way)
+            measured = kept(given.keep, way, given.rounds)
             if measured is None:
                 continue
             slower = measured.slower(costs[model])
