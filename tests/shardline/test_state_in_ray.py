@@ -2,13 +2,11 @@
 
 from pathlib import Path
 
-import psutil
 import pytest
 
-from cluster.control_client import ControlClient
 from cluster.state import StateDir
 from compressor.package import package
-from tests.shardline.serve_process import Load, alive, serve, shardline, wait_for
+from tests.shardline.serve_process import Load, alive, controller_process, epoch, serve, shardline, wait_for
 from tests.shardline.test_join import a_ray_cluster
 from worker.model_yaml import ModelYaml, write_model_yaml
 
@@ -21,11 +19,6 @@ def models(tmp_path: Path) -> Path:
     config = ModelYaml(stages=2, replicas=1, cpus=0.25, runtime="eager")
     write_model_yaml(tmp_path / "models" / "chain" / "model.yaml", config)
     return tmp_path / "models"
-
-
-def epoch(state_dir: Path) -> int:
-    with ControlClient(StateDir(state_dir).read_control()) as client:
-        return client.status(5.0).epoch
 
 
 def test_a_controller_whose_state_file_is_gone_goes_on_where_the_one_before_was(
@@ -41,9 +34,7 @@ def test_a_controller_whose_state_file_is_gone_goes_on_where_the_one_before_was(
         workers, before = serving.pids(), epoch(serving.state_dir)
         assert len(workers) == 3
         StateDir(serving.state_dir).state_file.unlink(missing_ok=True)
-        (controller,) = [
-            each for each in psutil.Process().children(recursive=True) if "ray::ControllerActor" in each.cmdline()[0]
-        ]
+        controller = controller_process()
         controller.kill()
         wait_for("it is gone", lambda: not alive([controller]))
         wait_for("another answers", lambda: shardline("status", "--state-dir", serving.state_dir).returncode == 0)
