@@ -205,31 +205,41 @@ def kept_at(folder: Path, way: Way, number: int) -> Path:
     return folder / (f"{way.name}-{number + 1}.json" if number else f"{way.name}.json")
 
 
+def kept_of_round(folder: Path, way: Way, number: int) -> Measured | None:
+    """Measured before, in one round."""
+    path = kept_at(folder, way, number)
+    if not path.exists():
+        return None
+    said = json.loads(path.read_text())
+    try:
+        samples = tuple(tuple(Sample(**one) for one in run) for run in said["samples"])
+    except (KeyError, TypeError):  # kept by an earlier version
+        return None
+    return Measured(tuple(Figures(**one) for one in said["runs"]), samples)
+
+
 def kept(folder: Path, way: Way, rounds: int = 1) -> Measured | None:
     """Measured before, in all rounds together."""
-    runs: list[Figures] = []
-    samples: list[tuple[Sample, ...]] = []
-    for number in range(rounds):
-        path = kept_at(folder, way, number)
-        if path.exists():
-            said = json.loads(path.read_text())
-            runs += [Figures(**one) for one in said["runs"]]
-            samples += [tuple(Sample(**one) for one in run) for run in said["samples"]]
-    return Measured(tuple(runs), tuple(samples)) if runs else None
+    found = [one for number in range(rounds) if (one := kept_of_round(folder, way, number)) is not None]
+    if not found:
+        return None
+    return Measured(
+        tuple(run for one in found for run in one.runs), tuple(samples for one in found for samples in one.samples)
+    )
 
 
 def measure_all(wanted: Sequence[Way], version: Path, given: argparse.Namespace, console: Console) -> None:
-    """Measures these ways of one model, and keeps what was found."""
-    if not wanted:
+    """Measures what is missing of these ways of one model, and keeps what was found."""
+    rounds = itertools.product(range(given.rounds), wanted)
+    missing = [(number, way) for number, way in rounds if kept_of_round(given.keep, way, number) is None]
+    if not missing:
         return
     given.keep.mkdir(parents=True, exist_ok=True)
     with speed_of(version, wanted[0].model) as speed:
-        for number, way in itertools.product(range(given.rounds), wanted):
-            path = kept_at(given.keep, way, number)
-            if not path.exists():
-                console.print(f"round {number + 1} of {given.rounds}: measuring {way.name}")
-                measured = measure(way, version, speed, seconds=given.seconds, runs=given.runs)
-                path.write_text(json.dumps(asdict(measured)))
+        for number, way in missing:
+            console.print(f"round {number + 1} of {given.rounds}: measuring {way.name}")
+            measured = measure(way, version, speed, seconds=given.seconds, runs=given.runs)
+            kept_at(given.keep, way, number).write_text(json.dumps(asdict(measured)))
 
 
 @dataclass(frozen=True, slots=True)
