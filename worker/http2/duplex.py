@@ -5,6 +5,7 @@ one frame, where others cut it into frames of 16 KiB.
 """
 
 import asyncio
+import os
 import struct
 from collections import deque
 from collections.abc import Sequence
@@ -97,9 +98,24 @@ class Duplex(asyncio.Protocol):
             self._connection_window -= size
             taken = size - len(start)
             head = http2.frame_header(size, Kind.DATA, 0, self._stream_id) + start
-            self._transport.writelines((head, view[:taken]) if taken else (head,))
+            self._send((head, view[:taken]) if taken else (head,))
             view, start = view[taken:], b""
         await self._may_write(0)
+
+    def _send(self, parts: Sequence[bytes | memoryview]) -> None:
+        """Writes to the socket itself where nothing waits before it: `uvloop` keeps the interpreter's lock through a
+        write, and the thread that computes would have to wait for it.
+        """
+        sent = 0
+        if not self._transport.get_write_buffer_size() and not self._transport.is_closing():
+            try:
+                sent = os.writev(self._socket, parts)
+            except OSError:  # full, or broken: the transport goes on, or finds out why it cannot
+                sent = 0
+        for part in parts:
+            if sent < len(part):
+                self._transport.write(memoryview(part)[sent:])
+            sent = max(0, sent - len(part))
 
     def abort(self, why: str = "the connection was cut") -> None:
         """Ends the call without a word."""
@@ -136,6 +152,7 @@ class Duplex(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
+        self._socket: int = transport.get_extra_info("socket").fileno()
         self._heard_at = monotonic()
         self._transport.write(
             http2.settings(
