@@ -17,7 +17,7 @@ half of them to be in it, this many seconds at most. This is Nagle's idea (RFC 8
 what it gave.
 """
 
-_SAMPLE_S: Final = 0.05
+_SAMPLE_S: Final = 0.25
 
 
 def quorum(under_way: int, busy: float) -> int:
