@@ -7,6 +7,7 @@ one frame, where others cut it into frames of 16 KiB.
 import asyncio
 import os
 import struct
+from asyncio.trsock import TransportSocket
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -109,9 +110,11 @@ class Duplex(asyncio.Protocol):
         sent = 0
         if not self._transport.get_write_buffer_size() and not self._transport.is_closing():
             try:
-                sent = os.writev(self._socket, parts)
-            except OSError:  # full, or broken: the transport goes on, or finds out why it cannot
-                sent = 0
+                sent = os.writev(self._socket.fileno(), parts)
+            except BlockingIOError:
+                sent = 0  # it is full: the transport goes on once it is not
+            except OSError as error:  # told once: the transport will find it broken, and no longer why
+                self._end(Ended(f"the connection was lost: {error}"))
         for part in parts:
             if sent < len(part):
                 self._transport.write(memoryview(part)[sent:])
@@ -152,7 +155,7 @@ class Duplex(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        self._socket: int = transport.get_extra_info("socket").fileno()
+        self._socket: TransportSocket = transport.get_extra_info("socket")
         self._heard_at = monotonic()
         self._transport.write(
             http2.settings(

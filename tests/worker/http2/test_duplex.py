@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import random
+import socket
+import struct
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
@@ -17,7 +19,7 @@ from hypothesis import strategies as st
 from worker.http2 import frames as http2
 from worker.http2.accept import Accepted
 from worker.http2.dial import Dialled, dial
-from worker.http2.duplex import FRAME_BYTES, WINDOW, Ended, Keepalive
+from worker.http2.duplex import FRAME_BYTES, WINDOW, Duplex, Ended, Keepalive
 from worker.http2.frames import Code, Flag, Kind
 from worker.http2.hpack import encode
 from worker.http2.listen import Listener
@@ -88,6 +90,43 @@ def test_what_is_written_is_read_whole_and_in_order(sizes: list[int]) -> None:
             await writing
 
     uvloop.run(asyncio.wait_for(both_ways(), 60))  # as workers and gateways run
+
+
+def test_a_socket_that_takes_little_at_a_time_keeps_the_order() -> None:
+    sizes = [1, 100_000, 7, MOST, 0, 300_000, 20]
+
+    def narrowed(call: Duplex) -> None:
+        call._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+
+    async def narrow_echo(call: Accepted) -> None:
+        narrowed(call)
+        await echo(call)
+
+    async def both_ways() -> None:
+        async with serving(narrow_echo) as address, dialled(address) as call:
+            narrowed(call)
+
+            async def write() -> None:
+                for size in sizes:
+                    await call.write(message(size))
+
+            writing = asyncio.create_task(write())
+            for size in sizes:
+                assert await call.read() == message(size)
+            await writing
+
+    uvloop.run(asyncio.wait_for(both_ways(), 60))
+
+
+async def test_a_write_to_who_cut_the_connection_says_so() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        call = await dial(f"127.0.0.1:{server.getsockname()[1]}", METHOD, (), max_message_bytes=MOST, keepalive=PATIENT)
+        peer, _ = server.accept()
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        peer.close()  # resets it
+        with pytest.raises(Ended, match="Connection reset by peer"):
+            await call.write(b"something")
+        call.close()
 
 
 async def test_a_stock_caller_is_served_large_messages_and_small_ones() -> None:
