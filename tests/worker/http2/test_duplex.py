@@ -74,20 +74,25 @@ def message(size: int) -> bytes:
     return random.Random(size).randbytes(size)
 
 
+async def echoes(call: Dialled, sizes: list[int]) -> None:
+    """Writes ahead of what comes back, which is whole and in order."""
+
+    async def write() -> None:
+        for size in sizes:
+            await call.write(message(size))
+
+    writing = asyncio.create_task(write())
+    for size in sizes:
+        assert await call.read() == message(size)
+    await writing
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.sampled_from([0, 1, 4, 5, 16_379, 16_384, 65_530, 65_536, 1 << 20, MOST]), min_size=1, max_size=12))
 def test_what_is_written_is_read_whole_and_in_order(sizes: list[int]) -> None:
     async def both_ways() -> None:
         async with serving() as address, dialled(address) as call:
-
-            async def write() -> None:
-                for size in sizes:
-                    await call.write(message(size))
-
-            writing = asyncio.create_task(write())
-            for size in sizes:
-                assert await call.read() == message(size)
-            await writing
+            await echoes(call, sizes)
 
     uvloop.run(asyncio.wait_for(both_ways(), 60))  # as workers and gateways run
 
@@ -105,15 +110,7 @@ def test_a_socket_that_takes_little_at_a_time_keeps_the_order() -> None:
     async def both_ways() -> None:
         async with serving(narrow_echo) as address, dialled(address) as call:
             narrowed(call)
-
-            async def write() -> None:
-                for size in sizes:
-                    await call.write(message(size))
-
-            writing = asyncio.create_task(write())
-            for size in sizes:
-                assert await call.read() == message(size)
-            await writing
+            await echoes(call, sizes)
 
     uvloop.run(asyncio.wait_for(both_ways(), 60))
 
